@@ -1,0 +1,351 @@
+"""The settings of a run: one typed schema, filled from YAML and `key=value` overrides.
+
+Values live in `configs/default.yaml`, each with its unit or reason; the schema below holds only their names
+and types. A recipe (`configs/demo.yaml`, a path of your own) states what it changes. Nothing below the layer
+that calls `load` sees this object: core functions take tensors and numbers.
+"""
+
+import difflib
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that names it and says what to do."""
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING
+    seed: int = MISSING
+    threads: int = MISSING
+    device: str = MISSING
+    deterministic: bool = MISSING
+
+
+@dataclass
+class DataConfig:
+    cache_size: int = MISSING
+    laterals: bool = MISSING
+    test_share: float = MISSING
+    mean: float = MISSING
+    std: float = MISSING
+
+
+@dataclass
+class EncoderConfig:
+    name: str = MISSING
+    img_size: int = MISSING
+    patch_size: int = MISSING
+    in_chans: int = MISSING
+    depth: int | None = MISSING
+    drop_path: float = MISSING
+    start: str | None = MISSING
+
+
+@dataclass
+class AugmentConfig:
+    crop_scale: list[float] = MISSING
+    crop_ratio: list[float] = MISSING
+    flip: float = MISSING
+    brightness: float = MISSING
+    contrast: float = MISSING
+    blur: float = MISSING
+
+
+@dataclass
+class GMMLConfig:
+    kinds: list[str] = MISSING
+    drop_budget: list[float] = MISSING
+    alien_budget: list[float] = MISSING
+    max_block: float = MISSING
+    align: int = MISSING
+    centre_bias: bool = MISSING
+    blocks: list[int] = MISSING
+    head_layers: int = MISSING
+    corrupted_only: bool = MISSING
+
+
+@dataclass
+class PretrainConfig:
+    objective: str = MISSING
+    batch_size: int = MISSING
+    views: int = MISSING
+    lr: float = MISSING
+    min_lr: float = MISSING
+    warmup: float = MISSING
+    betas: list[float] = MISSING
+    weight_decay: float = MISSING
+    weight_decay_end: float = MISSING
+    clip: float = MISSING
+    clip_per_tensor: bool = MISSING
+    amp: str = MISSING
+
+
+@dataclass
+class ServerOptimiserConfig:
+    name: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+
+
+@dataclass
+class FederationConfig:
+    rounds: int = MISSING
+    local_epochs: int = MISSING
+    sites: list[str] = MISSING
+    quorum: float = MISSING
+    deadline: float = MISSING
+    start_timeout: float = MISSING
+    retries: int = MISSING
+    uplink: str = MISSING
+    downlink: str = MISSING
+    max_images: int = MISSING
+    max_update_norm: float = MISSING
+    keep_checkpoints: int = MISSING
+    evaluate_every: int = MISSING
+    server: ServerOptimiserConfig = MISSING
+
+
+@dataclass
+class PrivacyConfig:
+    min_cell: int = MISSING
+
+
+@dataclass
+class ProbeConfig:
+    neighbours: int = MISSING
+    resamples: int = MISSING
+    min_cases: int = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class SimConfig:
+    partition: str = MISSING
+    alpha: float = MISSING
+    phantoms: int = MISSING
+
+
+@dataclass
+class Config:
+    run: RunConfig = MISSING
+    data: DataConfig = MISSING
+    encoder: EncoderConfig = MISSING
+    augment: AugmentConfig = MISSING
+    pretrain: PretrainConfig = MISSING
+    gmml: GMMLConfig = MISSING
+    federation: FederationConfig = MISSING
+    privacy: PrivacyConfig = MISSING
+    probe: ProbeConfig = MISSING
+    sim: SimConfig = MISSING
+
+
+# What must be the same at every site and at the server for an update to mean the same thing.
+RECIPE_SECTIONS = ("data", "encoder", "augment", "pretrain", "gmml")
+
+
+def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe on top of the defaults, then `key=value` overrides on top of both.
+
+    Args:
+        file: a shipped recipe by name (`demo`) or the path of a YAML file.
+        overrides: dotted settings, e.g. `["pretrain.lr=1e-3"]`; values are YAML.
+
+    Raises:
+        ConfigError: unknown key (with the nearest known one), wrong type, or a value out of its range.
+    """
+    layers = [("configs/default.yaml", _read(_shipped("default")))]
+    if str(file) != "default":
+        layers.append((str(file), _read(_find(file))))
+    for item in overrides:
+        layers.append((f"override '{item}'", _override(item)))
+    merged = OmegaConf.structured(Config)
+    for origin, layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from None
+    return _checked(merged)
+
+
+def loads(text: str) -> Config:
+    """The settings from the YAML text of a resolved config (as `dumps` wrote it)."""
+    try:
+        return _checked(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"resolved config: {_explain(error)}") from None
+
+
+def dumps(config: Config) -> str:
+    """The settings as YAML, complete and resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The settings as plain dictionaries and lists."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def split_overrides(text: str) -> list[str]:
+    """One string of overrides, as `flwr run` carries it, cut as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"overrides {text!r}: {error}; quote each value that has spaces") from None
+
+
+def recipe_hash(config: Config) -> str:
+    """16 hex digits that agree where the settings of the objective, the model and its input agree."""
+    whole = as_dict(config)
+    recipe = {name: whole[name] for name in RECIPE_SECTIONS} | {"threads": whole["run"]["threads"]}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def known_keys() -> list[str]:
+    """Every setting by its dotted name."""
+    return list(_keys(Config))
+
+
+def _keys(schema: type[Any], prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        kind = hints[field.name]
+        yield prefix + field.name
+        if is_dataclass(kind):
+            yield from _keys(cast(type[Any], kind), f"{prefix}{field.name}.")
+
+
+def _find(file: str | Path) -> Path:
+    path = Path(file)
+    if path.is_file():
+        return path
+    if path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs")):
+        shipped = _shipped(path.stem)
+        if shipped.is_file():
+            return shipped
+    names = ", ".join(sorted(entry.stem for entry in _shipped("default").parent.glob("*.yaml")))
+    raise ConfigError(f"no config file {str(file)!r}; give a path, or one of the shipped recipes: {names}")
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(resources.files("configs") / f"{name}.yaml"))
+
+
+def _read(path: Path) -> Any:
+    try:
+        layer = OmegaConf.load(path)
+    except Exception as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError(f"{path}: expected sections such as 'pretrain:', found a bare value or a list")
+    return layer
+
+
+def _override(item: str) -> Any:
+    key, sign, _ = item.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"override {item!r} is not of the form key=value, such as pretrain.lr=1e-3")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except Exception as error:
+        raise ConfigError(f"override {item!r}: {' '.join(str(error).split())}") from None
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = str(getattr(error, "full_key", None) or "")
+    known = known_keys()
+    if key and key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        leaf = key.rsplit(".", 1)[-1]
+        same_leaf = difflib.get_close_matches(leaf, [name.rsplit(".", 1)[-1] for name in known], n=1)
+        if same_leaf:
+            candidates = [name for name in known if name.rsplit(".", 1)[-1] == same_leaf[0]]
+            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
+        return f"unknown setting {key!r}; did you mean {near[0]!r}?"
+    first_line = str(error).strip().splitlines()[0]
+    return f"setting {key!r}: {first_line}" if key else first_line
+
+
+def _checked(merged: Any) -> Config:
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise ConfigError(f"settings without a value: {', '.join(missing)}")
+    config = cast(Config, OmegaConf.to_object(merged))
+    _check(config)
+    return config
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _check(config: Config) -> None:
+    """Ranges that a type does not express; each message repeats the value."""
+    encoder, pretrain, gmml, federation = config.encoder, config.pretrain, config.gmml, config.federation
+    _require(
+        encoder.patch_size > 0 and encoder.img_size > 0 and encoder.img_size % encoder.patch_size == 0,
+        f"encoder.img_size={encoder.img_size} is not a multiple of encoder.patch_size={encoder.patch_size}",
+    )
+    _require(
+        config.run.threads >= 1,
+        f"run.threads={config.run.threads}: give at least 1 (it is part of the recipe: it changes the bytes)",
+    )
+    _require(0 <= config.run.seed < 2**31, f"run.seed={config.run.seed} is outside 0 .. 2^31 - 1")
+    _require(pretrain.batch_size >= 1, f"pretrain.batch_size={pretrain.batch_size} is below 1")
+    _require(pretrain.views >= 1, f"pretrain.views={pretrain.views} is below 1")
+    _require(pretrain.lr > 0, f"pretrain.lr={pretrain.lr} is not above 0")
+    _require(
+        0 <= pretrain.warmup <= 0.1,
+        f"pretrain.warmup={pretrain.warmup}: a share of the run, at most a tenth (0 .. 0.1)",
+    )
+    _require(
+        pretrain.amp in ("auto", "bf16", "off"), f"pretrain.amp={pretrain.amp!r} is none of auto, bf16, off"
+    )
+    _require(len(pretrain.betas) == 2, f"pretrain.betas={pretrain.betas} wants two numbers")
+    _require(0 <= config.data.test_share < 1, f"data.test_share={config.data.test_share} is outside 0 .. 1")
+    _require(config.data.std > 0, f"data.std={config.data.std} is not above 0")
+    for name in ("drop_budget", "alien_budget"):
+        low_high = getattr(gmml, name)
+        _require(
+            len(low_high) == 2 and 0 < low_high[0] <= low_high[1] < 1,
+            f"gmml.{name}={low_high}: two shares of the image, 0 < low <= high < 1",
+        )
+    kinds = ("noise", "zeros", "alien")
+    _require(
+        bool(gmml.kinds) and set(gmml.kinds) <= set(kinds),
+        f"gmml.kinds={gmml.kinds}: one or more of {', '.join(kinds)}",
+    )
+    _require(0 < gmml.max_block <= 1, f"gmml.max_block={gmml.max_block}: a share of the side, 0 .. 1")
+    _require(
+        gmml.align >= 1 and encoder.img_size % gmml.align == 0,
+        f"gmml.align={gmml.align} does not divide encoder.img_size={encoder.img_size}",
+    )
+    _require(
+        gmml.max_block * encoder.img_size > gmml.align,
+        f"gmml.max_block={gmml.max_block} of {encoder.img_size} px is no longer than gmml.align={gmml.align} px",
+    )
+    _require(bool(gmml.blocks), "gmml.blocks is empty: name the encoder blocks whose outputs are averaged")
+    _require(federation.rounds >= 1, f"federation.rounds={federation.rounds} is below 1")
+    _require(federation.local_epochs >= 1, f"federation.local_epochs={federation.local_epochs} is below 1")
+    _require(0 < federation.quorum <= 1, f"federation.quorum={federation.quorum}: a share of the roster")
+    _require(federation.retries >= 0, f"federation.retries={federation.retries} is below 0")
+    _require(federation.deadline > 0, f"federation.deadline={federation.deadline} s is not above 0")
+    _require(config.privacy.min_cell >= 1, f"privacy.min_cell={config.privacy.min_cell} is below 1")
+    for name in ("crop_scale", "crop_ratio"):
+        low_high = getattr(config.augment, name)
+        _require(
+            len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+            f"augment.{name}={low_high}: two numbers, 0 < low <= high",
+        )
+    _require(config.augment.crop_scale[1] <= 1, f"augment.crop_scale={config.augment.crop_scale} is above 1")

@@ -1,0 +1,150 @@
+"""The site cache: 8-bit images in one memory-mapped file, and an index. Training reads nothing else.
+
+A cache is a folder:
+
+    images.npy      uint8 [N, S, S], grey, upright, padded to a square, never squashed
+    masks.npy       uint8 [N, S, S], where any image has one: 255 lung, 127 ignore, 0 background
+    index.csv       one row an image, the columns of `INDEX_COLUMNS`, then one `label:NAME` a label
+    summary.json    format version, size, counts
+    quarantine.csv  what was refused and why; it alone names files, and never leaves the site
+    sheet.png       a contact sheet, to be looked at
+    salt            the secret of the hashes; it never leaves the site
+
+`sscxr.data.prepare` writes it.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+FORMAT_VERSION = 1
+LABEL_PREFIX = "label:"
+
+# All that the index keeps of an image, in one place. Labels follow, 1 present, 0 absent, empty unknown.
+INDEX_COLUMNS: dict[str, str] = {
+    "image": "salted hash of the decoded pixels (16 hex digits)",
+    "group": "salted hash of the patient group: patients who share an image are one group",
+    "source": "the corpus or folder that the image came from",
+    "view": "PA, AP, AP supine, L, or empty: unknown",
+    "sex": "F, M, or empty: unknown",
+    "age_band": "0-4, 5-17, 18-39, 40-59, 60-79, 80+, paediatric, adult, or empty: unknown",
+    "licence": "of the image, as its manifest states it",
+    "spacing_mm": "pixel spacing of the original, mm a pixel; empty: unknown",
+    "height": "of the original, px, after orientation",
+    "width": "of the original, px, after orientation",
+    "top": "first row of the image within the padded square, px of the cache",
+    "left": "first column of the image within the padded square, px of the cache",
+    "content_height": "rows of the image within the padded square, px of the cache",
+    "content_width": "columns of the image within the padded square, px of the cache",
+    "grey_range": "what set black and white: window, voi lut, percentiles, full range, 8 bit",
+    "has_mask": "1 where masks.npy holds this image's mask",
+    "split": "the patient group's place in 0..1, fixed when first seen; below the test share: never trained on",
+    "warnings": "doubts about the image, separated by semicolons",
+}
+TEXT_COLUMNS = ("image", "group", "source", "view", "sex", "age_band", "licence", "grey_range", "warnings")
+LATERAL_VIEWS = ("L",)
+
+
+class CacheError(ValueError):
+    """A folder that is not a usable cache: one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An open cache.
+
+    Attributes:
+        folder: where it lies.
+        images: uint8 [N, S, S], memory-mapped, read only.
+        masks: uint8 [N, S, S], memory-mapped, read only; None where no image has one.
+        index: one row an image, in the images' order.
+        summary: what `summary.json` says.
+    """
+
+    folder: Path
+    images: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.uint8] | None
+    index: pd.DataFrame
+    summary: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        groups = self.index["group"].nunique()
+        return f"Cache({str(self.folder)!r}: {len(self)} images of {groups} patient groups, {self.size} px)"
+
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+        return int(self.images.shape[1])
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The label names, without their prefix."""
+        prefix = LABEL_PREFIX
+        return [name.removeprefix(prefix) for name in self.index.columns if name.startswith(prefix)]
+
+    def label(self, name: str) -> npt.NDArray[np.float32]:
+        """float32 [N]: 1 present, 0 absent, NaN unknown."""
+        if name not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise CacheError(f"cache {self.folder} has no label {name!r}; its labels: {known}")
+        return self.index[LABEL_PREFIX + name].to_numpy(dtype=np.float32)
+
+    def rows(self, *, laterals: bool = False) -> npt.NDArray[np.int64]:
+        """The rows that may be used: all, or all but lateral views."""
+        keep = np.ones(len(self), dtype=bool)
+        if not laterals:
+            keep &= ~self.index["view"].isin(LATERAL_VIEWS).to_numpy()
+        return np.flatnonzero(keep)
+
+    def held_out(self, test_share: float) -> npt.NDArray[np.bool_]:
+        """bool [N]: images of the patient groups that are set aside for testing."""
+        return self.index["split"].to_numpy(dtype=np.float64) < test_share
+
+
+def open_cache(folder: str | Path) -> Cache:
+    """Open a prepared cache without reading its images.
+
+    Raises:
+        CacheError: no cache there, another format version, or files that do not belong together.
+    """
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError:
+        raise CacheError(
+            f"{folder} is not a finished cache (no summary.json); run `sscxr prepare SRC --out {folder}`"
+        ) from None
+    except (OSError, json.JSONDecodeError) as error:
+        raise CacheError(f"{folder}/summary.json is not readable ({error}); prepare the cache again") from None
+    version = summary.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CacheError(
+            f"cache {folder} has format version {version}, this sscxr reads {FORMAT_VERSION}; prepare it again"
+        )
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        masks_file = folder / "masks.npy"
+        masks = np.load(masks_file, mmap_mode="r", allow_pickle=False) if masks_file.exists() else None
+        text = {name: str for name in TEXT_COLUMNS}
+        index = pd.read_csv(folder / "index.csv", dtype=text, keep_default_na=False, na_values={})
+    except (OSError, ValueError) as error:
+        raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    for name in index.columns.difference(list(TEXT_COLUMNS)):
+        index[name] = pd.to_numeric(index[name], errors="coerce")
+    missing = [name for name in INDEX_COLUMNS if name not in index.columns]
+    lengths = {"images.npy": len(images), "index.csv": len(index)}
+    if masks is not None:
+        lengths["masks.npy"] = len(masks)
+    if missing or len(set(lengths.values())) != 1 or images.ndim != 3 or images.dtype != np.uint8:
+        found = f"columns missing: {', '.join(missing)}" if missing else f"rows: {lengths}"
+        raise CacheError(f"cache {folder} is inconsistent ({found}); prepare it again")
+    return Cache(folder, images, masks, index, summary)
