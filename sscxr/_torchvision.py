@@ -9,8 +9,11 @@ import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
-_held = []  # a Library's definitions last as long as the object
+import torch
+
+_held: list[object] = []  # a Library's definitions last as long as the object
 
 
 def make_importable() -> None:
@@ -20,11 +23,9 @@ def make_importable() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
-    import torch
-
     if _loads(Path(spec.origin).parent):
         return
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _held.append(library)
@@ -32,13 +33,11 @@ def make_importable() -> None:
 
 def _loads(package: Path) -> bool:
     """Whether torchvision's compiled operators load beside the torch installed here."""
-    import torch
-
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         library = package / f"_C{suffix}"
         if library.is_file():
             try:
-                torch.ops.load_library(str(library))
+                torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
             except OSError:
                 return False
             return True

@@ -310,7 +310,7 @@ def _check(config: Config) -> None:
         f"pretrain.warmup={pretrain.warmup}: a share of the run, at most a tenth (0 .. 0.1)",
     )
     _require(
-        pretrain.amp in ("auto", "bf16", "off"), f"pretrain.amp={pretrain.amp!r} is none of auto, bf16, off"
+        pretrain.amp in ("auto", "bf16", "fp32"), f"pretrain.amp={pretrain.amp!r} is none of auto, bf16, fp32"
     )
     _require(len(pretrain.betas) == 2, f"pretrain.betas={pretrain.betas} wants two numbers")
     _require(0 <= config.data.test_share < 1, f"data.test_share={config.data.test_share} is outside 0 .. 1")

@@ -124,7 +124,9 @@ def open_cache(folder: str | Path) -> Cache:
             f"{folder} is not a finished cache (no summary.json); run `sscxr prepare SRC --out {folder}`"
         ) from None
     except (OSError, json.JSONDecodeError) as error:
-        raise CacheError(f"{folder}/summary.json is not readable ({error}); prepare the cache again") from None
+        raise CacheError(
+            f"{folder}/summary.json is not readable ({error}); prepare the cache again"
+        ) from None
     version = summary.get("format_version")
     if version != FORMAT_VERSION:
         raise CacheError(
@@ -134,7 +136,7 @@ def open_cache(folder: str | Path) -> Cache:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         masks_file = folder / "masks.npy"
         masks = np.load(masks_file, mmap_mode="r", allow_pickle=False) if masks_file.exists() else None
-        text = {name: str for name in TEXT_COLUMNS}
+        text = dict.fromkeys(TEXT_COLUMNS, str)
         index = pd.read_csv(folder / "index.csv", dtype=text, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
         raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None

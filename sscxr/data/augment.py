@@ -1,0 +1,125 @@
+"""Whole batches cropped and varied on the device, as matrix products; no loop over images.
+
+An antialiased crop is linear in rows and in columns: out = A @ image @ B^T, with one pair of resampling matrices
+an image. A batch is two batched matrix products, whatever the sizes of its crops.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def random_crops(
+    batch: int,
+    *,
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw crop boxes inside a square of `size` px.
+
+    Area uniform in `scale` (a share of the square), width to height log-uniform in `ratio`, place uniform. A
+    side that would not fit is cut to the square's.
+
+    Returns:
+        top and left, height and width: two float [B, 2], px.
+    """
+    draws = torch.rand(4, batch, generator=generator, device=generator.device)
+    area = (scale[0] + (scale[1] - scale[0]) * draws[0]) * size**2
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * draws[1])
+    extent = torch.stack([torch.sqrt(area / aspect), torch.sqrt(area * aspect)], dim=1).clamp(max=size)
+    start = draws[2:].T * (size - extent)
+    return start, extent
+
+
+def resampling_matrix(start: Tensor, extent: Tensor, *, size: int, out: int, soften: Tensor) -> Tensor:
+    """Triangle-filter weights that bring the interval `start .. start + extent` px to `out` px.
+
+    The filter is as wide as the reduction, which is antialiasing; `soften` widens it further, which is blur.
+
+    Args:
+        start, extent, soften: [B].
+
+    Returns:
+        [B, out, size]; rows sum to 1.
+    """
+    scale = (extent / out).unsqueeze(1)
+    centre = start.unsqueeze(1) + (torch.arange(out, device=start.device) + 0.5) * scale - 0.5  # [B, out]
+    width = scale.clamp(min=1.0) * soften.unsqueeze(1)
+    distance = torch.arange(size, device=start.device).view(1, 1, -1) - centre.unsqueeze(-1)
+    weights = (1 - distance.abs() / width.unsqueeze(-1)).clamp(min=0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def crop(images: Tensor, start: Tensor, extent: Tensor, *, out: int, soften: Tensor | None = None) -> Tensor:
+    """Crop each image by its own box and resample it to `out` px a side, antialiased.
+
+    Args:
+        images: [B, S, S], any real dtype.
+        start, extent: top and left, height and width in px, [B, 2].
+
+    Returns:
+        float32 [B, out, out] in the range of the input.
+    """
+    size = images.shape[-1]
+    soften = torch.ones(len(images), device=images.device) if soften is None else soften
+    rows = resampling_matrix(start[:, 0], extent[:, 0], size=size, out=out, soften=soften)
+    columns = resampling_matrix(start[:, 1], extent[:, 1], size=size, out=out, soften=soften)
+    return rows @ images.float() @ columns.transpose(1, 2)
+
+
+def whole(images: Tensor, *, out: int, mean: float, std: float) -> Tensor:
+    """The whole of each image, without any variation, as the encoder takes it.
+
+    Args:
+        images: uint8 [B, S, S].
+
+    Returns:
+        float32 [B, 1, out, out], normalised: (grey - mean) / std for grey in 0..1.
+    """
+    start = torch.zeros(len(images), 2, device=images.device)
+    grey = crop(images, start, torch.full_like(start, images.shape[-1]), out=out) / 255
+    return ((grey - mean) / std).unsqueeze(1)
+
+
+def views(
+    images: Tensor,
+    *,
+    out: int,
+    crop_scale: tuple[float, float],
+    crop_ratio: tuple[float, float],
+    flip: float,
+    brightness: float,
+    contrast: float,
+    blur: float,
+    mean: float,
+    std: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """One random view of each image: crop, light blur, brightness, contrast, mirror.
+
+    Args:
+        images: uint8 [B, S, S].
+        flip, blur: probabilities; the blur doubles the resampling filter's width at most.
+        brightness, contrast: the largest change, as a share.
+        generator: on the images' device.
+
+    Returns:
+        float32 [B, 1, out, out], normalised.
+    """
+    batch = len(images)
+    start, extent = random_crops(
+        batch, size=images.shape[-1], scale=crop_scale, ratio=crop_ratio, generator=generator
+    )
+    draws = torch.rand(5, batch, generator=generator, device=generator.device)
+    soften = 1 + draws[0] * (draws[1] < blur)
+    grey = crop(images, start, extent, out=out, soften=soften) / 255
+    level = grey.mean(dim=(1, 2), keepdim=True)
+    gain = (1 + contrast * (2 * draws[2] - 1)).view(-1, 1, 1)
+    shift = (1 + brightness * (2 * draws[3] - 1)).view(-1, 1, 1)
+    grey = ((grey - level) * gain + level * shift).clamp(0, 1)
+    grey = torch.where((draws[4] < flip).view(-1, 1, 1), grey.flip(-1), grey)
+    return ((grey - mean) / std).unsqueeze(1)

@@ -1,0 +1,140 @@
+"""The encoder: a timm vision transformer, by timm's names for its parameters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+# Wrappers under which training scripts save a ViT, outermost first (DeiT, DINO, MAE, MoCo, lightning).
+_WRAPPERS = ("model", "state_dict", "teacher", "student")
+_PREFIXES = ("module.", "backbone.", "encoder.", "model.")
+
+
+class EncoderError(ValueError):
+    """An encoder that cannot be built or loaded: one line that says why."""
+
+
+def model_args(*, img_size: int, patch_size: int, in_chans: int, depth: int | None) -> dict[str, Any]:
+    """What, beside its name, tells timm which ViT to build."""
+    args: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
+    return args if depth is None else args | {"depth": depth}
+
+
+def build(
+    name: str,
+    *,
+    img_size: int,
+    patch_size: int,
+    in_chans: int = 1,
+    depth: int | None = None,
+    drop_path: float = 0.0,
+) -> VisionTransformer:
+    """Build a ViT without a head. Its initialisation draws from torch's global generator.
+
+    Raises:
+        EncoderError: a name that timm does not know, or that is no plain ViT.
+    """
+    if not timm.is_model(name):
+        raise EncoderError(f"timm has no model {name!r}; name a ViT such as 'vit_small_patch16_224'")
+    args = model_args(img_size=img_size, patch_size=patch_size, in_chans=in_chans, depth=depth)
+    try:
+        encoder = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **args)
+    except TypeError as error:
+        raise EncoderError(f"{name!r} does not take a ViT's settings ({error})") from None
+    if not isinstance(encoder, VisionTransformer):
+        raise EncoderError(f"{name!r} is a {type(encoder).__name__}, not a plain vision transformer")
+    return encoder
+
+
+def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:
+    """Load a checkpoint of timm's names (DeiT, DINO, MAE, ours) into `encoder` as its start.
+
+    Position embeddings and the patch projection are resampled to the encoder's sizes, three input channels
+    are summed to one, classifier heads and decoders are left out.
+
+    Returns:
+        The parameters that the checkpoint does not have; they keep their initialisation.
+
+    Raises:
+        EncoderError: no such file, not a checkpoint, another width or fewer blocks than the encoder.
+    """
+    state = _bare(_read(Path(file)), str(file))
+    if encoder.patch_embed.proj.in_channels == 1 and state["patch_embed.proj.weight"].shape[1] == 3:
+        # A grey image copied to three channels meets the sum of the three filters.
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    try:
+        state = checkpoint_filter_fn(state, encoder)
+        wanted = encoder.state_dict()
+        clash = [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape]
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise EncoderError(f"checkpoint {file} does not fit the encoder: {error}") from None
+    if clash:
+        key = sorted(clash)[0]
+        raise EncoderError(
+            f"checkpoint {file} does not fit the encoder: {key} is {tuple(state[key].shape)}, "
+            f"the encoder's is {tuple(wanted[key].shape)}; choose encoder.name to match"
+        )
+    missing = sorted(wanted.keys() - state.keys())
+    if any(name.startswith(("blocks.", "patch_embed.")) for name in missing):
+        raise EncoderError(
+            f"checkpoint {file} has no {missing[0]}: it is smaller than encoder.name, or names differ from timm's"
+        )
+    encoder.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
+    return missing
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        raise EncoderError(f"no checkpoint {file}; give the path of a .safetensors or .pth file")
+    try:
+        if file.suffix == ".safetensors":
+            return safetensors.torch.load_file(file)
+        return cast(Mapping[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EncoderError(f"checkpoint {file} is not readable as plain weights: {reason}") from None
+
+
+def _bare(state: Mapping[str, Any], file: str) -> dict[str, torch.Tensor]:
+    """Strip the wrappers and prefixes under which the ViT's own names lie."""
+    for wrapper in _WRAPPERS:
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    for _ in range(3):
+        for prefix in _PREFIXES:
+            if f"{prefix}patch_embed.proj.weight" in tensors:
+                tensors = {
+                    key.removeprefix(prefix): value
+                    for key, value in tensors.items()
+                    if key.startswith(prefix)
+                }
+    if "patch_embed.proj.weight" not in tensors:
+        raise EncoderError(f"checkpoint {file} holds no ViT of timm's names (no patch_embed.proj.weight)")
+    return tensors
+
+
+def patch_tokens(encoder: nn.Module, images: torch.Tensor, blocks: list[int]) -> torch.Tensor:
+    """The mean of several blocks' outputs, after the final norm.
+
+    Args:
+        images: [B, C, H, W], normalised.
+        blocks: which blocks, counted from 1.
+
+    Returns:
+        [B, N, D], patch tokens only.
+    """
+    outputs = cast(Any, encoder).forward_intermediates(
+        images,
+        indices=[block - 1 for block in blocks],
+        norm=False,
+        output_fmt="NLC",
+        intermediates_only=True,
+        stop_early=True,
+    )
+    return cast(torch.Tensor, cast(Any, encoder).norm(torch.stack(outputs).mean(dim=0)))

@@ -1,0 +1,238 @@
+"""Group masked model learning (GMML, arXiv 2205.14986): corrupt groups of connected patches, reconstruct them.
+
+An image is corrupted by rectangles, stamped until their union covers a drawn budget of its area. Their content
+becomes noise, zeros, or that of another image at the same place ("alien"). The encoder sees the whole corrupted
+image; a light head on the mean of several blocks' outputs predicts pixels; the loss is the mean absolute error
+on the corrupted ones.
+
+One choice a view: it is corrupted by noise or zeros, or by an alien, never by both, as the released code does.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sscxr.models.encoder import patch_tokens
+
+_HEAD_STD = 0.02  # of the truncated normal that the head's weights are drawn from (GMML)
+
+
+class Corruption(NamedTuple):
+    """Corrupted images.
+
+    Attributes:
+        images: [B, C, H, W], equal to the clean ones wherever `mask` is False.
+        mask: bool [B, 1, H, W], True where corrupted.
+    """
+
+    images: Tensor
+    mask: Tensor
+
+
+def draw_rectangles(
+    batch: int,
+    count: int,
+    *,
+    size: int,
+    align: int,
+    max_block: float,
+    centre_bias: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw `count` rectangles an image on a grid of `align` px, sides uniform in `align .. max_block * size` px.
+
+    Args:
+        centre_bias: True: as published, top-left corners lie inside the image and rectangles are clipped at the
+            bottom and right, so the centre is corrupted more than the corners. False (ours): rectangles hang
+            over every edge, and every cell is as likely as any other.
+
+    Returns:
+        top and left, bottom and right edges in cells: two int64 [B, K, 2], the second exclusive.
+    """
+    device = generator.device
+    grid = size // align
+    shape = (batch, count, 2)  # the last axis: vertical, horizontal
+
+    def uniform() -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    longest = int(max_block * size)
+    side = align + (uniform() * (longest - align)).floor()  # px, in align .. longest - 1
+    if centre_bias:
+        start = (uniform() * (size - align)).floor().div(align, rounding_mode="floor")
+        end = start + (torch.minimum(side, size - start * align) / align).round()
+    else:
+        cells = (side / align).round()
+        start = (uniform() * (grid + cells - 1)).floor() - (cells - 1)
+        end = start + cells
+    return start.long(), end.long()
+
+
+def cover(start: Tensor, end: Tensor, *, grid: int, budget: Tensor) -> tuple[Tensor, Tensor]:
+    """Stamp rectangles in their order until their union reaches the budget.
+
+    The union of an image's first k rectangles is a matrix product of its rows and columns, and grows with k, so
+    the k that first reaches the budget is found by bisection, for the whole batch at once.
+
+    Args:
+        start, end: int64 [B, K, 2], edges in cells, the second exclusive.
+        budget: [B], cells to cover.
+
+    Returns:
+        mask: bool [B, grid, grid]; how many rectangles were stamped: int64 [B]. Where all K together stay below
+        the budget, all are stamped.
+    """
+    batch, count, _ = start.shape
+    cells = torch.arange(grid, device=start.device)
+    inside = (cells >= start.unsqueeze(-1)) & (cells < end.unsqueeze(-1))  # [B, K, 2, grid]
+    rows, columns = inside.float().unbind(dim=2)
+    order = torch.arange(count, device=start.device)
+
+    def union(stamped: Tensor) -> Tensor:
+        kept = rows * (order < stamped.unsqueeze(1)).unsqueeze(-1)
+        return torch.bmm(kept.transpose(1, 2), columns) > 0.5
+
+    low = torch.zeros(batch, dtype=torch.long, device=start.device)
+    high = torch.full_like(low, count)
+    for _ in range(count.bit_length()):
+        middle = (low + high) // 2
+        enough = union(middle).flatten(1).sum(dim=1) >= budget
+        high = torch.where(enough, middle, high)
+        low = torch.where(enough, low, torch.minimum(middle + 1, high))
+    return union(high), high
+
+
+def rectangles_needed(*, size: int, align: int, max_block: float, budget: float) -> int:
+    """How many rectangles to draw so that the budget is, for all practical purposes, always reached.
+
+    Independent rectangles of mean area a leave exp(-k a) uncovered after k; four times that k bounds the draws,
+    and with them the loop that the released code leaves unbounded (ours).
+    """
+    mean_side = (align + max_block * size) / 2 / size
+    return math.ceil(4 * -math.log(1 - budget) / mean_side**2)
+
+
+class GMML(nn.Module):
+    """Group masked model learning around an encoder.
+
+    Attributes:
+        encoder: a timm ViT; what is federated and released.
+        head: predicts each patch's pixels from its token; stays where it was trained.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        embed_dim: int,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        blocks: Sequence[int],
+        kinds: Sequence[str] = ("noise", "alien"),
+        drop_budget: tuple[float, float] = (0.5, 0.75),
+        alien_budget: tuple[float, float] = (0.3, 0.3),
+        max_block: float = 0.3,
+        align: int = 16,
+        centre_bias: bool = False,
+        head_layers: int = 3,
+        corrupted_only: bool = True,
+    ) -> None:
+        """Wrap `encoder`; the arguments are the settings of `configs/default.yaml`, section `gmml`.
+
+        The head's initialisation draws from torch's global generator.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.head = _reconstruction_head(embed_dim, in_chans * patch_size**2, head_layers)
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        self.blocks, self.kinds = list(blocks), list(kinds)
+        self.max_block, self.align, self.centre_bias = max_block, align, centre_bias
+        self.corrupted_only = corrupted_only
+        self.budgets = [alien_budget if kind == "alien" else drop_budget for kind in self.kinds]
+        self.rectangles = rectangles_needed(
+            size=img_size, align=align, max_block=max_block, budget=max(high for _, high in self.budgets)
+        )
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            images: clean views [B, C, H, W], normalised.
+            generator: on the images' device; all corruption is drawn from it.
+
+        Returns:
+            A scalar: the mean absolute error, in units of the normalised image.
+        """
+        corruption = self.corrupt(images, generator)
+        return self.loss(self.reconstruct(corruption.images), images, corruption.mask)
+
+    @torch.no_grad()
+    def corrupt(self, images: Tensor, generator: torch.Generator) -> Corruption:
+        """Corrupt each image by one kind, drawn at even odds."""
+        batch, device = len(images), images.device
+        kind = torch.randint(len(self.kinds), (batch,), generator=generator, device=device)
+        if batch == 1 and "alien" in self.kinds:
+            # No other image to copy from: noise instead.
+            kind = torch.full_like(kind, -1)
+        mask = self._mask(kind.clamp(min=0), generator)
+        noise = torch.randn(images.shape, generator=generator, device=device, dtype=images.dtype)
+        others = torch.rand(batch, generator=generator, device=device).mul(batch - 1).floor().long() + 1
+        alien = images[(torch.arange(batch, device=device) + others) % batch]
+        content = {"noise": noise, "zeros": torch.zeros_like(images), "alien": alien}
+        replacement = noise
+        for number, name in enumerate(self.kinds):
+            replacement = torch.where((kind == number).view(-1, 1, 1, 1), content[name], replacement)
+        return Corruption(torch.where(mask, replacement, images), mask)
+
+    def _mask(self, kind: Tensor, generator: torch.Generator) -> Tensor:
+        """bool [B, 1, H, W]: the union of rectangles, covering a budget drawn by each image's kind."""
+        low, high = torch.tensor(self.budgets, device=kind.device)[kind].unbind(dim=1)
+        share = low + (high - low) * torch.rand(len(kind), generator=generator, device=kind.device)
+        grid = self.img_size // self.align
+        start, end = draw_rectangles(
+            len(kind),
+            self.rectangles,
+            size=self.img_size,
+            align=self.align,
+            max_block=self.max_block,
+            centre_bias=self.centre_bias,
+            generator=generator,
+        )
+        mask, _ = cover(start, end, grid=grid, budget=share * grid**2)
+        return mask.repeat_interleave(self.align, 1).repeat_interleave(self.align, 2).unsqueeze(1)
+
+    def reconstruct(self, corrupted: Tensor) -> Tensor:
+        """Predict the clean images [B, C, H, W] from the corrupted ones."""
+        pixels: Tensor = self.head(patch_tokens(self.encoder, corrupted, self.blocks))
+        grid, patch = self.img_size // self.patch_size, self.patch_size
+        pixels = pixels.view(-1, grid, grid, self.in_chans, patch, patch)
+        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.in_chans, self.img_size, self.img_size)
+
+    def loss(self, prediction: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
+        """Mean absolute error over the corrupted pixels, or over all where `corrupted_only` is False."""
+        error = (prediction.float() - clean).abs()
+        if not self.corrupted_only:
+            return error.mean()
+        weight = mask.to(error.dtype)
+        return (error * weight).sum() / (weight.sum() * clean.shape[1]).clamp(min=1)
+
+
+def _reconstruction_head(embed_dim: int, pixels: int, layers: int) -> nn.Sequential:
+    """Linear + GELU `layers` times, then one projection of each token to its patch's pixels.
+
+    The projection is the published transposed convolution with kernel = stride = patch size, written as the
+    linear map that it is.
+    """
+    modules: list[nn.Module] = []
+    for _ in range(layers):
+        modules += [nn.Linear(embed_dim, embed_dim), nn.GELU()]
+    modules.append(nn.Linear(embed_dim, pixels))
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=_HEAD_STD)
+            nn.init.zeros_(module.bias)
+    return nn.Sequential(*modules)

@@ -1,0 +1,1 @@
+"""Turning batches into steps; knows nothing of rounds or networks."""

@@ -1,0 +1,123 @@
+"""The training loop, the only one: schedule, forward, backward, clip, step."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import monotonic
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sscxr.training.optim import Schedule, clip_per_tensor, set_rates
+
+_CHECK_EVERY = 20  # steps between looks at the losses; each look waits for the device
+
+BatchT = TypeVar("BatchT")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; names the step and the batch's images by their cache rows."""
+
+
+class OutOfTimeError(RuntimeError):
+    """The time budget for this training ended before its steps did."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a stretch of training was.
+
+    Attributes:
+        loss: mean over its steps.
+        steps, images: how many.
+        seconds: wall time.
+    """
+
+    loss: float
+    steps: int
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where a stretch of `steps` lies in the whole run: from `begin` to `end`, shares in 0..1."""
+
+    steps: int
+    begin: float
+    end: float
+
+    def progress(self, step: int) -> float:
+        """The share of the run done at the end of step `step`, counted from 0."""
+        return self.begin + (self.end - self.begin) * (step + 1) / self.steps
+
+
+def train(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Iterable[tuple[BatchT, Sequence[int]]],
+    loss_of: Callable[[BatchT], Tensor],
+    *,
+    stretch: Stretch,
+    schedule: Schedule,
+    clip: float,
+    per_tensor: bool,
+    autocast: AbstractContextManager[object] | None = None,
+    budget: float = math.inf,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> Trained:
+    """Train `model` for one stretch.
+
+    Args:
+        batches: pairs of what `loss_of` takes and the cache rows of its images.
+        budget: seconds; the training stops with an error rather than reply too late.
+        on_step: called with (steps done, images done, latest known loss).
+
+    Raises:
+        NonFiniteLossError: at the latest `_CHECK_EVERY` steps after it happened.
+        OutOfTimeError: the budget ended first.
+    """
+    model.train()
+    began = monotonic()
+    recent: list[tuple[int, Tensor, Sequence[int]]] = []
+    losses: list[float] = []
+    images = 0
+    for step, (batch, rows) in enumerate(batches):
+        lr, weight_decay = schedule.at(stretch.progress(step))
+        set_rates(optimiser, lr, weight_decay)
+        with autocast or nullcontext():
+            loss = loss_of(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if per_tensor:
+            clip_per_tensor(model.parameters(), clip)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        recent.append((step, loss.detach(), rows))
+        images += len(rows)
+        if len(recent) == _CHECK_EVERY or step + 1 == stretch.steps:
+            losses += _finite(recent)
+            recent.clear()
+            if monotonic() - began > budget:
+                raise OutOfTimeError(f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were")
+        if on_step is not None:
+            on_step(step + 1, images, losses[-1] if losses else math.nan)
+    losses += _finite(recent)
+    return Trained(math.fsum(losses) / max(1, len(losses)), len(losses), images, monotonic() - began)
+
+
+def _finite(recent: Sequence[tuple[int, Tensor, Sequence[int]]]) -> list[float]:
+    if not recent:
+        return []
+    values: list[float] = torch.stack([loss for _, loss, _ in recent]).double().tolist()
+    for value, (step, _, rows) in zip(values, recent, strict=True):
+        if not math.isfinite(value):
+            listed = ", ".join(str(int(row)) for row in rows)
+            raise NonFiniteLossError(
+                f"loss {value} at step {step} of this round; the batch's images by cache row: {listed}. "
+                "Look at them, lower pretrain.lr, or set pretrain.amp=fp32"
+            )
+    return values

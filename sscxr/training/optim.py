@@ -1,0 +1,104 @@
+"""AdamW as the recipes use it: which tensors decay, the schedules, and its moments as plain tensors."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and weight decay as functions of the share of the whole run that is done.
+
+    The rate rises linearly over `warmup`, then falls by a cosine to `min_lr`; the decay goes by a cosine from
+    `weight_decay` to `weight_decay_end` (GMML; DINO's schedule).
+    """
+
+    lr: float
+    min_lr: float
+    warmup: float
+    weight_decay: float
+    weight_decay_end: float
+
+    def at(self, progress: float) -> tuple[float, float]:
+        """(learning rate, weight decay) at `progress` in 0..1."""
+        progress = min(max(progress, 0.0), 1.0)
+        decay = _cosine(self.weight_decay, self.weight_decay_end, progress)
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup, decay
+        after = (progress - self.warmup) / max(1e-12, 1 - self.warmup)
+        return _cosine(self.lr, self.min_lr, after), decay
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(model: nn.Module, *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW over a model's parameters: those of two dimensions or more decay, biases and norms do not.
+
+    As published, the position embedding and the class token, of three dimensions, do decay.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "decays": True},
+        {"params": [p for p in parameters if p.ndim < 2], "decays": False},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+
+
+def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Set what the schedule says for the next step."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by parameter name, e.g. `exp_avg.encoder.norm.bias`, on the CPU."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimiser.state.get(parameter, {})
+        for moment in _MOMENTS:
+            if moment in state:
+                tensors[f"{moment}.{name}"] = state[moment].detach().cpu().clone()
+    return tensors
+
+
+def restore_moments(
+    optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `moments` gave; a parameter that it does not name starts anew.
+
+    Raises:
+        ValueError: a moment whose shape is not its parameter's.
+    """
+    for name, parameter in model.named_parameters():
+        found = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
+        if len(found) != len(_MOMENTS):
+            continue
+        if found["exp_avg"].shape != parameter.shape or found["exp_avg_sq"].shape != parameter.shape:
+            raise ValueError(
+                f"moments of {name} have shape {tuple(found['exp_avg'].shape)}, not the parameter's"
+            )
+        optimiser.state[parameter] = {
+            moment: tensor.to(device=parameter.device, dtype=torch.float32, copy=True)
+            for moment, tensor in found.items()
+        }
+
+
+def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scale each gradient to at most its own norm `max_norm`, as the released GMML code does.
+
+    Nothing is read back from the device.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    norms = torch._foreach_norm(gradients)
+    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(gradients, factors)

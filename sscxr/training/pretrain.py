@@ -1,0 +1,241 @@
+"""Self-supervised pretraining on one site's images: what a round does there, and how it is measured."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from sscxr import seeds
+from sscxr.config import Config, ConfigError
+from sscxr.data import augment
+from sscxr.models import encoder as encoders
+from sscxr.objectives.gmml import GMML
+from sscxr.training import optim
+from sscxr.training.loop import Stretch, Trained, train
+
+Rows = npt.NDArray[np.int64]
+Images = npt.NDArray[np.uint8]
+
+
+def set_up(config: Config) -> torch.device:
+    """Apply the run's thread count and determinism to this process; give the device to train on.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+    if torch.get_num_threads() != config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    name = config.run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"run.device={config.run.device}: {reason}") from None
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+    return device
+
+
+def build_encoder(config: Config) -> VisionTransformer:
+    """The encoder at its start: from the run's seed alone, alike everywhere, or from a checkpoint."""
+    settings = config.encoder
+    with seeds.forked(config.run.seed, "encoder"):
+        encoder = encoders.build(
+            settings.name,
+            img_size=settings.img_size,
+            patch_size=settings.patch_size,
+            in_chans=settings.in_chans,
+            depth=settings.depth,
+            drop_path=settings.drop_path,
+        )
+    depth = len(encoder.blocks)
+    if not all(1 <= block <= depth for block in config.gmml.blocks):
+        raise ConfigError(f"gmml.blocks={config.gmml.blocks}: the encoder has blocks 1 to {depth}")
+    return encoder
+
+
+def build_objective(config: Config) -> GMML:
+    """The objective around a fresh encoder; its head from the run's seed alone, alike everywhere."""
+    if config.pretrain.objective != "gmml":
+        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: gmml")
+    encoder = build_encoder(config)
+    settings, shape = config.gmml, config.encoder
+    with seeds.forked(config.run.seed, "head"):
+        return GMML(
+            encoder=encoder,
+            embed_dim=int(encoder.embed_dim),
+            img_size=shape.img_size,
+            patch_size=shape.patch_size,
+            in_chans=shape.in_chans,
+            blocks=settings.blocks,
+            kinds=settings.kinds,
+            drop_budget=_pair(settings.drop_budget),
+            alien_budget=_pair(settings.alien_budget),
+            max_block=settings.max_block,
+            align=settings.align,
+            centre_bias=settings.centre_bias,
+            head_layers=settings.head_layers,
+            corrupted_only=settings.corrupted_only,
+        )
+
+
+def schedule(config: Config) -> optim.Schedule:
+    """The run's learning-rate and weight-decay schedule."""
+    settings = config.pretrain
+    return optim.Schedule(
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        weight_decay_end=settings.weight_decay_end,
+    )
+
+
+class SiteTraining:
+    """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
+
+    What is shared are the encoder's parameters, by timm's names; what is local are the head and the moments.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.objective = build_objective(config).to(device)
+        self.optimiser = optim.adamw(
+            self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas)
+        )
+
+    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the encoder that the server sent."""
+        self.objective.encoder.load_state_dict(dict(tensors), strict=True)
+
+    def load_local(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the head and the moments that `local` gave after an earlier round."""
+        head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
+        self.objective.head.load_state_dict(head, strict=True)
+        optim.restore_moments(self.optimiser, self.objective, tensors)
+
+    def shared(self) -> dict[str, Tensor]:
+        """The encoder's parameters as they are now, on the CPU."""
+        return {name: tensor.detach().cpu() for name, tensor in self.objective.encoder.state_dict().items()}
+
+    def local(self) -> dict[str, Tensor]:
+        """The head and the moments, on the CPU."""
+        head = {
+            f"head.{name}": tensor.detach().cpu() for name, tensor in self.objective.head.state_dict().items()
+        }
+        return head | optim.moments(self.optimiser, self.objective)
+
+    def train_round(
+        self,
+        images: Images,
+        rows: Rows,
+        *,
+        site: str,
+        round_number: int,
+        budget: float,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> Trained:
+        """Train for one round's local epochs.
+
+        Args:
+            images: the cache's uint8 [N, S, S].
+            rows: the site's training rows.
+            site, round_number: place the round's randomness; the attempt has no part in it.
+            budget: seconds there are.
+        """
+        settings, federation = self.config.pretrain, self.config.federation
+        place = (self.config.run.seed, "train", site, round_number)
+        steps = federation.local_epochs * batches_per_epoch(len(rows), settings.batch_size)
+        begin = round_number / federation.rounds
+        stretch = Stretch(steps, begin, (round_number + 1) / federation.rounds)
+        source = seeds.generator(self.device, *place, "corrupt")
+        with seeds.forked(*place, "drop-path"):
+            return train(
+                self.objective,
+                self.optimiser,
+                self._views(images, rows, place),
+                lambda batch: cast(Tensor, self.objective(batch, source)),
+                stretch=stretch,
+                schedule=schedule(self.config),
+                clip=settings.clip,
+                per_tensor=settings.clip_per_tensor,
+                autocast=autocast(settings.amp, self.device),
+                budget=budget,
+                on_step=on_step,
+            )
+
+    def _views(
+        self, images: Images, rows: Rows, place: tuple[int, str, str, int]
+    ) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        source = seeds.generator(self.device, *place, "views")
+        order = seeds.generator("cpu", *place, "order")
+        for _ in range(self.config.federation.local_epochs):
+            for batch in epoch(rows, self.config.pretrain.batch_size, order):
+                pixels = torch.from_numpy(images[batch]).to(self.device)
+                pixels = pixels.repeat(self.config.pretrain.views, 1, 1)
+                yield views(pixels, self.config, source), batch.tolist()
+
+    @torch.no_grad()
+    def held_out_loss(self, images: Images, rows: Rows, *, site: str) -> float:
+        """The objective's loss on whole images that are never trained on; the same corruption every round."""
+        self.objective.eval()
+        source = seeds.generator(self.device, self.config.run.seed, "held out", site)
+        total = 0.0
+        for batch in np.array_split(rows, batches_per_epoch(len(rows), self.config.pretrain.batch_size)):
+            clean = whole(torch.from_numpy(images[batch]).to(self.device), self.config)
+            with autocast(self.config.pretrain.amp, self.device):
+                total += float(self.objective(clean, source)) * len(batch)
+        return total / len(rows)
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """How many batches of at most `batch_size` hold so many images."""
+    return max(1, -(-images // batch_size))
+
+
+def epoch(rows: Rows, batch_size: int, order: torch.Generator) -> list[Rows]:
+    """All rows once, shuffled, in batches of nearly equal size, so that none is a leftover of one or two."""
+    shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
+    return np.array_split(shuffled, batches_per_epoch(len(rows), batch_size))
+
+
+def views(pixels: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+    """Random views [B, 1, H, W] of cached images uint8 [B, S, S], normalised."""
+    settings = config.augment
+    return augment.views(
+        pixels,
+        out=config.encoder.img_size,
+        crop_scale=_pair(settings.crop_scale),
+        crop_ratio=_pair(settings.crop_ratio),
+        flip=settings.flip,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        blur=settings.blur,
+        mean=config.data.mean,
+        std=config.data.std,
+        generator=generator,
+    )
+
+
+def whole(pixels: Tensor, config: Config) -> Tensor:
+    """Whole images [B, 1, H, W] from cached ones uint8 [B, S, S], normalised."""
+    return augment.whole(pixels, out=config.encoder.img_size, mean=config.data.mean, std=config.data.std)
+
+
+def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 where asked for, or where `auto` finds a GPU that computes in it."""
+    wanted = amp == "bf16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
