@@ -1,0 +1,1 @@
+"""How good an encoder is: probes on frozen features, and their uncertainty."""

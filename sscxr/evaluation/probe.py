@@ -1,0 +1,365 @@
+"""What an encoder's frozen features know: k-NN and linear probes on patient-split labels.
+
+A task is a label within one cohort: one source, or a few sources of one hospital pooled. Never a label across
+sources, since there label and source are confounded (all COVID-19 cases from one hospital, all healthy ones
+from another), and a probe that only recognises the scanner would look like one that recognises the disease.
+
+Probes fit on the patients that pretraining may use and are tested on those set aside. The feature is the mean
+of the patch tokens after the final norm; the CLS token is left out, because GMML trains it on nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import nn
+
+from sscxr.data.cache import Cache
+from sscxr.evaluation import metrics
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
+
+# Inverse regularisation strengths tried for the linear probe (sklearn's C, on standardised features).
+STRENGTHS = tuple(float(c) for c in np.logspace(-3, 2, 11))
+FOLDS = 5
+# Softmax temperature of the neighbours' votes, as in DINO's k-NN probe (arXiv 2104.14294, 4.1).
+TEMPERATURE = 0.07
+# Labels that state that nothing was found: where one only mirrors a finding, the finding's name is kept.
+HEALTHY = frozenset({"normal", "no finding", "no_finding", "healthy"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """A label within a cohort, and the cache rows to learn it from and to test it on.
+
+    Attributes:
+        label: the label's name.
+        cohort: a source, or the name of several pooled.
+        train, test: rows of the cache, int64; no patient group is in both.
+        train_positive, test_positive: bool, in the rows' order.
+        train_groups, test_groups: the rows' patient groups.
+    """
+
+    label: str
+    cohort: str
+    train: Rows
+    test: Rows
+    train_positive: npt.NDArray[np.bool_]
+    test_positive: npt.NDArray[np.bool_]
+    train_groups: npt.NDArray[Any]
+    test_groups: npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well one encoder's features tell one label, on patients that nothing was trained on.
+
+    Attributes:
+        label, cohort: the task.
+        kind: "linear" or "k-NN".
+        auroc, low, high: AUROC on the test images and its 95 % bootstrap interval over patients.
+        train_images, train_positives: what the probe was fitted on.
+        test_images, test_positives, test_patients: what it was tested on.
+    """
+
+    label: str
+    cohort: str
+    kind: str
+    auroc: float
+    low: float
+    high: float
+    train_images: int
+    train_positives: int
+    test_images: int
+    test_positives: int
+    test_patients: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same probe on a trained and on an untrained encoder.
+
+    Attributes:
+        trained, untrained: the two probes, of one task and kind.
+        gain, low, high: trained minus untrained AUROC and its 95 % paired bootstrap interval over patients.
+    """
+
+    trained: Probe
+    untrained: Probe
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def better(self) -> bool:
+        """True where the trained encoder beats the untrained one beyond the interval of the difference."""
+        return self.low > 0
+
+
+def features(
+    encoder: nn.Module,
+    cache: Cache,
+    rows: Rows,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> npt.NDArray[np.float32]:
+    """The encoder's frozen features of cache rows: float32 [len(rows), D], finite.
+
+    Args:
+        encoder: `encoder.forward_features` takes float32 [B, 1, img_size, img_size] and gives
+            [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N patches. Its mode is restored.
+        cache: 8-bit images.
+        rows: int64, the rows wanted, in the order wanted.
+        img_size: px a side at the encoder's input.
+        mean, std: grey levels (0..1) that normalise the input.
+        batch_size: images at a time.
+        device: where to compute; the encoder is moved there and stays.
+    """
+    prefix = int(getattr(encoder, "num_prefix_tokens", 1))
+    encoder = encoder.to(device)
+    training = encoder.training
+    encoder.eval()
+    found: list[npt.NDArray[np.float32]] = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                images = torch.from_numpy(cache.images[rows[start : start + batch_size]]).to(device)
+                inputs = normalised(images, img_size=img_size, mean=mean, std=std)
+                tokens = encoder.forward_features(inputs)  # type: ignore[operator]
+                found.append(tokens[:, prefix:].mean(dim=1).float().cpu().numpy())
+    finally:
+        encoder.train(training)
+    if not found:
+        return np.zeros((0, int(getattr(encoder, "num_features", 0))), dtype=np.float32)
+    return np.concatenate(found)
+
+
+def normalised(images: torch.Tensor, *, img_size: int, mean: float, std: float) -> torch.Tensor:
+    """Whole images as the encoder wants them: uint8 [B, S, S] -> float32 [B, 1, img_size, img_size]."""
+    grey = images[:, None].float() / 255
+    if grey.shape[-1] != img_size:
+        grey = nn.functional.interpolate(
+            grey, size=(img_size, img_size), mode="bilinear", align_corners=False, antialias=True
+        )
+    return (grey - mean) / std
+
+
+def find_tasks(
+    cache: Cache,
+    *,
+    test_share: float,
+    min_cases: int,
+    cohorts: Mapping[str, Sequence[str]] | None = None,
+) -> list[Task]:
+    """Every label within a cohort that has enough cases to be judged on; none is an empty list.
+
+    Unknown labels and lateral views are left out. Of two labels that mirror each other within a cohort
+    (pneumonia and normal) only one is a task, the finding.
+
+    Args:
+        cache: the cache.
+        test_share: share of the patient groups that were set aside.
+        min_cases: images with and without the label that both training and test rows need.
+        cohorts: cohort name -> sources pooled into it (one hospital's); None: each source by itself.
+    """
+    if cohorts is None:
+        cohorts = {name: [name] for name in sorted(cache.index["source"].unique())}
+    frontal = np.zeros(len(cache), dtype=bool)
+    frontal[cache.rows(laterals=False)] = True
+    held_out = cache.held_out(test_share)
+    groups = cache.index["group"].to_numpy()
+    # A group with any image set aside is no training patient, whatever its other rows say.
+    trainable = ~np.isin(groups, groups[held_out])
+    tasks: list[Task] = []
+    for cohort, sources in cohorts.items():
+        inside = frontal & cache.index["source"].isin(list(sources)).to_numpy()
+        seen: list[Floats] = []
+        for label in sorted(cache.labels, key=lambda name: (name.lower() in HEALTHY, name)):
+            values = cache.label(label)
+            train = np.flatnonzero(inside & trainable & np.isfinite(values))
+            test = np.flatnonzero(inside & held_out & np.isfinite(values))
+            fewest = min(
+                ((values[rows] > 0.5) == has).sum() for rows in (train, test) for has in (True, False)
+            )
+            within = values[inside]
+            if fewest < max(1, min_cases) or any(
+                np.array_equal(1 - within, old, equal_nan=True) for old in seen
+            ):
+                continue
+            seen.append(within)
+            positive = values > 0.5
+            tasks.append(
+                Task(label, cohort, train, test, positive[train], positive[test], groups[train], groups[test])
+            )
+    return tasks
+
+
+def knn_scores(
+    train: Floats, positive: npt.NDArray[np.bool_], test: Floats, *, neighbours: int
+) -> npt.NDArray[np.float64]:
+    """Weighted share of positives among the nearest training images: float64 [M], 0 .. 1.
+
+    Nearest by cosine on features standardised over the training images: without it the mean vector, common
+    to all chest X-rays, makes every cosine nearly 1. Votes are weighted by exp(cosine / 0.07), which also
+    ranks the test images more finely than k + 1 possible shares.
+
+    Args:
+        train: float [N, D].
+        positive: bool [N].
+        test: float [M, D].
+        neighbours: k; all training images where there are fewer.
+    """
+    scaler = StandardScaler().fit(train)
+    from_train, from_test = _unit(scaler.transform(train)), _unit(scaler.transform(test))
+    k = min(neighbours, len(from_train))
+    scores = np.empty(len(from_test))
+    for start in range(0, len(from_test), 1024):  # [1024, N] cosines at a time
+        cosines = from_test[start : start + 1024] @ from_train.T
+        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        near = np.take_along_axis(cosines, nearest, axis=1)
+        votes = np.exp((near - near.max(axis=1, keepdims=True)) / TEMPERATURE)
+        scores[start : start + 1024] = (votes * positive[nearest]).sum(axis=1) / votes.sum(axis=1)
+    return scores
+
+
+def linear_scores(
+    train: Floats, positive: npt.NDArray[np.bool_], groups: npt.NDArray[Any], test: Floats
+) -> npt.NDArray[np.float64]:
+    """Log-odds by logistic regression on standardised features: float64 [M].
+
+    The L2 regularisation is the one of `STRENGTHS` with the least log loss in a cross-validation within the
+    training images, no patient group in two folds.
+
+    Args:
+        train: float [N, D].
+        positive: bool [N]; both classes.
+        groups: [N], patient groups.
+        test: float [M, D].
+    """
+    train, test = np.asarray(train, dtype=np.float64), np.asarray(test, dtype=np.float64)
+    scaler = StandardScaler().fit(train)
+    inputs = scaler.transform(train)
+    # One BLAS thread: the same figures whatever the machine, and many small fits are faster so.
+    with threadpool_limits(1):
+        model = _regression(_best_strength(inputs, positive, groups)).fit(inputs, positive)
+        scores: npt.NDArray[np.float64] = model.decision_function(scaler.transform(test))
+    return scores
+
+
+def run(
+    encoder: nn.Module,
+    untrained: nn.Module,
+    cache: Cache,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    test_share: float,
+    neighbours: int = 20,
+    resamples: int = 1000,
+    min_cases: int = 20,
+    batch_size: int = 256,
+    cohorts: Mapping[str, Sequence[str]] | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> list[Comparison]:
+    """Probe an encoder and its untrained twin on every task of a cache.
+
+    Args:
+        encoder, untrained: see `features`.
+        cache: labelled images; without a usable label the result is an empty list.
+        seed: of the bootstrap. The others as in `features`, `find_tasks` and `knn_scores`.
+
+    Returns:
+        Two comparisons a task, linear then k-NN, in the order of the cohorts and labels.
+    """
+    tasks = find_tasks(cache, test_share=test_share, min_cases=min_cases, cohorts=cohorts)
+    if not tasks:
+        return []
+    rows = np.unique(np.concatenate([part for task in tasks for part in (task.train, task.test)]))
+    both = [
+        features(
+            model, cache, rows, img_size=img_size, mean=mean, std=std, batch_size=batch_size, device=device
+        )
+        for model in (encoder, untrained)
+    ]
+    found: list[Comparison] = []
+    for task in tasks:
+        train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)
+        linear = [linear_scores(x[train], task.train_positive, task.train_groups, x[test]) for x in both]
+        knn = [knn_scores(x[train], task.train_positive, x[test], neighbours=neighbours) for x in both]
+        found.append(compare(task, "linear", linear[0], linear[1], resamples=resamples, seed=seed))
+        found.append(compare(task, "k-NN", knn[0], knn[1], resamples=resamples, seed=seed))
+    return found
+
+
+def compare(
+    task: Task, kind: str, scores: Floats, baseline: Floats, *, resamples: int = 1000, seed: int = 0
+) -> Comparison:
+    """Two encoders' scores of a task's test rows (float [M] each), with intervals over patients."""
+    truth, groups = task.test_positive, task.test_groups
+    difference = metrics.bootstrap_difference(scores, baseline, truth, groups, resamples=resamples, seed=seed)
+    trained, untrained = (
+        _probe(task, kind, metrics.bootstrap(values, truth, groups, resamples=resamples, seed=seed))
+        for values in (scores, baseline)
+    )
+    return Comparison(trained, untrained, difference.value, difference.low, difference.high)
+
+
+def _probe(task: Task, kind: str, area: metrics.Interval) -> Probe:
+    return Probe(
+        label=task.label,
+        cohort=task.cohort,
+        kind=kind,
+        auroc=area.value,
+        low=area.low,
+        high=area.high,
+        train_images=len(task.train),
+        train_positives=int(task.train_positive.sum()),
+        test_images=len(task.test),
+        test_positives=int(task.test_positive.sum()),
+        test_patients=len(np.unique(task.test_groups)),
+    )
+
+
+def _best_strength(inputs: Floats, positive: npt.NDArray[np.bool_], groups: npt.NDArray[Any]) -> float:
+    """The strength of least out-of-fold log loss; the middle one where a class has too few patients to fold."""
+    # Codes by first appearance: folds must not depend on the salt of the groups' names.
+    codes, _ = pd.factorize(groups)
+    folds = min(FOLDS, *(len(np.unique(codes[positive == has])) for has in (True, False)))
+    if folds < 2:
+        return STRENGTHS[len(STRENGTHS) // 2]
+    splits = list(StratifiedGroupKFold(folds).split(inputs, positive, codes))
+    losses = np.zeros(len(STRENGTHS))
+    for fit, check in splits:
+        if positive[fit].all() or not positive[fit].any():
+            continue
+        for number, strength in enumerate(STRENGTHS):
+            model = _regression(strength).fit(inputs[fit], positive[fit])
+            chance = model.predict_proba(inputs[check])
+            losses[number] += len(check) * log_loss(positive[check], chance, labels=[False, True])
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _regression(strength: float) -> LogisticRegression:
+    # Newton steps on the D x D Hessian: exact in about five steps however weak the regularisation.
+    return LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100)
+
+
+def _unit(vectors: Floats) -> Floats:
+    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
