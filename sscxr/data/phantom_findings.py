@@ -33,7 +33,7 @@ def add_finding(
 
 def haze(rng: np.random.Generator, picture: Thorax) -> None:
     """Uneven transparency that any lung has: skin folds, muscle, scatter."""
-    amount = rng.uniform(0.02, 0.1)
+    amount = rng.uniform(0.02, 0.08)
     picture.air = picture.air * np.clip(1 - amount * (1 + noise(rng, picture.x.shape, 6)), 0, 1)
 
 
@@ -54,7 +54,7 @@ def _pneumonia(rng: np.random.Generator, picture: Thorax, height: float) -> list
         at = (side * rng.uniform(0.35, 0.75), place * height)
         radii = (rng.uniform(0.22, 0.6), rng.uniform(0.2, 0.5))
         blob = ball(picture.x, picture.y, at, radii, rng.uniform(-0.7, 0.7))
-        strength = float(np.clip(rng.lognormal(-0.95, 0.45), 0.15, 0.9))
+        strength = float(np.clip(rng.lognormal(-0.6, 0.4), 0.2, 0.95))
         _opacify(picture, strength * ramp(blob * blob * (1.1 + 0.5 * texture)))
         names.append(f"Consolidation {_where(side, place)}")
     if rng.random() < 0.15:
@@ -68,7 +68,7 @@ def _covid(rng: np.random.Generator, picture: Thorax, height: float) -> list[str
     low = 0.35 + 0.65 * ramp(picture.y / height * 2 - 0.55)
     patches = ramp(noise(rng, picture.x.shape, 7) * 0.6 + rng.uniform(0.3, 0.8))
     balance = sided(picture.x, rng.uniform(0.6, 1), rng.uniform(0.6, 1))
-    strength = float(np.clip(rng.lognormal(-0.85, 0.4), 0.18, 0.85))
+    strength = float(np.clip(rng.lognormal(-0.55, 0.35), 0.22, 0.9))
     _opacify(picture, strength * rim * low * patches * balance)
     return ["Ground-glass opacity bilateral peripheral"]
 

@@ -37,7 +37,7 @@ def rows_of(folder: Path) -> list[tuple[Path, dict[str, str]]]:
 
 
 def test_same_seed_same_bytes_in_another_process(written: Path, tmp_path: Path) -> None:
-    code = "from sscxr.data import phantom as p; import sys; p.write(sys.argv[1], images=24, sites=3, seed=5, size=96)"
+    code = "import sys, sscxr.data.phantom as p; p.write(sys.argv[1], images=24, sites=3, seed=5, size=96)"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "again")],
         check=True,
