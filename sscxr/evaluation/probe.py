@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
+from sscxr.data import augment
 from sscxr.data.cache import Cache
 from sscxr.evaluation import metrics
 
@@ -138,7 +139,7 @@ def features(
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 images = torch.from_numpy(cache.images[rows[start : start + batch_size]]).to(device)
-                inputs = normalised(images, img_size=img_size, mean=mean, std=std)
+                inputs = augment.whole(images, out=img_size, mean=mean, std=std)
                 tokens = encoder.forward_features(inputs)  # type: ignore[operator]
                 found.append(tokens[:, prefix:].mean(dim=1).float().cpu().numpy())
     finally:
@@ -146,16 +147,6 @@ def features(
     if not found:
         return np.zeros((0, int(getattr(encoder, "num_features", 0))), dtype=np.float32)
     return np.concatenate(found)
-
-
-def normalised(images: torch.Tensor, *, img_size: int, mean: float, std: float) -> torch.Tensor:
-    """Whole images as the encoder wants them: uint8 [B, S, S] -> float32 [B, 1, img_size, img_size]."""
-    grey = images[:, None].float() / 255
-    if grey.shape[-1] != img_size:
-        grey = nn.functional.interpolate(
-            grey, size=(img_size, img_size), mode="bilinear", align_corners=False, antialias=True
-        )
-    return (grey - mean) / std
 
 
 def find_tasks(
