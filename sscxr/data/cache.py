@@ -9,6 +9,8 @@ A cache is a folder:
     quarantine.csv  what was refused and why; it alone names files, and never leaves the site
     sheet.png       a contact sheet, to be looked at
     salt            the secret of the hashes; it never leaves the site
+    ledger.jsonl    every file that was looked at, by salted hashes, so that it is not looked at again
+    removed.json    what was removed on request, by salted hashes, so that it does not come back
 
 `sscxr.data.prepare` writes it.
 """
@@ -24,6 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 
 FORMAT_VERSION = 1
+NEXT, COMMIT = "next", "COMMIT"  # files on their way into the cache, and the word that they are complete
 LABEL_PREFIX = "label:"
 
 # All that the index keeps of an image, in one place. Labels follow, 1 present, 0 absent, empty unknown.
@@ -117,6 +120,10 @@ def open_cache(folder: str | Path) -> Cache:
         CacheError: no cache there, another format version, or files that do not belong together.
     """
     folder = Path(folder)
+    if (folder / NEXT / COMMIT).exists():
+        raise CacheError(
+            f"cache {folder} is being written, or that was interrupted; `sscxr cache info {folder}` ends it"
+        )
     try:
         summary = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:

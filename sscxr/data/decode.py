@@ -1,0 +1,199 @@
+"""One file to one square 8-bit image of the cache: what a worker does, and what it refuses.
+
+Nothing here knows of caches, patients' hashes or other files, so that it runs anywhere in any order.
+"""
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sscxr.data import dicom, pictures, posture
+from sscxr.data.facts import Facts, Refused
+from sscxr.data.greyscale import Turning, turn
+
+MIN_SIDE = 64  # px of the shorter side; below it no lung field shows (ours)
+MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text (ours)
+MAX_IN_FEW_LEVELS = 0.98  # of the pixels in the four commonest levels: the same, with blurred edges (ours)
+NOT_READABLE = "not readable"  # the one refusal that may pass: rights, a network drive; it is tried again
+
+Bytes = npt.NDArray[np.uint8]
+Grey = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have."""
+
+    file: Path
+    mask: Path | None
+    view: str
+    size: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the cache keeps it.
+
+    Attributes:
+        digest: SHA-256 of the decoded, upright 8-bit grey levels and their shape: equal images, equal digest.
+        image: uint8 [S, S].
+        mask: uint8 [S, S], or None.
+        facts: what the file says of itself, with every warning.
+        height, width: of the original after orientation, px.
+        top, left, content_height, content_width: where the image lies within the square, px.
+    """
+
+    digest: str
+    image: Bytes
+    mask: Bytes | None
+    facts: Facts
+    height: int
+    width: int
+    top: int
+    left: int
+    content_height: int
+    content_width: int
+
+
+def attempt(task: Task) -> Prepared | Refused:
+    """`prepare_file`, with whatever goes wrong as a refusal."""
+    try:
+        with warnings.catch_warnings():  # what a library frowns at and reads all the same
+            warnings.simplefilter("ignore")
+            return prepare_file(task)
+    except Refused as refusal:
+        return refusal
+    except MemoryError:
+        return Refused("too large", "not enough memory to decode it")
+    except OSError as error:
+        return Refused(NOT_READABLE, str(error.strerror or error))
+    except (
+        Exception
+    ) as error:  # hostile bytes may raise anything from any depth; one file never stops the rest
+        return Refused("unreadable", f"{type(error).__name__}: {error}")
+
+
+def prepare_file(task: Task) -> Prepared:
+    """Read, check, resize and pad one file.
+
+    Raises:
+        Refused: with the reason.
+        OSError: the file cannot be opened.
+    """
+    grey, facts, turning = _read(task.file, task.max_pixels)
+    levels = np.rint(grey * 255).astype(np.uint8)
+    _check_content(levels)
+    height, width = levels.shape
+    digest = hashlib.sha256(f"{height}x{width}:".encode() + levels.tobytes()).hexdigest()
+    content = resized(grey, task.size)
+    doubts = list(facts.warnings)
+    if has_heavy_text(levels):
+        doubts.append("burnt-in text")
+    if "L" not in (task.view, facts.view):  # the detector knows frontal views alone
+        doubts += _check_posture(content)
+    mask, doubt = _mask(task, (height, width), turning)
+    doubts += [doubt] if doubt else []
+    top, left = ((task.size - side) // 2 for side in content.shape)
+    place = (slice(top, top + content.shape[0]), slice(left, left + content.shape[1]))
+    image = np.zeros((task.size, task.size), dtype=np.uint8)
+    image[place] = np.rint(content * 255).astype(np.uint8)
+    if mask is not None:
+        padded = np.zeros_like(image)
+        padded[place] = np.asarray(
+            Image.fromarray(mask).resize(content.shape[::-1], Image.Resampling.NEAREST)
+        )
+        mask = padded
+    facts = Facts(**{**vars(facts), "warnings": tuple(dict.fromkeys(doubts))})
+    return Prepared(digest, image, mask, facts, height, width, top, left, content.shape[0], content.shape[1])
+
+
+def _read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
+    if file.stat().st_size == 0:
+        raise Refused("empty file")
+    if pictures.is_picture(file):
+        return pictures.read(file, max_pixels=max_pixels)
+    if dicom.is_dicom(file):
+        return dicom.read(file, max_pixels=max_pixels)
+    if file.suffix.lower() == ".csv":
+        raise Refused(
+            "not an image", "a table; if it is a manifest, give it as a source itself or as --labels"
+        )
+    raise Refused("not an image", "neither DICOM, PNG nor JPEG by its content")
+
+
+def _check_content(levels: Bytes) -> None:
+    """Refuse what the pixels themselves show to be no radiograph."""
+    if min(levels.shape) < MIN_SIDE:
+        raise Refused("too small", f"{levels.shape[1]} x {levels.shape[0]} px, at least {MIN_SIDE} a side")
+    histogram = np.bincount(levels.ravel(), minlength=256)
+    present = np.flatnonzero(histogram)
+    if len(present) == 1 or (len(present) == 2 and present[1] - present[0] == 1):
+        raise Refused("constant image")
+    if len(present) < MIN_LEVELS:
+        raise Refused(
+            "mask or drawing", f"only {len(present)} grey levels, not a radiograph"
+        )
+    if np.sort(histogram)[-4:].sum() > MAX_IN_FEW_LEVELS * levels.size:
+        raise Refused("mask or drawing", "nearly all of it in four grey levels, not a radiograph")
+
+
+def _check_posture(content: Grey) -> list[str]:
+    """Refuse what confidently lies or hangs wrong; a mirrored look is a doubt, since dextrocardia is real."""
+    if not posture.WEIGHTS.exists():
+        return []
+    seen = posture.look(content)
+    if seen.problems():
+        raise Refused("posture", "; ".join(seen.problems()))
+    return seen.doubts()
+
+
+def resized(grey: Grey, size: int) -> Grey:
+    """[H, W] to a longer side of `size` px, antialiased, the aspect ratio kept; smaller images are enlarged."""
+    height, width = grey.shape
+    scale = size / max(height, width)
+    if scale == 1:
+        return grey
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR
+    # reducing_gap: a box filter first where the reduction is large; three keeps Lanczos' result to a grey level.
+    image = Image.fromarray(grey).resize(shape, method, reducing_gap=3.0 if scale < 1 else None)
+    return np.clip(np.asarray(image, dtype=np.float32), 0, 1)
+
+
+def _mask(task: Task, shape: tuple[int, int], turning: Turning) -> tuple[Bytes | None, str]:
+    """The mask of an upright image of `shape`, or None and what was wrong with it."""
+    if task.mask is None:
+        return None, ""
+    try:
+        mask = pictures.read_mask(task.mask, max_pixels=task.max_pixels)
+    except FileNotFoundError:
+        return None, "mask missing"
+    except (OSError, Refused):
+        return None, "mask not readable"
+    # Drawn on the pixels as stored, or else on the image as shown.
+    stored = shape[::-1] if turning[0] else shape
+    if mask.shape == stored:
+        mask = turn(mask, turning)
+    if mask.shape != shape:
+        return None, "mask not of the image's size"
+    if not (mask == pictures.MASK_LUNG).any():
+        return None, "mask without lung"
+    return mask, ""
+
+
+def has_heavy_text(levels: Bytes) -> bool:
+    """Whether lines of text are burnt in, by strong jumps that repeat along many rows (ours).
+
+    Anatomy has no steps of half the grey range from one pixel to the next; an edge of collimation has one in a row,
+    a side marker a few in few rows; letters have many, in every row of a line.
+    """
+    step = max(1, max(levels.shape) // 1024)
+    view = levels[::step, ::step].astype(np.int16)
+    jumps = (np.abs(np.diff(view, axis=1)) > 110).sum(axis=1)
+    return int((jumps >= 16).sum()) >= 24

@@ -1,0 +1,81 @@
+"""Who belongs together, who is first, and who is set aside: rules over hashes, free of files.
+
+None of them depends on the salt, the order of the files, or in how many runs they came.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Member(NamedTuple):
+    """An image's patient group: its salted hash, and its place in 0..1."""
+
+    group: str
+    split: str
+
+
+class UnionFind:
+    """Disjoint sets of names (Tarjan, with path halving)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        parent = self._parent
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        self._parent[self.find(one)] = self.find(other)
+
+
+def place(digest: str) -> str:
+    """A place in 0..1 from a digest of pixels, uniform, as text of eight decimals.
+
+    Public images get the same place at every site and under every salt.
+    """
+    drawn = int(hashlib.sha256(f"split:{digest}".encode()).hexdigest()[:12], 16)
+    return f"{drawn / 16**12:.8f}"
+
+
+def assign(
+    old: Sequence[tuple[str, Member]], new: Sequence[tuple[str, str]], links: Iterable[tuple[str, str]]
+) -> dict[str, Member]:
+    """The patient group of every image.
+
+    Args:
+        old: images that are in the cache already, in its order, with their groups.
+        new: images that come in, each with the digest of its pixels.
+        links: pairs of an image's hash and a patient's, at least one for every new image; images with a patient in
+            common are one group.
+
+    Returns:
+        The group by image. A group met before keeps its name and place; where new images show that two groups
+        are one, it takes the name of the earlier and the smaller place, so that what was set aside stays so.
+    """
+    sets, patients = UnionFind(), {}
+    for image, member in old:
+        sets.join(f"image {image}", f"group {member.group}")
+    for image, patient in links:
+        sets.join(f"image {image}", f"patient {patient}")
+        patients[f"patient {patient}"] = patient
+    names: dict[str, str] = {}
+    for patient_node, patient in patients.items():
+        root = sets.find(patient_node)
+        names[root] = min(names.get(root, patient), patient)
+    found: dict[str, Member] = {}
+    for image, member in old:
+        root = sets.find(f"image {image}")
+        known = found.get(root)
+        found[root] = member if known is None else Member(known.group, min(known.split, member.split))
+    smallest: dict[str, str] = {}
+    for image, digest in new:
+        root = sets.find(f"image {image}")
+        smallest[root] = min(smallest.get(root, digest), digest)
+    for root, digest in smallest.items():
+        found.setdefault(root, Member(names[root], place(digest)))
+    return {image: found[sets.find(f"image {image}")] for image, _ in (*old, *new)}

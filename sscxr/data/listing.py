@@ -1,0 +1,154 @@
+"""From what was asked for (folders, files, manifests) to the list of files to prepare."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sscxr.data import manifest
+from sscxr.data.manifest import Record
+
+
+class SourceError(ValueError):
+    """A source that cannot be read at all: one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to prepare.
+
+    Attributes:
+        file: absolute.
+        source: the name of the corpus or folder it came from.
+        name: the file's path below its source; ties between duplicates go by it.
+        record: what a manifest says of it.
+        problem: why it cannot be used, where that is known already.
+    """
+
+    file: Path
+    source: str
+    name: str
+    record: Record | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Attributes: the items, each file once; the sources in the order they were listed; lines of warning."""
+
+    items: list[Item]
+    sources: list[str]
+    warnings: list[str]
+
+
+def collect(sources: Iterable[Path], *, labels: Path | None, skip: Path) -> Listing:
+    """List every file of the sources, in the sources' order and sorted within each.
+
+    Args:
+        sources: folders (searched to the bottom), manifests (`.csv`) and single files.
+        labels: a manifest that says more about files of the folders, by path or by unique file name.
+        skip: a folder that is left out: the cache itself.
+
+    Raises:
+        SourceError: a source that does not exist.
+        ManifestError: a manifest that cannot be used.
+    """
+    found: dict[Path, Item] = {}
+    warnings: list[str] = []
+    order: dict[str, None] = {}
+    for source in sources:
+        path = source.resolve()
+        if not path.exists():
+            raise SourceError(f"{source}: no such file or folder")
+        if path.is_dir():
+            items: Iterable[Item] = _folder(path, skip.resolve())
+        elif path.suffix.lower() == ".csv":
+            items = _manifest(path, warnings)
+        else:
+            items = [_checked(Item(path, path.parent.name, path.name))]
+        for item in items:
+            order.setdefault(item.source)
+            # A manifest knows more of a file than a folder that holds it too.
+            if item.file not in found or (item.record is not None and found[item.file].record is None):
+                found[item.file] = item
+    listed = list(found.values())
+    if labels is not None:
+        listed = _with_labels(listed, labels, warnings)
+    for item in listed:
+        order.setdefault(item.source)
+    used = {item.source for item in listed}
+    return Listing(listed, [name for name in order if name in used], warnings)
+
+
+def _folder(folder: Path, skip: Path) -> Iterator[Item]:
+    """Every file below a folder, links followed once; other caches are left out, as is our own."""
+    seen: set[tuple[int, int]] = set()
+    failures: list[OSError] = []
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=failures.append):
+        here = Path(root)
+        status = here.stat()
+        key = (status.st_dev, status.st_ino)
+        if key in seen or here == skip or {"salt", "images.npy", "index.csv"} <= set(files):
+            folders.clear()
+            continue
+        seen.add(key)
+        folders.sort()
+        for name in sorted(files):
+            file = here / name
+            yield _checked(Item(file, folder.name, str(file.relative_to(folder))))
+    for failure in failures:
+        place = Path(str(failure.filename or folder))
+        yield Item(place, folder.name, place.name, problem=f"unreadable: folder: {failure.strerror}")
+
+
+def _manifest(path: Path, warnings: list[str]) -> Iterator[Item]:
+    records = manifest.read(path)
+    if not any(record.group for record in records):
+        warnings.append(
+            f"{path.parent.name}/{path.name} names no patients: every image counts as a patient of its own"
+        )
+    for record in records:
+        source = record.source or path.resolve().parent.name
+        problem = f"manifest: {record.problem}" if record.problem else ""
+        yield _checked(Item(record.file, source, record.name, record, problem))
+
+
+def _checked(item: Item) -> Item:
+    """The item with its problem, if it is not a plain file that is there."""
+    if item.problem:
+        return item
+    try:
+        mode = item.file.stat().st_mode
+    except FileNotFoundError:
+        return replace(item, problem="missing: no such file")
+    except (OSError, ValueError) as error:
+        return replace(item, problem=f"unreadable: {getattr(error, 'strerror', None) or 'not a file name'}")
+    if not stat.S_ISREG(mode):
+        return replace(item, problem="not an image: not a plain file")
+    return item
+
+
+def _with_labels(items: list[Item], labels: Path, warnings: list[str]) -> list[Item]:
+    """Items joined with the rows of a manifest: by absolute path, by path below the source, or by unique name."""
+    records = manifest.read(labels)
+    by_name: dict[str, list[int]] = {}
+    for place, item in enumerate(items):
+        for key in {str(item.file), os.path.normpath(item.name), item.file.name, item.file.stem}:
+            by_name.setdefault(key, []).append(place)
+    joined, unmatched = list(items), 0
+    for record in records:
+        keys = (str(record.file), os.path.normpath(record.name), Path(record.name).name)
+        places = next((by_name[key] for key in keys if len(by_name.get(key, ())) == 1), None)
+        if places is None:
+            unmatched += 1
+        elif joined[places[0]].record is None:
+            item = joined[places[0]]
+            joined[places[0]] = replace(item, record=record, source=record.source or item.source)
+    if unmatched == len(records):
+        raise manifest.ManifestError(f"{labels}: none of its {len(records)} rows names a file of the sources")
+    if unmatched:
+        warnings.append(
+            f"{unmatched} of the {len(records)} rows of {labels.name} name no file of the sources"
+        )
+    return joined

@@ -1,0 +1,238 @@
+"""The CSV contract: one row an image, with what is known of it. What is not stated is unknown, never negative.
+
+Columns, of which only the first is needed:
+
+    file           the image, relative to the manifest's folder (`image` and `path` are understood too)
+    source         the corpus or hospital
+    patient_id     whose image it is
+    split_group    patients to be kept together; wins over `patient_id`
+    view, sex, age, age_group, licence
+    mask           a lung mask, relative to the manifest's folder
+    label          what it shows, by name; several separated by ; or |
+    label:NAME     1 present, 0 absent, -1 or empty unknown
+
+`label` becomes one label a name: 1 where a row has it, 0 where the row has others, unknown where it has none.
+In a manifest without `label`, every column that is not listed here or in `OTHER_COLUMNS` is a label.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from sscxr.data.cache import LABEL_PREFIX
+from sscxr.data.facts import NO_VALUE, age_band, normal_sex, normal_view
+
+FILE_COLUMNS = ("file", "image", "path")
+KNOWN_COLUMNS = (
+    "source", "patient_id", "split_group", "view", "sex", "age", "age_group", "licence", "mask", "label",
+)  # fmt: skip
+# Seen in manifests, and not labels.
+OTHER_COLUMNS = (
+    "patient", "labels_raw", "mask_kind", "original_file", "orig_width", "orig_height", "notes", "format",
+    "redistributable", "use", "bytes", "sha256", "width", "height", "mode", "license", "study_id", "study_date",
+    "split", "fold", "site", "finding_text",
+)  # fmt: skip
+UNKNOWN_LABELS = NO_VALUE | {"-1", "-1.0"}
+MAX_CATEGORIES = 100  # more distinct names than this in `label` are free text, not names
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used: one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row.
+
+    Attributes:
+        file: the image, absolute.
+        name: the image as the manifest names it.
+        source: empty where the manifest does not say.
+        patient: identifier of the patient, empty where unknown.
+        group: identifier of the patient group, the patient's where no other is given.
+        view, sex, age_band, licence: in the cache's words.
+        labels: name to 1 or 0; unknown ones are absent.
+        mask: absolute, or None.
+        problem: why the row cannot be used, or empty.
+    """
+
+    file: Path
+    name: str
+    source: str = ""
+    patient: str = ""
+    group: str = ""
+    view: str = ""
+    sex: str = ""
+    age_band: str = ""
+    licence: str = ""
+    labels: dict[str, int] = field(default_factory=dict)
+    mask: Path | None = None
+    problem: str = ""
+    warning: str = ""
+
+
+def read(path: Path) -> list[Record]:
+    """The rows of a manifest, in its order.
+
+    Raises:
+        ManifestError: no readable CSV, no file column, a file listed twice, or labels that are not numbers.
+    """
+    table = _table(path)
+    file_column = _file_column(path, table)
+    _refuse_repeats(path, table[file_column])
+    labels = _labels(path, table, file_column)
+    folder = path.parent.resolve()
+    rows = table.to_dict("records")
+    return [
+        _record({str(key): str(value) for key, value in row.items()}, file_column, folder, known)
+        for row, known in zip(rows, labels, strict=True)
+    ]
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """The file as text, every cell stripped."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        separator = ";" if head.count(";") > head.count(",") else ","
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such manifest") from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{path}: not a CSV in UTF-8; save it as 'CSV UTF-8'") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
+    if table.index.nlevels > 1 or not isinstance(table.index, pd.RangeIndex):
+        raise ManifestError(f"{path}: rows have more cells than the header has columns")
+    table.columns = pd.Index([str(name).strip() for name in table.columns])
+    repeated = table.columns[table.columns.duplicated()]
+    if len(repeated):
+        raise ManifestError(f"{path}: column {repeated[0]!r} is there twice")
+    if table.empty:
+        raise ManifestError(f"{path}: no rows below the header")
+    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+
+
+def _file_column(path: Path, table: pd.DataFrame) -> str:
+    for name in FILE_COLUMNS:
+        if name in table.columns:
+            return name
+    found = ", ".join(repr(name) for name in table.columns[:12])
+    raise ManifestError(f"{path}: no column 'file' (nor 'image', 'path'); the columns found are {found}")
+
+
+def _refuse_repeats(path: Path, files: "pd.Series[str]") -> None:
+    names = files.map(os.path.normpath)
+    repeats = names[names.duplicated() & (files != "")]
+    if len(repeats):
+        first, second = (names == repeats.iloc[0]).to_numpy().nonzero()[0][:2] + 2  # line 1 is the header
+        raise ManifestError(
+            f"{path}: lines {first} and {second} name the same file {repeats.iloc[0]!r}; keep one row a file"
+        )
+
+
+def _labels(path: Path, table: pd.DataFrame, file_column: str) -> list[dict[str, int]]:
+    """Known labels of every row: the columns' and then the names' in `label`."""
+    columns = [name for name in table.columns if name.startswith(LABEL_PREFIX)]
+    named = "label" in table.columns and not set(table["label"].str.lower()) <= UNKNOWN_LABELS | _NUMBERS
+    if "label" in table.columns and not named:
+        columns.append("label")
+    elif not named:
+        listed = {*FILE_COLUMNS, *KNOWN_COLUMNS, *OTHER_COLUMNS, *columns}
+        columns += [name for name in table.columns if name not in listed and not name.startswith("Unnamed")]
+    labels: list[dict[str, int]] = [{} for _ in range(len(table))]
+    for column in columns:
+        name = column.removeprefix(LABEL_PREFIX).strip()
+        for row, (known, cell) in enumerate(zip(labels, table[column], strict=True)):
+            value = _label_value(path, column, row, cell)
+            if value is not None:
+                known[name] = value
+    if named:
+        _add_names(path, table["label"], labels)
+    return labels
+
+
+_NUMBERS = {"0", "1", "0.0", "1.0"}
+
+
+def _label_value(path: Path, column: str, row: int, cell: str) -> int | None:
+    if cell.lower() in UNKNOWN_LABELS:
+        return None
+    if cell not in _NUMBERS:
+        raise ManifestError(
+            f"{path}: line {row + 2}: label column {column!r} holds {cell!r}; labels are 1, 0, or -1 or empty "
+            "for unknown (remove the column if it is no label)"
+        )
+    return int(float(cell))
+
+
+def _add_names(path: Path, cells: "pd.Series[str]", labels: list[dict[str, int]]) -> None:
+    """One label a name in `label`: the row's own are 1, the manifest's others 0; empty cells leave all unknown."""
+    rows = [
+        [name.strip() for name in re.split(r"[;|]", cell) if name.strip().lower() not in UNKNOWN_LABELS]
+        for cell in cells
+    ]
+    names = sorted({name for row in rows for name in row})
+    if len(names) > MAX_CATEGORIES:
+        raise ManifestError(
+            f"{path}: column 'label' holds {len(names)} different names, more than {MAX_CATEGORIES}; free text "
+            "goes into 'labels_raw'"
+        )
+    for known, present in zip(labels, rows, strict=True):
+        if present:
+            known |= {name: int(name in present) for name in names if name not in known}
+
+
+def _record(row: dict[str, str], file_column: str, folder: Path, labels: dict[str, int]) -> Record:
+    name = row[file_column]
+    file, problem = inside(folder, name)
+    mask_name = _known(row.get("mask", ""))
+    mask, warning = inside(folder, mask_name) if mask_name else (None, "")
+    patient = row.get("patient_id", "")
+    patient = "" if patient.lower() in NO_VALUE else patient
+    group = row.get("split_group", "")
+    return Record(
+        file=file,
+        name=name,
+        source=_known(row.get("source", "")),
+        patient=patient,
+        group=patient if group.lower() in NO_VALUE else group,
+        view=normal_view(row.get("view", "")),
+        sex=normal_sex(row.get("sex", "")),
+        age_band=_age_band(row.get("age", ""), row.get("age_group", "")),
+        licence=row.get("licence", "") or row.get("license", ""),
+        labels=labels,
+        mask=None if warning else mask,
+        problem=problem,
+        warning=f"mask {warning}" if warning else "",
+    )
+
+
+def inside(folder: Path, name: str) -> tuple[Path, str]:
+    """A path below a folder, and what is wrong with it: it must not lead out of the folder."""
+    if not name:
+        return folder, "no file named"
+    if "\0" in name:
+        return folder, "not a file name"
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(folder):
+        return path, "leads out of the manifest's folder"
+    return path, ""
+
+
+def _known(text: str) -> str:
+    return "" if text.lower() in NO_VALUE else text
+
+
+def _age_band(age: str, group: str) -> str:
+    """From the age in years, or else from the age group; a cohort such as "1-5y" is not an age."""
+    try:
+        band = age_band(float(age))
+    except ValueError:
+        band = ""
+    return band or {"paediatric": "paediatric", "pediatric": "paediatric", "adult": "adult"}.get(
+        group.lower(), ""
+    )

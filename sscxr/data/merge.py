@@ -1,0 +1,172 @@
+"""New outcomes into the tables of a cache: duplicates, groups, order, quarantine. Nothing here touches a disk."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sscxr.data import groups
+from sscxr.data.groups import Member
+from sscxr.data.listing import Item
+from sscxr.data.tables import REMOVED, Entry, Row, Tables, shown_path
+
+
+@dataclass(frozen=True)
+class Found:
+    """Attributes: a listed file, and what became of it; see `describe` in prepare.py for an entry's fields."""
+
+    item: Item
+    entry: Entry
+
+    @property
+    def preference(self) -> tuple[Any, ...]:
+        """Smallest first: which of several files of the same pixels says most; no order of files enters."""
+        row = self.entry["row"]
+        return (
+            row["has_mask"] != "1",
+            not self.entry["labels"],
+            not row["view"],
+            not self.entry["body_part"],
+            self.item.name,
+            self.item.source,
+            str(self.item.file),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is new.
+
+    Attributes:
+        added: the journal's keys of images that are appended, in their order.
+        updated: the journal's key by row number, of images whose file or manifest row has changed.
+        any: whether anything is to be written.
+    """
+
+    added: list[str]
+    updated: dict[int, str]
+    any: bool
+
+
+def merge(
+    tables: Tables, found: list[Found], problems: list[Item], sources: list[str], *, readd: bool
+) -> Change:
+    """Take new outcomes into the tables.
+
+    Args:
+        tables: changed in place.
+        found: every listed file that could be tried, new ones and ones that the ledger knows.
+        problems: listed files that could not.
+        sources: in the order they were listed.
+        readd: images removed on request come back.
+    """
+    before = (dict(tables.quarantine), list(tables.sources), set(tables.removed))
+    known = known_keys(tables, readd=readd)
+    fresh = [one for one in found if one.entry["key"] not in known]
+    decoded: dict[str, list[Found]] = {}
+    for one in fresh:
+        if one.entry.get("image"):
+            decoded.setdefault(one.entry["image"], []).append(one)
+    kept_files = {
+        entry["file"]: entry["image"] for entry in tables.ledger.values() if not entry.get("reason")
+    }
+    place = {row["image"]: number for number, row in enumerate(tables.rows)}
+    added: list[Found] = []
+    updated: dict[int, Found] = {}
+    for image, same in decoded.items():
+        same.sort(key=lambda one: one.preference)
+        if image in place:
+            ours = [one for one in same if kept_files.get(one.entry["file"]) == image]
+            if ours:
+                updated[place[image]] = ours[0]
+            _refuse(same, ours[:1], "duplicate: same pixels as an image that is in the cache already")
+        elif not readd and any(_was_removed(tables, one.entry) for one in same):
+            _refuse(same, [], f"{REMOVED}: not added again unless asked")
+        else:
+            tables.removed -= {
+                image,
+                *(name for one in same for name in (*one.entry["links"], one.entry["patient"])),
+            }
+            added.append(same[0])
+            _refuse(same, same[:1], f"duplicate: same pixels as {shown_path(same[0].item.file)}")
+    added.sort(key=lambda one: str(one.entry["digest"]))
+    _add_to_ledger(tables, fresh)
+    _add_rows(tables, added, updated)
+    _quarantine(tables, found, problems, {one.entry["key"] for one in fresh})
+    tables.sources += [name for name in sources if name not in tables.sources]
+    return Change(
+        [one.entry["key"] for one in added],
+        {number: one.entry["key"] for number, one in updated.items()},
+        any(_lasts(one.entry) for one in fresh)
+        or before != (tables.quarantine, tables.sources, tables.removed),
+    )
+
+
+def known_keys(tables: Tables, *, readd: bool) -> set[str]:
+    """The keys whose outcome stands; where removed images may come back, theirs are open again."""
+    return {
+        key
+        for key, entry in tables.ledger.items()
+        if not (readd and str(entry.get("reason", "")).startswith(REMOVED))
+    }
+
+
+def _was_removed(tables: Tables, entry: Entry) -> bool:
+    return not tables.removed.isdisjoint({entry["image"], entry["patient"], *entry["links"]})
+
+
+def _refuse(same: Iterable[Found], but: list[Found], reason: str) -> None:
+    for one in same:
+        if one not in but:
+            one.entry["reason"] = reason
+
+
+def _add_to_ledger(tables: Tables, fresh: list[Found]) -> None:
+    """Note the new outcomes; what the ledger knew of a file that has changed goes, unless an image came of it."""
+    now = {one.entry["file"]: one.entry for one in fresh}
+    for key, entry in list(tables.ledger.items()):
+        if entry["file"] in now and (
+            entry.get("reason") or entry["image"] == now[entry["file"]].get("image")
+        ):
+            del tables.ledger[key]
+    for one in fresh:
+        if _lasts(one.entry):
+            names = ("key", "file", "image", "links", "patient", "reason")
+            tables.ledger[one.entry["key"]] = {name: one.entry[name] for name in names if one.entry.get(name)}
+
+
+def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found]) -> None:
+    old = [(row["image"], Member(row["group"], row["split"])) for row in tables.rows]
+    new = [(str(one.entry["image"]), str(one.entry["digest"])) for one in added]
+    present = {image for image, _ in (*old, *new)}
+    links = [
+        (entry["image"], link)
+        for entry in tables.ledger.values()
+        if entry.get("image") in present
+        for link in entry["links"]
+    ]
+    members = groups.assign(old, new, links)
+    for number, one in updated.items():
+        tables.rows[number] = _row(one)
+    tables.rows += [_row(one) for one in added]
+    for row in tables.rows:
+        row["group"], row["split"] = members[row["image"]]
+
+
+def _lasts(entry: Entry) -> bool:
+    return bool(entry.get("lasting", True))
+
+
+def _row(one: Found) -> Row:
+    return {**one.entry["row"], **one.entry["labels"]}
+
+
+def _quarantine(tables: Tables, found: list[Found], problems: list[Item], fresh: set[str]) -> None:
+    """Every listed file is in the cache or in the quarantine; files of earlier listings stay as they were."""
+    for item in problems:
+        tables.quarantine[shown_path(item.file)] = item.problem
+    for one in found:
+        name = shown_path(one.item.file)
+        if not one.entry.get("reason"):
+            tables.quarantine.pop(name, None)
+        elif name not in tables.quarantine or one.entry["key"] in fresh:
+            tables.quarantine[name] = one.entry["reason"]

@@ -1,0 +1,165 @@
+"""PNG and JPEG pictures of radiographs, and the masks that come with them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from sscxr.data.facts import Facts, Refused
+from sscxr.data.greyscale import AS_STORED, PERCENTILES, Turning, turn
+
+FORMATS = ("PNG", "JPEG")
+# A radiograph may be tinted, or carry a coloured arrow; a photograph or an overlay is coloured all over (ours).
+COLOURED = 64 / 255  # between the largest and the smallest channel
+MAX_COLOURED = 0.2  # of the pixels
+MASK_LUNG, MASK_IGNORE = 255, 127
+# EXIF 2.3, tag 0x0112: transpose, then flip left and right, then flip top and bottom.
+EXIF_TURNS: dict[int, Turning] = {
+    2: (False, True, False),
+    3: (False, True, True),
+    4: (False, False, True),
+    5: (True, False, False),
+    6: (True, True, False),
+    7: (True, True, True),
+    8: (True, False, True),
+}
+
+Grey = npt.NDArray[np.float32]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file begins as a PNG or a JPEG does."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return head == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff"
+
+
+def read(path: Path, *, max_pixels: int) -> tuple[Grey, Facts, Turning]:
+    """Read a whole picture as grey levels, turned as its EXIF orientation says.
+
+    Transparency is composited on black. 16 bits are stretched between percentiles, as nothing says what is black
+    and white; 8 bits keep their range.
+
+    Args:
+        path: a PNG or JPEG file.
+        max_pixels: width times height above which it is refused before it is decoded.
+
+    Returns:
+        float32 [H, W] in 0..1, the facts, and how it was turned.
+
+    Raises:
+        Refused: not a whole, still, grey picture.
+        OSError: the file cannot be opened.
+    """
+    picture = _open(path, max_pixels)
+    if picture.mode.startswith("I"):
+        grey, grey_range = _stretched(np.asarray(picture).astype(np.int64))
+    elif picture.mode == "F":
+        raise Refused("unreadable", "a picture of floating-point values")
+    else:
+        grey, grey_range = _eight_bits(picture), "8 bit"
+    turning = _turning(picture)
+    return turn(grey, turning), Facts(grey_range=grey_range), turning
+
+
+def read_mask(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """A mask as stored: uint8 [H, W] of 255 lung, 127 ignore, 0 background; a mask of 0 and 1 counts 1 as lung.
+
+    Raises:
+        Refused: not a whole picture.
+        OSError: the file cannot be opened.
+    """
+    picture = _open(path, max_pixels)
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    values = np.asarray(picture.convert("L") if picture.mode not in ("1", "L") else picture).astype(np.int64)
+    if values.max(initial=0) <= 1:
+        values = values * MASK_LUNG
+    mask = np.zeros(values.shape, dtype=np.uint8)
+    mask[values >= 96] = MASK_IGNORE  # half way, with room for a lossy file's noise
+    mask[values >= 160] = MASK_LUNG
+    return mask
+
+
+def colour_to_grey(samples: npt.NDArray[Any]) -> Grey:
+    """Luma (ITU-R BT.601) of [H, W, 3] samples of 8 or 16 bits, where they are grey in all but name.
+
+    Raises:
+        Refused: too much of the picture is coloured.
+    """
+    channels = samples.astype(np.float32) / np.iinfo(samples.dtype).max
+    spread = channels.max(axis=2) - channels.min(axis=2)
+    share = float((spread > COLOURED).mean())
+    if share > MAX_COLOURED:
+        raise Refused("colour picture", f"{share:.0%} of it coloured")
+    if not spread.any():
+        return np.ascontiguousarray(channels[..., 0])
+    return np.asarray(channels @ np.array((0.299, 0.587, 0.114), dtype=np.float32), dtype=np.float32)
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    """The decoded picture; its size is checked from its header alone."""
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(file, formats=FORMATS)
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise Refused("too large", f"{width} x {height} px, the limit is {max_pixels} px")
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1:
+                raise Refused("multi-frame", f"{frames} pictures in one file")
+            if picture.format == "PNG":
+                picture.verify()  # checksums, which loading skips
+                file.seek(0)
+                picture = Image.open(file, formats=FORMATS)
+            picture.load()
+            return picture
+    except Image.DecompressionBombError:
+        raise Refused("too large", f"the limit is {max_pixels} px") from None
+    except UnidentifiedImageError:
+        raise Refused("unreadable", "damaged at its beginning") from None
+    except Refused:
+        raise
+    except MemoryError:
+        raise Refused("too large", "not enough memory to decode it") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise Refused("truncated" if "truncated" in str(error) else "unreadable", str(error)) from None
+    except Exception as error:  # a parser of hostile bytes may raise anything
+        raise Refused("unreadable", f"{type(error).__name__}: {error}") from None
+
+
+def _turning(picture: Image.Image) -> Turning:
+    """What the EXIF orientation asks for, as `greyscale.turn` wants it."""
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # EXIF that does not parse says nothing
+        return AS_STORED
+    return EXIF_TURNS.get(orientation, AS_STORED)
+
+
+def _eight_bits(picture: Image.Image) -> Grey:
+    if picture.mode == "P" or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+    if picture.mode in ("LA", "La", "PA", "RGBa"):
+        picture = picture.convert("RGBA")
+    if picture.mode == "RGBA":
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture)
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
+    return colour_to_grey(np.asarray(picture.convert("RGB")))
+
+
+def _stretched(values: npt.NDArray[np.int64]) -> tuple[Grey, str]:
+    """16-bit values between percentiles of those that occur above black borders; 8-bit ones as they are."""
+    low, high = np.percentile(values, PERCENTILES)
+    if high <= low:
+        low, high = float(values.min()), float(values.max())
+    grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    return grey.astype(np.float32), "percentiles"

@@ -1,0 +1,138 @@
+"""Work spread over processes that may die: bounded in memory, and no file stops the others."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from sscxr.data.decode import Prepared, Task, attempt
+from sscxr.data.facts import Refused
+
+IN_FLIGHT = 4  # tasks a worker has been handed: enough to keep it busy, few enough to bound memory
+TIME_LIMIT = 120  # seconds for one file; the largest take two
+MEMORY_LIMIT = 12 << 30  # bytes of address space a worker may take, libraries included
+
+Key = TypeVar("Key")
+
+
+def default_workers() -> int:
+    """As many as there are cores for us, at most 8: reading is soon bound by the disk."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Key, Prepared | Refused]]:
+    """Decode files in `workers` processes (0: in this one), in the order they finish.
+
+    A worker that dies takes its pool with it. Whatever was in flight is then tried again alone, so that the file
+    that kills workers is known, refused, and the rest goes on.
+    """
+    if workers == 0:
+        _silence_libraries()
+        yield from ((key, attempt(task)) for key, task in tasks)
+        return
+    waiting = iter(tasks)
+    while True:
+        suspects: list[tuple[Key, Task]] = []
+        yield from _until_broken(waiting, workers, suspects)
+        if not suspects:
+            return
+        for key, task in suspects:
+            yield key, _alone(task)
+
+
+def _until_broken(
+    waiting: Iterator[tuple[Key, Task]], workers: int, suspects: list[tuple[Key, Task]]
+) -> Iterator[tuple[Key, Prepared | Refused]]:
+    """Results until all tasks are done or a worker dies; then `suspects` holds what was in flight."""
+    in_flight: dict[Future[Prepared | Refused], tuple[Key, Task]] = {}
+    pool = _pool(workers)
+    try:
+        while True:
+            for key, task in islice(waiting, workers * IN_FLIGHT - len(in_flight)):
+                try:
+                    in_flight[pool.submit(_limited, task)] = (key, task)
+                except BrokenProcessPool:
+                    suspects.append((key, task))
+                    break
+            if not in_flight and not suspects:
+                return
+            for future in wait(in_flight, return_when=FIRST_COMPLETED).done if in_flight else ():
+                key, task = in_flight.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    suspects.append((key, task))
+                else:
+                    yield key, result
+            if suspects:
+                suspects += in_flight.values()
+                return
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(task: Task) -> Prepared | Refused:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_limited, task).result()
+        except BrokenProcessPool:
+            return Refused(
+                "kills its reader", f"decoding crashed, or took more than {TIME_LIMIT} s or all memory"
+            )
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it is there.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _limited(task: Task) -> Prepared | Refused:
+    # The alarm's default action ends the process, even one that hangs in a decoder's C code.
+    signal.alarm(TIME_LIMIT)
+    try:
+        return attempt(task)
+    finally:
+        signal.alarm(0)
+
+
+def _start_worker() -> None:
+    """Quiet, bounded, and gone when the parent is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _silence_libraries()
+    _limit_memory()
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _silence_libraries() -> None:
+    """Decoders print to stderr what they stumble on, file names included; what matters is in the refusal."""
+    import logging
+
+    import gdcm
+
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        off()
+
+
+def _limit_memory() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_LIMIT if soft == resource.RLIM_INFINITY else min(soft, MEMORY_LIMIT)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

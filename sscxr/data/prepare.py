@@ -1,0 +1,215 @@
+"""Folders, files and manifests to a site cache: decode in parallel, deduplicate, group, quarantine with reasons.
+
+Files are decoded first, in any order and over any number of attempts, into a journal. Only when all are there is
+the cache written from it, in an order that depends on the images alone.
+"""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sscxr.data import assemble, listing, merge, pool, store, tables
+from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+from sscxr.data.decode import NOT_READABLE, Prepared, Task
+from sscxr.data.dicom import MAX_PIXELS
+from sscxr.data.facts import Refused
+from sscxr.data.journal import Journal
+from sscxr.data.listing import Item, Listing
+from sscxr.data.manifest import Record
+from sscxr.data.progress import Display
+from sscxr.data.store import Secret
+from sscxr.data.tables import Entry, Row
+
+PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
+
+
+class PrepareError(ValueError):
+    """Nothing could be prepared: one line that says why and what to do."""
+
+
+def prepare(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    size: int = 256,
+    workers: int | None = None,
+    salt: bytes | None = None,
+    progress: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    readd_removed: bool = False,
+) -> Cache:
+    """Prepare a site cache, go on with one that was interrupted, or add to one.
+
+    Args:
+        sources: folders (searched to the bottom), manifests (`.csv`) and single files.
+        out: the cache's folder.
+        labels: a manifest that says more about files of the folders.
+        size: pixels a side of the cached images.
+        workers: processes; None: one a core, 0: in this process.
+        salt: the secret of the hashes; None: drawn when the cache is made.
+        progress: whether to show it, on stderr.
+        max_pixels: a larger file is refused before it is decoded.
+        readd_removed: take back what was removed on request, where the sources hold it.
+
+    Returns:
+        The opened cache.
+
+    Raises:
+        PrepareError, SourceError, ManifestError, CacheError: one line that says what is wrong and what to do.
+    """
+    out, show = Path(out), Display(progress)
+    if not 16 <= size <= 4096:
+        raise PrepareError(f"size={size} px: a cached image has 16 to 4096 px a side")
+    paths = [Path(source) for source in sources]
+    listed = listing.collect(paths, labels=None if labels is None else Path(labels), skip=out)
+    if not listed.items:
+        raise PrepareError(f"no files in {', '.join(str(path) for path in paths)}; nothing to prepare")
+    for line in listed.warnings:
+        show.warn(line)
+    try:
+        secret = store.create(out, salt)
+        with store.writing(out):
+            _check_size(out, size)
+            header = {"pipeline": PIPELINE, "size": size, "max_pixels": max_pixels}
+            images = _prepare(listed, out, secret, header, workers, show, readd=readd_removed)
+    except OSError as error:
+        raise PrepareError(_explained(error, out)) from error
+    if not images:
+        raise PrepareError(
+            f"none of {len(listed.items)} files can be used; {out / 'quarantine.csv'} says why for each"
+        )
+    return open_cache(out)
+
+
+def _check_size(out: Path, size: int) -> None:
+    if (out / "images.npy").exists():
+        held = np.load(out / "images.npy", mmap_mode="r", allow_pickle=False).shape[1]
+        if held != size:
+            raise CacheError(
+                f"cache {out} holds images of {held} px; for {size} px give --out another folder"
+            )
+
+
+def _prepare(
+    listed: Listing,
+    out: Path,
+    secret: Secret,
+    header: dict[str, Any],
+    workers: int | None,
+    show: Display,
+    *,
+    readd: bool,
+) -> int:
+    """Decode what is new, then write the cache; the number of images in it."""
+    state = tables.load(out)
+    items = {_key(item, header, secret): item for item in listed.items if not item.problem}
+    known = merge.known_keys(state, readd=readd)
+    journal = Journal(out / "work", header)
+    try:
+        new = {key: item for key, item in items.items() if key not in known}
+        passing = _decode(
+            new, journal, secret, header, pool.default_workers() if workers is None else workers, show
+        )
+        outcomes = {key: passing.get(key) or journal.entries[key] for key in new}
+        found = [merge.Found(item, outcomes.get(key) or state.ledger[key]) for key, item in items.items()]
+        problems = [item for item in listed.items if item.problem]
+        before = len(state.rows)
+        change = merge.merge(state, found, problems, listed.sources, readd=readd)
+        if change.added or change.updated:
+            picks = [change.updated.get(number, number) for number in range(before)]
+            assemble.write_all(out, state, header["size"], [*picks, *change.added], journal)
+        elif change.any:
+            assemble.write_tables(out, state, header["size"])
+    finally:
+        journal.close()
+    journal.discard()
+    return len(state.rows)
+
+
+def _decode(
+    new: dict[str, Item],
+    journal: Journal,
+    secret: Secret,
+    header: dict[str, Any],
+    workers: int,
+    show: Display,
+) -> dict[str, Entry]:
+    """Bring every new file into the journal; outcomes that may be others next time are returned instead."""
+    size, max_pixels = header["size"], header["max_pixels"]
+    passing: dict[str, Entry] = {}
+    waiting = {key: item for key, item in new.items() if key not in journal.entries}
+    tasks = (
+        (key, Task(item.file, _mask(item), item.record.view if item.record else "", size, max_pixels))
+        for key, item in waiting.items()
+    )
+    with show.counting(len(new) - len(waiting), len(new)) as counter:
+        for key, result in pool.decode(tasks, min(workers, len(waiting))):
+            entry = {"key": key, "file": secret.hash("file", str(new[key].file))}
+            if isinstance(result, Prepared):
+                journal.add(entry | _described(new[key], result, secret), result.image, result.mask)
+            elif result.kind == NOT_READABLE:
+                passing[key] = entry | {"reason": str(result), "lasting": False}
+            else:
+                journal.add(entry | {"reason": str(result)})
+            counter.step(isinstance(result, Refused))
+    return passing
+
+
+def _mask(item: Item) -> Path | None:
+    return item.record.mask if item.record is not None else None
+
+
+def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:
+    """A salted hash of all that a file's outcome depends on: what it is, and what a manifest says of it."""
+    parts = [repr(sorted(header.items())), item.source, repr(item.record)]
+    for path in (item.file, _mask(item)):
+        try:
+            status = path.stat() if path is not None else None
+        except OSError:
+            status = None
+        parts += [str(path), f"{status.st_size} {status.st_mtime_ns}" if status is not None else "absent"]
+    return secret.hash("key", "\0".join(parts))
+
+
+def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
+    """An image as the ledger and the index keep it: identifiers hashed, nothing but what `INDEX_COLUMNS` lists.
+
+    `digest`, the one thing that is not hashed with the salt, orders the images and goes with the journal.
+    """
+    record, facts = item.record or Record(item.file, item.name), prepared.facts
+    patient = record.patient or record.group or facts.patient
+    group = record.group or facts.patient
+    alone = secret.hash("alone", prepared.digest)
+    warnings = [*facts.warnings, *([record.warning] if record.warning else [])]
+    row: Row = {
+        "image": secret.hash("image", prepared.digest),
+        "source": item.source,
+        "view": record.view or facts.view,
+        "sex": record.sex or facts.sex,
+        "age_band": record.age_band or facts.age_band,
+        "licence": record.licence,
+        "spacing_mm": "" if facts.spacing_mm is None else f"{facts.spacing_mm:g}",
+        "grey_range": facts.grey_range,
+        "has_mask": str(int(prepared.mask is not None)),
+        "warnings": "; ".join(warnings),
+    }
+    places = ("height", "width", "top", "left", "content_height", "content_width")
+    return {
+        "digest": prepared.digest,
+        "image": row["image"],
+        "patient": secret.hash("patient", patient) if patient else "",
+        "links": [secret.hash("patient", group) if group else alone],
+        "body_part": bool(facts.body_part),
+        "row": row | {name: str(getattr(prepared, name)) for name in places},
+        "labels": {f"{LABEL_PREFIX}{name}": str(value) for name, value in sorted(record.labels.items())},
+    }
+
+
+def _explained(error: OSError, out: Path) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"the disk of {out} is full; what was prepared is kept: make room and run it again"
+    return f"{error.filename or out}: {error.strerror or error}"

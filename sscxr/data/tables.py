@@ -1,0 +1,133 @@
+"""The text of a cache (index, ledger, quarantine, summary): read as it lies, written as it will lie."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheError
+
+Entry = dict[str, Any]
+Row = dict[str, str]
+REMOVED = "removed on request"
+
+
+@dataclass
+class Tables:
+    """What a cache says, besides its pixels.
+
+    Attributes:
+        rows: of the index, every cell as text; in the images' order.
+        sources: in the order they were listed.
+        ledger: by key, what became of every file: `file` (hashed), and `image`, `links` and `patient` (all hashed)
+            of one that decodes, and `reason` of one that is not in the cache.
+        removed: hashes of images and patients that were removed on request.
+        quarantine: the reason by file.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    ledger: dict[str, Entry] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
+    quarantine: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Prefixed, sorted; a label that no row knows is none."""
+        return sorted(
+            {
+                name
+                for row in self.rows
+                for name, cell in row.items()
+                if name.startswith(LABEL_PREFIX) and cell
+            }
+        )
+
+
+def load(folder: Path) -> Tables:
+    """The tables of a cache, empty where it was never finished.
+
+    Raises:
+        CacheError: a file of the cache does not parse.
+    """
+    tables = Tables()
+    try:
+        if (folder / "index.csv").exists():
+            tables.rows = _read_csv(folder / "index.csv")
+            tables.sources = json.loads((folder / "summary.json").read_text())["sources"]
+        if (folder / "ledger.jsonl").exists():
+            lines = (json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines())
+            tables.ledger = {entry["key"]: entry for entry in lines}
+        if (folder / "removed.json").exists():
+            tables.removed = set(json.loads((folder / "removed.json").read_text()))
+        if (folder / "quarantine.csv").exists():
+            tables.quarantine = {row["file"]: row["reason"] for row in _read_csv(folder / "quarantine.csv")}
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise CacheError(
+            f"cache {folder} is damaged ({type(error).__name__}: {error}); prepare it anew"
+        ) from None
+    return tables
+
+
+def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -> None:
+    """Write the tables into `folder`; without images there is no index and no summary, so it does not open yet."""
+    _write_csv(folder / "quarantine.csv", ("file", "reason"), sorted(tables.quarantine.items()))
+    entries = sorted(tables.ledger.values(), key=lambda entry: str(entry["key"]))
+    with (folder / "ledger.jsonl").open("w") as out:
+        out.writelines(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n" for entry in entries)
+    (folder / "removed.json").write_text(json.dumps(sorted(tables.removed)) + "\n")
+    if not with_images:
+        return
+    columns = [*INDEX_COLUMNS, *tables.label_columns]
+    _write_csv(
+        folder / "index.csv", columns, ([row.get(name, "") for name in columns] for row in tables.rows)
+    )
+    (folder / "summary.json").write_text(json.dumps(summarise(tables, size), indent=1) + "\n")
+
+
+def summarise(tables: Tables, size: int) -> dict[str, Any]:
+    """Counts of a cache; they stay at the site."""
+    rows = tables.rows
+    counts = {
+        column: dict(sorted(Counter(row[column] for row in rows).items()))
+        for column in ("source", "view", "sex", "age_band", "grey_range")
+    }
+    names = {"1": "present", "0": "absent", "": "unknown"}
+    labels = {
+        column.removeprefix(LABEL_PREFIX): dict(Counter(names[row.get(column, "")] for row in rows))
+        for column in tables.label_columns
+    }
+    return {
+        "format_version": FORMAT_VERSION,
+        "size": size,
+        "images": len(rows),
+        "groups": len({row["group"] for row in rows}),
+        "masks": sum(row["has_mask"] == "1" for row in rows),
+        "quarantined": len(tables.quarantine),
+        "sources": tables.sources,
+        "counts": counts,
+        "labels": {name: dict(sorted(count.items())) for name, count in labels.items()},
+        "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
+    }
+
+
+def shown_path(path: Path) -> str:
+    """A path as text that any file can hold, whatever bytes its name has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _read_csv(path: Path) -> list[Row]:
+    csv.field_size_limit(1 << 24)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
