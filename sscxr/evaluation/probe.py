@@ -1,11 +1,8 @@
 """What an encoder's frozen features know: k-NN and linear probes on patient-split labels.
 
-A task is a label within one cohort: one source, or a few sources of one hospital pooled. Never a label across
-sources, since there label and source are confounded (all COVID-19 cases from one hospital, all healthy ones
-from another), and a probe that only recognises the scanner would look like one that recognises the disease.
-
-Probes fit on the patients that pretraining may use and are tested on those set aside. The feature is the mean
-of the patch tokens after the final norm; the CLS token is left out, because GMML trains it on nothing.
+A task is a label within one source, never across sources, where the two are confounded (`tasks.py`). Probes
+fit on the patients that pretraining may use and are tested on those set aside. The feature is the mean of the
+patch tokens after the final norm; the CLS token is left out, because GMML trains it on nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +23,8 @@ from torch import nn
 from sscxr.data import augment
 from sscxr.data.cache import Cache
 from sscxr.evaluation import metrics
+from sscxr.evaluation.tasks import Rows, Task, find_tasks
 
-Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 
 # Inverse regularisation strengths tried for the linear probe (sklearn's C, on standardised features).
@@ -35,30 +32,6 @@ STRENGTHS = tuple(float(c) for c in np.logspace(-3, 2, 11))
 FOLDS = 5
 # Softmax temperature of the neighbours' votes, as in DINO's k-NN probe (arXiv 2104.14294, 4.1).
 TEMPERATURE = 0.07
-# Labels that state that nothing was found: where one only mirrors a finding, the finding's name is kept.
-HEALTHY = frozenset({"normal", "no finding", "no_finding", "healthy"})
-
-
-@dataclass(frozen=True)
-class Task:
-    """A label within a cohort, and the cache rows to learn it from and to test it on.
-
-    Attributes:
-        label: the label's name.
-        cohort: a source, or the name of several pooled.
-        train, test: rows of the cache, int64; no patient group is in both.
-        train_positive, test_positive: bool, in the rows' order.
-        train_groups, test_groups: the rows' patient groups.
-    """
-
-    label: str
-    cohort: str
-    train: Rows
-    test: Rows
-    train_positive: npt.NDArray[np.bool_]
-    test_positive: npt.NDArray[np.bool_]
-    train_groups: npt.NDArray[Any]
-    test_groups: npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -149,56 +122,6 @@ def features(
     return np.concatenate(found)
 
 
-def find_tasks(
-    cache: Cache,
-    *,
-    test_share: float,
-    min_cases: int,
-    cohorts: Mapping[str, Sequence[str]] | None = None,
-) -> list[Task]:
-    """Every label within a cohort that has enough cases to be judged on; none is an empty list.
-
-    Unknown labels and lateral views are left out. Of two labels that mirror each other within a cohort
-    (pneumonia and normal) only one is a task, the finding.
-
-    Args:
-        cache: the cache.
-        test_share: share of the patient groups that were set aside.
-        min_cases: images with and without the label that both training and test rows need.
-        cohorts: cohort name -> sources pooled into it (one hospital's); None: each source by itself.
-    """
-    if cohorts is None:
-        cohorts = {name: [name] for name in sorted(cache.index["source"].unique())}
-    frontal = np.zeros(len(cache), dtype=bool)
-    frontal[cache.rows(laterals=False)] = True
-    held_out = cache.held_out(test_share)
-    groups = cache.index["group"].to_numpy()
-    # A group with any image set aside is no training patient, whatever its other rows say.
-    trainable = ~np.isin(groups, groups[held_out])
-    tasks: list[Task] = []
-    for cohort, sources in cohorts.items():
-        inside = frontal & cache.index["source"].isin(list(sources)).to_numpy()
-        seen: list[Floats] = []
-        for label in sorted(cache.labels, key=lambda name: (name.lower() in HEALTHY, name)):
-            values = cache.label(label)
-            train = np.flatnonzero(inside & trainable & np.isfinite(values))
-            test = np.flatnonzero(inside & held_out & np.isfinite(values))
-            fewest = min(
-                ((values[rows] > 0.5) == has).sum() for rows in (train, test) for has in (True, False)
-            )
-            within = values[inside]
-            if fewest < max(1, min_cases) or any(
-                np.array_equal(1 - within, old, equal_nan=True) for old in seen
-            ):
-                continue
-            seen.append(within)
-            positive = values > 0.5
-            tasks.append(
-                Task(label, cohort, train, test, positive[train], positive[test], groups[train], groups[test])
-            )
-    return tasks
-
-
 def knn_scores(
     train: Floats, positive: npt.NDArray[np.bool_], test: Floats, *, neighbours: int
 ) -> npt.NDArray[np.float64]:
@@ -219,7 +142,8 @@ def knn_scores(
     k = min(neighbours, len(from_train))
     scores = np.empty(len(from_test))
     for start in range(0, len(from_test), 1024):  # [1024, N] cosines at a time
-        cosines = from_test[start : start + 1024] @ from_train.T
+        with threadpool_limits(1):
+            cosines = from_test[start : start + 1024] @ from_train.T
         nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(cosines, nearest, axis=1)
         votes = np.exp((near - near.max(axis=1, keepdims=True)) / TEMPERATURE)

@@ -1,0 +1,208 @@
+"""A released encoder: timm loads it whole, the same bytes every time, and a card that tells what it should."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import timm
+import torch
+
+from sscxr import card, release
+from sscxr.card import Card, SiteData
+from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.models.encoder import build, model_args
+
+NAME = "vit_tiny_patch16_224"
+SIZES = {"img_size": 32, "patch_size": 8, "in_chans": 1, "depth": 2}
+
+
+def encoder(seed: int = 0) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(NAME, **SIZES, drop_path=0.2)
+
+
+def a_card(**changes: Any) -> Card:
+    probe = Probe("pneumonia", "paediatric", "linear", 0.912, 0.874, 0.945, 500, 300, 120, 60, 7)
+    plain = Probe("pneumonia", "paediatric", "linear", 0.801, 0.742, 0.853, 500, 300, 120, 60, 7)
+    facts: dict[str, Any] = {
+        "name": "demo",
+        "data": [
+            SiteData("north", 1234, 9, ["CC BY 4.0"]),
+            SiteData("idc", 160, 120, ["CC BY-NC-SA 4.0", "CC BY 4.0", "CC BY 4.0"]),
+            SiteData("silent", None),
+        ],
+        "rounds": 12,
+        "settings": "run:\n  name: demo\n",
+        "code_version": "0.1.0",
+        "probes": [Comparison(probe, plain, 0.111, 0.062, 0.160)],
+    }
+    return Card(**(facts | changes))
+
+
+def write(folder: Path, model: torch.nn.Module | None = None, **changes: Any) -> Path:
+    settings: dict[str, Any] = {
+        "architecture": NAME,
+        "model_args": model_args(**SIZES),
+        "mean": 0.5,
+        "std": 0.25,
+    }
+    return release.write_encoder(model or encoder(), folder, card=a_card(), **(settings | changes))
+
+
+def test_timm_loads_every_key_and_gives_the_same_features(tmp_path: Path) -> None:
+    model = encoder().eval()
+    folder = write(tmp_path / "encoder", model)
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(loaded.forward_features(images), model.forward_features(images))
+        # Called as it is, it gives the feature that the probes use.
+        assert torch.equal(loaded(images), model.forward_features(images)[:, 1:].mean(dim=1))
+    assert len(loaded.blocks) == 2
+    assert loaded.patch_embed.proj.weight.shape == (192, 1, 8, 8)
+    assert loaded.pretrained_cfg["mean"] == [0.5]
+    assert tuple(loaded.pretrained_cfg["input_size"]) == (1, 32, 32)
+    assert release.input_norm(folder) == (0.5, 0.25)
+
+
+def test_our_loader_is_timms_and_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder")
+    before = torch.get_rng_state()
+    loaded = release.load_encoder(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training
+    for name, tensor in encoder().state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("wanted", [{"num_classes": 3}, {"in_chans": 3}, {"img_size": 48}])
+def test_downstream_changes_keep_the_blocks(tmp_path: Path, wanted: dict[str, int]) -> None:
+    folder = write(tmp_path / "encoder")
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, **wanted)
+    size, channels = wanted.get("img_size", 32), wanted.get("in_chans", 1)
+    assert loaded(torch.zeros(1, channels, size, size)).shape == (1, wanted.get("num_classes", 192))
+    expected = encoder().state_dict()["blocks.1.mlp.fc1.weight"]
+    assert torch.equal(loaded.state_dict()["blocks.1.mlp.fc1.weight"], expected)
+
+
+def test_two_writes_give_the_same_bytes(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one"), write(tmp_path / "two")
+    write(tmp_path / "two")  # over itself
+    for name in (release.WEIGHTS, release.CONFIG, release.CARD):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    with safetensors.safe_open(one / release.WEIGHTS, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float32"}  # noqa: SIM118
+
+
+def test_half_precision_is_released_as_float32(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder", encoder().half())
+    assert release.load_encoder(folder).norm.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ({"model_args": model_args(**(SIZES | {"depth": 1}))}, "cannot load"),
+        ({"model_args": model_args(**(SIZES | {"img_size": 48}))}, "other weights"),
+        ({"architecture": "vit_small_patch16_224"}, "cannot load"),
+    ],
+)
+def test_what_timm_would_not_load_is_not_released(tmp_path: Path, broken: dict[str, Any], says: str) -> None:
+    write(tmp_path / "encoder")
+    before = (tmp_path / "encoder" / release.WEIGHTS).read_bytes()
+    with pytest.raises(release.ReleaseError, match=says):
+        write(tmp_path / "encoder", encoder(1), **broken)
+    assert (tmp_path / "encoder" / release.WEIGHTS).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
+
+
+def test_non_finite_weights_are_not_released(tmp_path: Path) -> None:
+    model = encoder()
+    with torch.no_grad():
+        model.norm.weight[3] = torch.nan
+    with pytest.raises(release.ReleaseError, match=r"norm\.weight holds NaN"):
+        write(tmp_path / "encoder", model)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"), [(release.CONFIG, "no config.json"), (release.WEIGHTS, "no model")]
+)
+def test_a_folder_that_is_no_release(tmp_path: Path, spoil: str, says: str) -> None:
+    folder = write(tmp_path / "encoder")
+    (folder / spoil).unlink()
+    with pytest.raises(release.ReleaseError, match=says):
+        release.load_encoder(folder)
+
+
+def test_a_truncated_release_is_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder")
+    weights = folder / release.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(release.ReleaseError, match="cannot load") as error:
+        release.load_encoder(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_card_tells_data_licences_recipe_and_probes(tmp_path: Path) -> None:
+    text = (write(tmp_path / "encoder") / release.CARD).read_text()
+    assert "| north | 1,234 | <10 | CC BY 4.0 |" in text
+    assert r"| idc | 160 | 120 | CC BY 4.0, CC BY\-NC\-SA 4.0 **(NON-COMMERCIAL)** |" in text
+    assert "| silent | not told | not told | not stated |" in text
+    assert "1 of 3 sites hold images under a NON-COMMERCIAL licence" in text
+    assert "0.912 (0.874 to 0.945) | 0.801 (0.742 to 0.853) | +0.111 (+0.062 to +0.160) | <10 |" in text
+    assert "12 federated rounds" in text
+    assert "  name: demo" in text
+    assert "not a medical device" in text
+    assert "0.1.0" in text
+
+
+def test_code_in_the_card_runs(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder")
+    code = (folder / release.CARD).read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH_OF_THIS_FOLDER", str(folder)), names)
+    assert names["features"].shape == (1, 192)
+
+
+@pytest.mark.parametrize(
+    ("licence", "restricted"),
+    [
+        ("CC BY-NC-SA 4.0", True),
+        ("cc-by-nc-4.0", True),
+        ("CC_BY_NC", True),
+        ("NonCommercial use only", True),
+        ("for non-commercial research", True),
+        ("CC BY 4.0", False),
+        ("NIH terms: acknowledge the National Clinical Center (once)", False),
+        ("", False),
+    ],
+)
+def test_non_commercial_licences_are_known(licence: str, restricted: bool) -> None:
+    assert card.non_commercial(licence) is restricted
+
+
+def test_hostile_names_stay_text() -> None:
+    site = SiteData("a|b\n# <script>x</script> [link](http://x)", 100, 50, ["`CC`|x"])
+    config = {"architecture": NAME, "num_features": 192}
+    config["pretrained_cfg"] = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.25]}
+    text = card.render(a_card(data=[site], settings="x: '```'\n# not a heading"), config)
+    assert "<script>" not in text
+    row = next(line for line in text.splitlines() if "script" in line)
+    assert row.replace("\\|", "").count("|") == 5
+    assert "](http" not in row
+    assert "````yaml" in text
+
+
+def test_config_is_timms_form(tmp_path: Path) -> None:
+    config = json.loads((write(tmp_path / "encoder") / release.CONFIG).read_text())
+    assert config["architecture"] == NAME
+    assert config["num_classes"] == 0
+    assert config["num_features"] == 192
+    assert config["model_args"]["img_size"] == 32
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0
