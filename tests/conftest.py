@@ -1,0 +1,14 @@
+"""Fixtures that any test may use."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real chest X-rays beside the project; tests that want it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "cxr").is_dir():
+        pytest.skip(f"no real chest X-rays at {folder}")
+    return folder
