@@ -55,7 +55,7 @@ def _pneumonia(rng: np.random.Generator, picture: Thorax, height: float) -> list
         radii = (rng.uniform(0.22, 0.6), rng.uniform(0.2, 0.5))
         blob = ball(picture.x, picture.y, at, radii, rng.uniform(-0.7, 0.7))
         strength = float(np.clip(rng.lognormal(-0.6, 0.4), 0.2, 0.95))
-        _opacify(picture, strength * ramp(blob * blob * (1.1 + 0.5 * texture)))
+        _opacify(picture, strength * ramp(blob * blob * (1.1 + 0.35 * texture)))
         names.append(f"Consolidation {_where(side, place)}")
     if rng.random() < 0.15:
         names += _effusion(rng, picture, height)

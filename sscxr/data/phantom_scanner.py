@@ -158,7 +158,7 @@ def _mark(rng: np.random.Generator, style: Style, image: Field, view: str) -> No
         place = rng.uniform(0.03, 0.12) if side == "R" else rng.uniform(0.84, 0.92)
         _write(image, side, dot, rng.uniform(0.03, 0.2), place, style.boxed)
     if rng.random() < style.text:
-        word = f"{view} PORTABLE" if rng.random() < 0.5 else view
+        word = "AP PORTABLE" if view == "AP" and rng.random() < 0.5 else view
         dot = max(1, round(size / 256 * rng.uniform(0.8, 1.3)))
         _write(image, word, dot, rng.choice([0.02, 0.9]), rng.uniform(0.02, 0.6), False)
 
