@@ -4,6 +4,7 @@ The figures are those of the released code (Sara-Ahmed/GMML), measured on 300 to
 tolerances are about three standard errors of both samples together.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Draws:
     corrupted: Tensor  # [cells, cells], share of masks that corrupt a cell of `cell` px
 
 
+@functools.cache
 def draw(
     budget: tuple[float, float],
     *,
@@ -106,7 +108,7 @@ def test_published_sampler_has_the_published_statistics(
 
 
 @pytest.mark.parametrize(
-    ("align", "count", "top_left", "bottom_right"), [(16, 1500, 0.17, 0.38), (1, 500, 0.07, 0.69)]
+    ("align", "count", "top_left", "bottom_right"), [(16, 1500, 0.17, 0.38), (1, 300, 0.07, 0.69)]
 )
 def test_published_sampler_prefers_the_centre(
     align: int, count: int, top_left: float, bottom_right: float
@@ -122,7 +124,7 @@ def test_published_sampler_prefers_the_centre(
     [
         (224, 16, 0.3, (0.5, 0.75), 1500),
         (224, 16, 0.3, (0.3, 0.3), 1500),
-        (224, 1, 0.3, (0.5, 0.75), 400),
+        (224, 1, 0.3, (0.5, 0.75), 200),
         (64, 8, 0.4, (0.5, 0.75), 1500),
         (64, 8, 0.4, (0.3, 0.3), 1500),
     ],
