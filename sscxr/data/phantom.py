@@ -4,7 +4,7 @@ The anatomy is in `phantom_anatomy`, illness and devices in `phantom_findings`, 
 `phantom_scanner`. Everything follows from the seed: the same parameters give the same bytes, in any process.
 
     folder/
-        phantoms.json       the parameters; written last, so a folder that has it is finished
+        phantoms.json       the parameters, and whether all is written
         site-0/manifest.csv the columns of `COLUMNS`, one row an image
         site-0/images/*.dcm CR or DX for presentation
         site-0/masks/*.png  255 lung, the part behind the heart included, 0 background
@@ -14,7 +14,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,17 +141,37 @@ def write(folder: str | Path, *, images: int, sites: int, seed: int, size: int =
         raise PhantomError(f"seed={seed}; give 0 or more")
     parameters = {"version": VERSION, "images": images, "sites": sites, "seed": seed, "size": size}
     manifests = [folder / f"site-{index}" / "manifest.csv" for index in range(sites)]
-    done = folder / "phantoms.json"
-    if done.exists():
-        if json.loads(done.read_text()) == parameters and all(manifest.exists() for manifest in manifests):
-            return manifests
-        raise PhantomError(
-            f"{folder} holds other phantoms ({done.read_text().strip()}); remove it or choose another"
-        )
+    if _is_finished(folder, parameters) and all(manifest.exists() for manifest in manifests):
+        return manifests
+    _note(folder, parameters, finished=False)
     for index, (manifest, count) in enumerate(zip(manifests, _site_sizes(images, sites, seed), strict=True)):
         _write_site(manifest.parent, count, index, seed, size)
-    done.write_text(json.dumps(parameters) + "\n")
+    _note(folder, parameters, finished=True)
     return manifests
+
+
+def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
+    """Whether these very phantoms are there in full; False where they are to be written, or written again."""
+    note = folder / "phantoms.json"
+    if not note.exists():
+        if folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir()):
+            raise PhantomError(
+                f"{folder} holds something else than phantoms; choose an empty or a new folder"
+            )
+        return False
+    found = json.loads(note.read_text())
+    finished = bool(found.pop("finished", False))
+    if found != parameters:
+        raise PhantomError(f"{folder} holds other phantoms ({found}); remove it or choose another")
+    return finished
+
+
+def _note(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:
+    """Write `phantoms.json` in one step, so that a kill leaves it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "phantoms.json.partial"
+    partial.write_text(json.dumps({**parameters, "finished": finished}) + "\n")
+    partial.replace(folder / "phantoms.json")
 
 
 def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
@@ -316,8 +336,3 @@ def _store_pixels(data: Dataset, image: Field, style: Style, rng: np.random.Gene
 
 def _uid(kind: str, key: str) -> UID:
     return generate_uid(entropy_srcs=[_NAME, kind, key])
-
-
-def describe(site: Site) -> dict[str, Any]:
-    """A site as plain values, for reports."""
-    return {**asdict(site), "labels": dict(zip(LABELS, site.labels, strict=True))}

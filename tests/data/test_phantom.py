@@ -61,9 +61,17 @@ def test_a_finished_folder_is_left_alone_and_a_different_one_refused(written: Pa
         phantom.write(written, images=25, sites=3, seed=5, size=96)
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "patients.txt").write_text("mine")
+    with pytest.raises(phantom.PhantomError, match="something else"):
+        phantom.write(tmp_path, images=4, sites=2, seed=0, size=64)
+    assert [path.name for path in tmp_path.iterdir()] == ["patients.txt"]
+
+
 def test_an_unfinished_folder_is_completed(written: Path, tmp_path: Path) -> None:
     phantom.write(tmp_path / "set", images=24, sites=3, seed=5, size=96)
-    (tmp_path / "set" / "phantoms.json").unlink()
+    note = tmp_path / "set" / "phantoms.json"
+    note.write_text(note.read_text().replace("true", "false"))
     next((tmp_path / "set").rglob("*.dcm")).write_bytes(b"half")
     phantom.write(tmp_path / "set", images=24, sites=3, seed=5, size=96)
     assert files(tmp_path / "set") == files(written)
