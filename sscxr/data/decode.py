@@ -16,7 +16,7 @@ from sscxr.data import dicom, pictures, posture
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning, turn
 
-MIN_SIDE = 64  # px of the shorter side; below it no lung field shows (ours)
+MIN_SIDE = 48  # px of the shorter side; below it no lung field shows (ours)
 MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text (ours)
 MAX_IN_FEW_LEVELS = 0.98  # of the pixels in the four commonest levels: the same, with blurred edges (ours)
 NOT_READABLE = "not readable"  # the one refusal that may pass: rights, a network drive; it is tried again
@@ -136,9 +136,7 @@ def _check_content(levels: Bytes) -> None:
     if len(present) == 1 or (len(present) == 2 and present[1] - present[0] == 1):
         raise Refused("constant image")
     if len(present) < MIN_LEVELS:
-        raise Refused(
-            "mask or drawing", f"only {len(present)} grey levels, not a radiograph"
-        )
+        raise Refused("mask or drawing", f"only {len(present)} grey levels, not a radiograph")
     if np.sort(histogram)[-4:].sum() > MAX_IN_FEW_LEVELS * levels.size:
         raise Refused("mask or drawing", "nearly all of it in four grey levels, not a radiograph")
 
@@ -190,10 +188,10 @@ def _mask(task: Task, shape: tuple[int, int], turning: Turning) -> tuple[Bytes |
 def has_heavy_text(levels: Bytes) -> bool:
     """Whether lines of text are burnt in, by strong jumps that repeat along many rows (ours).
 
-    Anatomy has no steps of half the grey range from one pixel to the next; an edge of collimation has one in a row,
-    a side marker a few in few rows; letters have many, in every row of a line.
+    Anatomy hardly has steps of a quarter of the grey range from one pixel to the next; an edge of collimation has
+    one in a row, a side marker a few in few rows; letters have many, in every row of a line.
     """
     step = max(1, max(levels.shape) // 1024)
     view = levels[::step, ::step].astype(np.int16)
-    jumps = (np.abs(np.diff(view, axis=1)) > 110).sum(axis=1)
+    jumps = (np.abs(np.diff(view, axis=1)) > 64).sum(axis=1)
     return int((jumps >= 16).sum()) >= 24

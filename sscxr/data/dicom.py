@@ -4,7 +4,6 @@ The header decides first: modality, body part, intent, frames and size are check
 `greyscale.py` has the arithmetic of the pixel pipeline.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import ImplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
 
-from sscxr.data import greyscale
-from sscxr.data.facts import Facts, Refused, age_band, dicom_age, is_placeholder, normal_sex, normal_view
+from sscxr.data import greyscale, header
+from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning
 from sscxr.data.pictures import colour_to_grey
 
-# Projection radiography (PS3.3 C.7.3.1.1.1); OT and SC are how pictures of radiographs are often wrapped.
-RADIOGRAPHS = ("CR", "DX", "DR", "RG", "XR")
-WRAPPED = ("OT", "SC")
-# What counts as a chest: any of these as a word of Body Part Examined or of the anatomic region.
-CHEST = {
-    "CHEST", "THORAX", "LUNG", "LUNGS", "MEDIASTINUM", "TORAX", "TÓRAX", "LUNGE", "POUMON", "POUMONS", "PULMON",
-    "BRUSTKORB",
-}  # fmt: skip
-NO_BODY_PART = {"", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "XX", "XXX", "NA"}
 MAX_PIXELS = 50_000_000  # twice the largest chest detectors; more is a mistake or a bomb
 MAX_HEADER_BYTES = 64 << 20  # of a file beside its pixels
-FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
-DICOMDIR = "1.2.840.10008.1.3.10"
 
 Grey = npt.NDArray[np.float32]
 
@@ -60,20 +48,20 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Grey, Facts, Turn
         Refused: the file is not one grey, displayable chest radiograph, or cannot be read.
         OSError: the file cannot be opened.
     """
-    header = _parse(path, stop_before_pixels=True)
-    _check_kind(header)
-    _check_size(header, path, max_pixels)
+    head = _parse(path, stop_before_pixels=True)
+    header.check_kind(head)
+    _check_size(head, path, max_pixels)
     dataset = _parse(path)
     _check_pixel_data(dataset)
-    samples = _decode(dataset)
-    warnings = _doubts(dataset)
+    samples = _decode(dataset, path)
+    warnings = header.doubts(dataset)
     if samples.ndim == 3:
         grey, grey_range = colour_to_grey(samples), "8 bit"
     else:
         grey, grey_range, more = _displayed(samples, dataset)
         warnings += more
-    turning = _turning(dataset)
-    facts = _facts(dataset, grey_range, tuple(warnings))
+    turning = header.turning(dataset)
+    facts = header.facts(dataset, grey_range, warnings)
     return greyscale.turn(grey, turning), facts, turning
 
 
@@ -99,62 +87,19 @@ def _parse(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     return dataset
 
 
-def _get(dataset: Dataset, keyword: str) -> Any:
-    """An attribute, or None where it is absent, empty or does not parse."""
-    try:
-        value = dataset.get(keyword)
-    except Exception:  # pydicom converts values on access, and may raise anything on hostile ones
-        return None
-    return None if value is None or value == "" else value
-
-
-def _word(dataset: Dataset, keyword: str) -> str:
-    return str(_get(dataset, keyword) or "").strip().upper()
-
-
-def _meanings(dataset: Dataset, keyword: str) -> str:
-    """The code meanings of a code sequence, as one text."""
-    items = _get(dataset, keyword) or []
-    return " ".join(str(_get(item, "CodeMeaning") or "") for item in items)
-
-
-def _check_kind(header: Dataset) -> None:
-    """Refuse what is not a displayable chest radiograph."""
-    meta = getattr(header, "file_meta", None) or Dataset()
-    if str(_get(meta, "MediaStorageSOPClassUID")) == DICOMDIR or "DirectoryRecordSequence" in header:
-        raise Refused("not an image", "a DICOMDIR")
-    modality = _word(header, "Modality")
-    if modality and modality not in RADIOGRAPHS + WRAPPED:
-        raise Refused("not a radiograph", f"modality {modality}")
-    intent = _word(header, "PresentationIntentType")
-    if intent == "FOR PROCESSING" or str(_get(header, "SOPClassUID")) == FOR_PROCESSING:
-        raise Refused("for processing", "raw detector values, not meant for display (PS3.3 C.8.11.1)")
-    if not is_chest(_word(header, "BodyPartExamined")):
-        raise Refused("not a chest", f"body part {_word(header, 'BodyPartExamined')}")
-    region = _meanings(header, "AnatomicRegionSequence")
-    if not is_chest(region.upper()):
-        raise Refused("not a chest", f"anatomic region {region}")
-
-
-def is_chest(body_part: str) -> bool:
-    """Whether a body part counts as a chest; an absent or unknown one does."""
-    words = set(re.findall(r"[^\W\d_]+", body_part.upper()))
-    return body_part.strip().upper() in NO_BODY_PART or words <= NO_BODY_PART or bool(words & CHEST)
-
-
-def _check_size(header: Dataset, path: Path, max_pixels: int) -> None:
+def _check_size(head: Dataset, path: Path, max_pixels: int) -> None:
     """Refuse by the header's numbers alone, before any pixel is read."""
-    rows, columns = _get(header, "Rows"), _get(header, "Columns")
+    rows, columns = header.get(head, "Rows"), header.get(head, "Columns")
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise Refused("not an image", "DICOM without rows and columns")
-    frames = _get(header, "NumberOfFrames")
+    frames = header.get(head, "NumberOfFrames")
     if frames is not None and int(frames) > 1:
         raise Refused("multi-frame", f"{int(frames)} frames")
     if rows * columns > max_pixels:
         raise Refused("too large", f"{columns} x {rows} px, the limit is {max_pixels} px")
     if path.stat().st_size > max_pixels * 8 + MAX_HEADER_BYTES:
         raise Refused("too large", f"a file of {path.stat().st_size >> 20} MB")
-    samples = _get(header, "SamplesPerPixel")
+    samples = header.get(head, "SamplesPerPixel")
     if samples not in (None, 1, 3):
         raise Refused("unreadable", f"{samples} samples a pixel")
 
@@ -166,9 +111,9 @@ def _check_pixel_data(dataset: Dataset) -> None:
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
-        bits = rows * columns * int(_get(dataset, "SamplesPerPixel") or 1) * int(dataset.BitsAllocated)
+        bits = rows * columns * int(header.get(dataset, "SamplesPerPixel") or 1) * int(dataset.BitsAllocated)
         said, there = (bits + 7) // 8, len(dataset.PixelData)
-        if _word(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
+        if header.word(dataset, "PhotometricInterpretation") == "YBR_FULL_422":
             said = said * 2 // 3
         # A few bytes of padding are common; a whole row more means that rows or columns are not as said.
         if there < said or there > said + max(2, said // max(rows, 1) - 1):
@@ -202,12 +147,17 @@ def codestream_size(stream: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _decode(dataset: Dataset) -> npt.NDArray[Any]:
+def _decode(dataset: Dataset, path: Path) -> npt.NDArray[Any]:
     """Stored samples, [H, W] of integers or [H, W, 3] of 8 bits, unused bits and sign put right."""
-    allocated, stored = int(dataset.BitsAllocated), int(_get(dataset, "BitsStored") or dataset.BitsAllocated)
+    allocated, stored = (
+        int(dataset.BitsAllocated),
+        int(header.get(dataset, "BitsStored") or dataset.BitsAllocated),
+    )
     if not 1 < stored <= allocated <= 32:
         raise Refused("unreadable", f"{stored} bits stored of {allocated} allocated")
     syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == JPEGExtended12Bit and stored > 8:
+        return _decode_extended(dataset, path)
     plain = not syntax.is_compressed or syntax == RLELossless
     try:
         options: dict[str, Any] = {"correct_unused_bits": False} if plain else {}
@@ -222,15 +172,31 @@ def _decode(dataset: Dataset) -> npt.NDArray[Any]:
         return samples
     if samples.ndim != 2 or not np.issubdtype(samples.dtype, np.integer):
         raise Refused("unreadable", f"decoded to shape {samples.shape} of {samples.dtype}")
-    if _word(dataset, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused("colour picture", _word(dataset, "PhotometricInterpretation"))
+    if header.word(dataset, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
+        raise Refused("colour picture", header.word(dataset, "PhotometricInterpretation"))
     return _stored_bits(samples, dataset, stored) if plain else samples
+
+
+def _decode_extended(dataset: Dataset, path: Path) -> npt.NDArray[Any]:
+    """12-bit JPEG, which pydicom's plug-ins decline and GDCM decodes when it reads the file itself."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise Refused("unreadable", "12-bit JPEG not decodable")
+    buffer = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")  # C bytes, handed over as text
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    if len(buffer) != 2 * shape[0] * shape[1]:
+        raise Refused("truncated", "12-bit JPEG of another size than the header says")
+    kind = "<i2" if dataset.PixelRepresentation == 1 else "<u2"
+    return np.frombuffer(buffer, dtype=kind).reshape(shape)
 
 
 def _stored_bits(samples: npt.NDArray[Any], dataset: Dataset, stored: int) -> npt.NDArray[Any]:
     """The stored bits alone, wherever High Bit puts them (PS3.5 8.1.1); the rest may hold overlays."""
     width = samples.dtype.itemsize * 8
-    high = int(_get(dataset, "HighBit") or stored - 1)
+    high = int(header.get(dataset, "HighBit") or stored - 1)
     if not stored - 1 <= high < width:
         high = stored - 1
     if stored == width:
@@ -255,75 +221,3 @@ def _displayed(samples: npt.NDArray[Any], dataset: Dataset) -> tuple[Grey, str, 
         hidden |= shutters
     grey, grey_range, more = greyscale.displayed(samples, ~hidden, dataset)
     return grey, grey_range, warnings + more
-
-
-def _turning(dataset: Dataset) -> Turning:
-    directions = _get(dataset, "PatientOrientation")
-    if directions is None or isinstance(directions, str) or len(directions) != 2:
-        return greyscale.AS_STORED
-    return greyscale.upright(directions)
-
-
-def _doubts(dataset: Dataset) -> list[str]:
-    doubts = []
-    if _word(dataset, "BurnedInAnnotation") == "YES":
-        doubts.append("burnt-in annotation (as the header says)")
-    modality = _word(dataset, "Modality")
-    if not modality or modality in WRAPPED:
-        doubts.append(f"modality {modality or 'not stated'}")
-    return doubts
-
-
-def _view(dataset: Dataset) -> str:
-    """The view by the most direct attribute that tells it; `PatientPosition` holds it in rewrapped NIH files."""
-    position = _word(dataset, "PatientPosition")
-    lying = "supine recumbent" in _meanings(dataset, "PatientOrientationCodeSequence").lower()
-    stated = _word(dataset, "ViewPosition")
-    described = (_get(dataset, "SeriesDescription"), _get(dataset, "ProtocolName"))
-    texts = (
-        stated,
-        _meanings(dataset, "ViewCodeSequence"),
-        position,
-        *(str(text or "") for text in described),
-    )
-    supine = lying or position in ("HFS", "FFS") or any("supine" in text.lower() for text in texts)
-    if stated in ("RLD", "LLD", "RLO", "LLO"):  # decubitus and oblique: neither frontal nor lateral
-        return ""
-    return next((view for view in (normal_view(text, supine=supine) for text in texts) if view), "")
-
-
-def _years(dataset: Dataset) -> float | None:
-    """Age at the study, from Patient's Age or else from the two dates."""
-    years = dicom_age(str(_get(dataset, "PatientAge") or ""))
-    born, taken = str(_get(dataset, "PatientBirthDate") or ""), str(_get(dataset, "StudyDate") or "")
-    if years is None and re.fullmatch(r"\d{8}", born) and re.fullmatch(r"\d{8}", taken):
-        years = (int(taken) - int(born)) // 10_000  # yyyymmdd: completed years
-    return years
-
-
-def _spacing(dataset: Dataset) -> float | None:
-    """Millimetres a pixel: Pixel Spacing, else that of the detector (PS3.3 10.7.1.3); None where odd."""
-    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-        spacing = _get(dataset, keyword)
-        try:
-            down, across = (float(number) for number in spacing or ())
-        except (TypeError, ValueError):
-            continue
-        if 0.01 < down < 10 and abs(down - across) < 0.05 * down:
-            return round(down, 6)
-    return None
-
-
-def _facts(dataset: Dataset, grey_range: str, warnings: tuple[str, ...]) -> Facts:
-    patient = str(_get(dataset, "PatientID") or "").strip()
-    years = _years(dataset)
-    return Facts(
-        view=_view(dataset),
-        sex=normal_sex(_word(dataset, "PatientSex")),
-        age_band="" if years is None else age_band(years),
-        spacing_mm=_spacing(dataset),
-        patient="" if is_placeholder(patient) else patient,
-        body_part=_word(dataset, "BodyPartExamined"),
-        grey_range=grey_range,
-        warnings=warnings,
-    )

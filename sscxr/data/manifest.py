@@ -15,8 +15,10 @@ Columns, of which only the first is needed:
 In a manifest without `label`, every column that is not listed here or in `OTHER_COLUMNS` is a label.
 """
 
+import csv
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,22 +97,23 @@ def read(path: Path) -> list[Record]:
 def _table(path: Path) -> pd.DataFrame:
     """The file as text, every cell stripped."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             head = file.readline()
         separator = ";" if head.count(";") > head.count(",") else ","
+        names = [name.strip() for name in next(csv.reader([head], delimiter=separator), [])]
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest") from None
     except UnicodeDecodeError:
         raise ManifestError(f"{path}: not a CSV in UTF-8; save it as 'CSV UTF-8'") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ManifestError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
     if table.index.nlevels > 1 or not isinstance(table.index, pd.RangeIndex):
         raise ManifestError(f"{path}: rows have more cells than the header has columns")
-    table.columns = pd.Index([str(name).strip() for name in table.columns])
-    repeated = table.columns[table.columns.duplicated()]
-    if len(repeated):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise ManifestError(f"{path}: column {repeated[0]!r} is there twice")
+    table.columns = table.columns.str.strip()
     if table.empty:
         raise ManifestError(f"{path}: no rows below the header")
     return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})

@@ -129,9 +129,15 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise Refused("truncated" if "truncated" in str(error) else "unreadable", str(error)) from None
+        raise _damaged(error) from None
     except Exception as error:  # a parser of hostile bytes may raise anything
-        raise Refused("unreadable", f"{type(error).__name__}: {error}") from None
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> Refused:
+    """The refusal of a picture on which Pillow gave up."""
+    short = any(word in str(error).lower() for word in ("truncated", "incomplete"))
+    return Refused("truncated" if short else "unreadable", f"{type(error).__name__}: {error}")
 
 
 def _turning(picture: Image.Image) -> Turning:
