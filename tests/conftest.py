@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+import sscxr  # noqa: F401  makes timm importable beside a CPU-only torch, before a test imports it
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
