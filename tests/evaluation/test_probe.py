@@ -69,8 +69,8 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
         patch_size=8,
         in_chans=1,
         num_classes=0,
-        depth=1,
-        drop_path_rate=0.5,
+        depth=2,
+        drop_path_rate=0.9,
     ).train()
     found = probe.features(encoder, cache, np.array([3, 0, 4]), batch_size=2, **INPUT)
     grey = torch.from_numpy(cache.images[[3, 0, 4]])[:, None] / 255
