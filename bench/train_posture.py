@@ -63,7 +63,7 @@ def read(data: Path, leave_out: str) -> tuple[list[Picture], dict[str, str]]:
             ):
                 place = 0.0
             else:
-                licences[source] = row["licence"].split(";")[0]
+                licences[source] = row["licence"]
             grey = Image.open(manifest.parent / row["file"]).convert("L")
             pictures.append(Picture(source, place, np.asarray(grey, dtype=np.float32) / 255))
     sites = [phantom.draw_site(np.random.default_rng([7, site]), "phantom") for site in range(24)]
