@@ -143,11 +143,9 @@ def _check_content(levels: Bytes) -> None:
 
 def _check_posture(content: Grey) -> list[str]:
     """Refuse what confidently lies or hangs wrong; a mirrored look is a doubt, since dextrocardia is real."""
-    if not posture.WEIGHTS.exists():
-        return []
     seen = posture.look(content)
     if seen.problems():
-        raise Refused("posture", "; ".join(seen.problems()))
+        raise Refused("; ".join(seen.problems()))
     return seen.doubts()
 
 

@@ -123,7 +123,12 @@ def _check_pixel_data(dataset: Dataset) -> None:
     frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
     if len(frames) != 1 or not frames[0]:
         raise Refused("truncated", "no complete frame of compressed pixels")
-    inside = codestream_size(frames[0]) if syntax != RLELossless else None
+    if syntax == RLELossless:
+        return
+    # GDCM shows as much as there is of a code stream that was cut off; a whole one has its end (EOI, EOC).
+    if frames[0].startswith((b"\xff\xd8", b"\xff\x4f")) and not frames[0].rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise Refused("truncated", "the compressed pixels have no end")
+    inside = codestream_size(frames[0])
     if inside is not None and inside != (rows, columns):
         raise Refused(
             "unreadable", f"{columns} x {rows} px in the header, {inside[1]} x {inside[0]} in the image"

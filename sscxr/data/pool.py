@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -89,8 +90,17 @@ def _alone(task: Task) -> Prepared | Refused:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it is there.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *_main_modules()])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+
+
+def _main_modules() -> list[str]:
+    """What the program's main module imports: every worker imports it again, which is quick once they are there."""
+    values = vars(sys.modules["__main__"]).values()
+    names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in values}
+    return sorted(
+        name for name in names if isinstance(name, str) and name in sys.modules and name != "__main__"
+    )
 
 
 def _limited(task: Task) -> Prepared | Refused:
@@ -107,6 +117,7 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _silence_libraries()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and others print from C
     _limit_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
 

@@ -5,13 +5,14 @@ the cache written from it, in an order that depends on the images alone.
 """
 
 import errno
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sscxr.data import assemble, listing, merge, pool, store, tables
+from sscxr.data import assemble, listing, merge, pool, posture, store, tables
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
 from sscxr.data.decode import NOT_READABLE, Prepared, Task
 from sscxr.data.dicom import MAX_PIXELS
@@ -23,6 +24,7 @@ from sscxr.data.progress import Display
 from sscxr.data.store import Secret
 from sscxr.data.tables import Entry, Row
 
+FILES_A_WORKER = 16  # below this, another process costs more than it gains
 PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
 
 
@@ -74,7 +76,7 @@ def prepare(
         secret = store.create(out, salt)
         with store.writing(out):
             _check_size(out, size)
-            header = {"pipeline": PIPELINE, "size": size, "max_pixels": max_pixels}
+            header = _header(size, max_pixels)
             images = _prepare(listed, out, secret, header, workers, show, readd=readd_removed)
     except OSError as error:
         raise PrepareError(_explained(error, out)) from error
@@ -83,6 +85,12 @@ def prepare(
             f"none of {len(listed.items)} files can be used; {out / 'quarantine.csv'} says why for each"
         )
     return open_cache(out)
+
+
+def _header(size: int, max_pixels: int) -> dict[str, Any]:
+    """What every outcome depends on besides the file itself."""
+    detector = hashlib.sha256(posture.WEIGHTS.read_bytes()).hexdigest()[:16]
+    return {"pipeline": PIPELINE, "posture": detector, "size": size, "max_pixels": max_pixels}
 
 
 def _check_size(out: Path, size: int) -> None:
@@ -147,7 +155,7 @@ def _decode(
         for key, item in waiting.items()
     )
     with show.counting(len(new) - len(waiting), len(new)) as counter:
-        for key, result in pool.decode(tasks, min(workers, len(waiting))):
+        for key, result in pool.decode(tasks, min(workers, -(-len(waiting) // FILES_A_WORKER))):
             entry = {"key": key, "file": secret.hash("file", str(new[key].file))}
             if isinstance(result, Prepared):
                 journal.add(entry | _described(new[key], result, secret), result.image, result.mask)
