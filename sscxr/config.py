@@ -127,6 +127,7 @@ class ProbeConfig:
     resamples: int = MISSING
     min_cases: int = MISSING
     batch_size: int = MISSING
+    cohorts: dict[str, list[str]] = MISSING
 
 
 @dataclass

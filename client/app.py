@@ -1,0 +1,200 @@
+"""The Flower ClientApp: takes a message, lets the site do it, replies. What leaves is in `sscxr.wire` alone.
+
+The outermost layer catches everything: Flower would send an exception's text to the server, and a text can name
+a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.site import Site, SiteError, SiteSettings, read_settings
+from sscxr import config as configs
+from sscxr import wire
+from sscxr.config import Config, ConfigError
+from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
+from sscxr.training.pretrain import SiteTraining, set_up
+
+RECORD = "sscxr"  # the name of the record that holds a message's fields
+ARRAYS = "encoder"
+_TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
+_PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: of a virtual node that has no site of its own
+
+log = logging.getLogger("sscxr.site")
+app = ClientApp()
+
+
+@dataclass
+class Display:
+    """Whom training tells its steps; the simulation puts its progress bar here."""
+
+    on_step: Callable[[str, int, int, int, float], None] | None = None
+
+
+display = Display()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Say who this site is."""
+    return _answer(message, context, _hello)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the encoder that came on this site's images; reply with what changed."""
+    return _answer(message, context, _train)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the encoder that came on this site's held-out images."""
+    return _answer(message, context, _evaluate)
+
+
+Reply = tuple[wire.Message, wire.Arrays | None]
+
+
+def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
+    return wire.Hello(site.name, len(site.training_rows(config)), wire.fingerprint("")), None
+
+
+def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
+    rows = site.training_rows(config)
+    site.store.keep_only(task.run, task.base)
+    training, state, received = _begin(site, task, config, message)
+    show = display.on_step
+    trained = training.train_round(
+        site.cache.images,
+        rows,
+        site=site.name,
+        round_number=task.round,
+        budget=task.budget * _TIME_TO_REPLY,
+        on_step=None if show is None else lambda *done: show(site.name, len(rows), *done),
+    )
+    after = training.shared()
+    update = {name: after[name].float() - received[name] for name in received}
+    arrays = wire.encode(update, config.federation.uplink)
+    generation = wire.generation(task.round, task.attempt)
+    site.store.save(task.run, generation, training.local())
+    reply = wire.TrainReply(
+        site=site.name,
+        round=task.round,
+        attempt=task.attempt,
+        fingerprint=task.fingerprint,
+        images=len(rows),
+        steps=trained.steps,
+        loss=trained.loss,
+        seconds=round(trained.seconds, 3),
+        state=state,
+    )
+    return reply, arrays
+
+
+def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
+    rows = site.held_out_rows(config)
+    loss = 0.0
+    if len(rows):
+        training, _, _ = _begin(site, task, config, message)
+        loss = training.held_out_loss(site.cache.images, rows, site=site.name)
+    return wire.EvaluateReply(site.name, task.round, len(rows), loss, site.counts(config)), None
+
+
+def _begin(
+    site: Site, task: wire.Task, config: Config, message: Message
+) -> tuple[SiteTraining, str, dict[str, torch.Tensor]]:
+    """The objective with the encoder that came and this site's own head and moments.
+
+    Returns:
+        the training; whether the state was kept, is new or was lost; the encoder as decoded.
+    """
+    training = SiteTraining(config, set_up(config))
+    arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
+    received = wire.decode(arrays, config.federation.downlink, training.shared())
+    training.load_shared(received)
+    tensors, state = site.store.load(task.run, task.base)
+    if tensors is not None:
+        training.load_local(tensors)
+    if state == "lost":
+        log.warning("state %s of run %s is missing or damaged; this site starts anew", task.base, task.run)
+    return training, state, received
+
+
+def _answer(
+    message: Message, context: Context, do: Callable[[Site, wire.Task, Config, Message], Reply]
+) -> Message:
+    """Do what was asked and reply; whatever goes wrong becomes one of the fixed words."""
+    name, failure = "unknown", "internal"
+    try:
+        site = _site(context)
+        name = site.name
+        task = wire.from_record(wire.Task, dict(message.content.config_records[RECORD]))
+        config = configs.loads(task.config)
+        if task.fingerprint != wire.fingerprint(configs.recipe_hash(config)):
+            raise SiteError(
+                "fingerprint", f"the run's fingerprint is {task.fingerprint}, another than this site's"
+            )
+        reply, arrays = do(site, task, config, message)
+        return _message(reply, arrays, message)
+    except SiteError as error:
+        failure = error.failure
+        log.error("%s", error)
+    except (wire.WireError, ConfigError, KeyError) as error:
+        failure = "request"
+        log.error("request refused: %s", error)
+    except OutOfTimeError as error:
+        failure = "time"
+        log.error("%s", error)
+    except NonFiniteLossError as error:
+        failure = "loss"
+        log.error("%s", error)
+    except (MemoryError, torch.OutOfMemoryError):
+        failure = "memory"
+        log.exception("out of memory")
+    except Exception:
+        log.exception("failed")
+    return _message(wire.Failure(name, failure), None, message)
+
+
+def _message(reply: wire.Message, arrays: wire.Arrays | None, to: Message) -> Message:
+    content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(reply)))})
+    if arrays is not None:
+        content[ARRAYS] = ArrayRecord({name: Array(values) for name, values in arrays.items()})
+    return Message(content, reply_to=to)
+
+
+def _site(context: Context) -> Site:
+    """The site that this node is: its `site.yaml`, or one of the simulation's virtual sites."""
+    file = context.node_config.get("site")
+    if file:
+        return Site(read_settings(Path(str(file)).expanduser()))
+    number = context.node_config.get("partition-id")
+    if number is None:
+        raise SiteError(
+            "settings", "this node has no site: start it with --node-config 'site=\"/path/site.yaml\"'"
+        )
+    folder = context.run_config.get("sites") or os.environ.get("SSCXR_SITES")
+    if folder:
+        files = sorted(Path(str(folder)).expanduser().glob("*/site.yaml"))
+        if int(number) >= len(files):
+            raise SiteError("settings", f"{folder} has {len(files)} virtual sites, this is number {number}")
+        return Site(read_settings(files[int(number)]))
+    return Site(_phantom_hospital(int(number)))
+
+
+def _phantom_hospital(number: int) -> SiteSettings:
+    """A hospital of phantoms for a virtual node without a site of its own, made once and kept."""
+    # Imported here: a hospital with a site of its own should not pay for them at every message.
+    from sscxr.data import phantom
+    from sscxr.data.prepare import prepare
+
+    folder = Path("~/.sscxr/phantoms").expanduser() / f"hospital-{number}"
+    manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
+    prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, progress=False)
+    return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"))

@@ -1,0 +1,212 @@
+"""This hospital: its settings, its cache, and the state that it keeps on its own disk between messages.
+
+Flower starts a fresh process for each message, so whatever must last lies in files: the reconstruction head and
+the optimiser's moments, in one generation a try at a round. The server names the generation to start from, the
+last one whose update it folded; later ones are traces of work that did not count, and are deleted.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import safetensors
+import safetensors.torch
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from sscxr import wire
+from sscxr.config import Config
+from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+
+Rows = npt.NDArray[np.int64]
+
+
+class SiteError(ValueError):
+    """Something at this site that keeps it from working: a key of `wire.FAILURES`, and a line for the local log."""
+
+    def __init__(self, failure: str, line: str) -> None:
+        super().__init__(line)
+        self.failure = failure
+
+
+@dataclass
+class SiteSettings:
+    """What `site.yaml` says. Relative paths are relative to its folder.
+
+    Attributes:
+        name: this site's name in the federation.
+        cache: the prepared cache.
+        state: where state is kept between rounds.
+        groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
+            sites share one cache through it.
+    """
+
+    name: str = MISSING
+    cache: str = MISSING
+    state: str = MISSING
+    groups: str = ""
+
+
+def read_settings(file: Path) -> SiteSettings:
+    """Read a `site.yaml`.
+
+    Raises:
+        SiteError: unreadable, an unknown key, or one that is missing.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.load(file))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise SiteError("settings", f"{file}: no value for {', '.join(missing)}")
+        settings = cast(SiteSettings, OmegaConf.to_object(merged))
+        wire.check_name(settings.name, "site")
+    except (OSError, OmegaConfBaseException, wire.WireError) as error:
+        raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
+    except SiteError:
+        raise
+    except Exception as error:
+        raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
+    for name in ("cache", "state", "groups"):
+        value = getattr(settings, name)
+        if value:
+            setattr(settings, name, str(file.parent / value))
+    return settings
+
+
+class Site:
+    """An open site.
+
+    Attributes:
+        name: its name in the federation.
+        cache: its images.
+        store: its state on disk.
+    """
+
+    def __init__(self, settings: SiteSettings) -> None:
+        """Open the cache.
+
+        Raises:
+            SiteError: no usable cache, or an unreadable list of groups.
+        """
+        self.name = settings.name
+        try:
+            self.cache: Cache = open_cache(settings.cache)
+        except CacheError as error:
+            raise SiteError("cache", str(error)) from None
+        self._mine = np.ones(len(self.cache), dtype=bool)
+        if settings.groups:
+            try:
+                groups = Path(settings.groups).read_text().split()
+            except OSError as error:
+                raise SiteError("settings", f"list of groups not readable: {error}") from None
+            self._mine = self.cache.index["group"].isin(groups).to_numpy()
+        self.store = StateStore(Path(settings.state))
+
+    def usable_rows(self, config: Config) -> Rows:
+        """Rows of this site that may be used at all."""
+        rows = self.cache.rows(laterals=config.data.laterals)
+        return rows[self._mine[rows]]
+
+    def training_rows(self, config: Config) -> Rows:
+        """Rows to train on: all but the held-out patients'.
+
+        Raises:
+            SiteError: fewer than the minimum cell.
+        """
+        rows = self.usable_rows(config)
+        rows = rows[~self.cache.held_out(config.data.test_share)[rows]]
+        if len(rows) < config.privacy.min_cell:
+            raise SiteError(
+                "few images",
+                f"{len(rows)} images to train on, privacy.min_cell={config.privacy.min_cell} are needed",
+            )
+        return rows
+
+    def held_out_rows(self, config: Config) -> Rows:
+        """Rows of patients that are never trained on; none where they are fewer than the minimum cell."""
+        rows = self.usable_rows(config)
+        rows = rows[self.cache.held_out(config.data.test_share)[rows]]
+        return rows if len(rows) >= config.privacy.min_cell else rows[:0]
+
+    def counts(self, config: Config) -> str:
+        """The aggregates that may leave, as `wire.counts_to_json` gives them."""
+        index = self.cache.index.iloc[self.usable_rows(config)]
+        tables = {
+            "view": _tally(index["view"], wire.COUNT_TABLES["view"]),
+            "sex": _tally(index["sex"], wire.COUNT_TABLES["sex"]),
+            "age": _tally(index["age_band"], wire.COUNT_TABLES["age"]),
+        }
+        for label in self.cache.labels:
+            if label in wire.LABELS:
+                values = index[LABEL_PREFIX + label]
+                present, absent = int((values > 0.5).sum()), int((values <= 0.5).sum())
+                unknown = len(values) - present - absent
+                tables[f"label:{label}"] = {"present": present, "absent": absent, "unknown": unknown}
+        return wire.counts_to_json(tables, config.privacy.min_cell)
+
+
+def _tally(values: "pd.Series[Any]", cells: tuple[str, ...]) -> dict[str, int]:
+    known = values.where(values.isin(cells), "unknown").value_counts()
+    return {str(cell): int(count) for cell, count in known.items()}
+
+
+class StateStore:
+    """Generations of a site's state, one safetensors file each, by run.
+
+    A file carries a digest of its tensors, so that a damaged one is told from a good one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _file(self, run: str, generation: str) -> Path:
+        wire.check_name(run, "run")
+        wire.check_name(generation, "generation")
+        return self.folder / run / f"{generation}.safetensors"
+
+    def load(self, run: str, generation: str) -> tuple[dict[str, Tensor] | None, str]:
+        """The tensors of a generation, and whether they were "kept", are "new" (none was named) or "lost"."""
+        if not generation:
+            return None, "new"
+        try:
+            file = self._file(run, generation)
+            tensors = safetensors.torch.load_file(file)
+            with safetensors.safe_open(file, framework="pt") as opened:
+                digest = (opened.metadata() or {}).get("sha256", "")
+        except (OSError, safetensors.SafetensorError, ValueError):
+            return None, "lost"
+        return (tensors, "kept") if digest == _digest(tensors) else (None, "lost")
+
+    def save(self, run: str, generation: str, tensors: Mapping[str, Tensor]) -> None:
+        """Write a generation, whole or not at all."""
+        file = self._file(run, generation)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".tmp")
+        whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
+        safetensors.torch.save_file(whole, partial, metadata={"sha256": _digest(whole)})
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        partial.replace(file)
+
+    def keep_only(self, run: str, *generations: str) -> None:
+        """Delete every generation of a run but those named, and half-written files."""
+        for file in (self.folder / wire.check_name(run, "run")).glob("*"):
+            if file.stem not in generations or file.suffix == ".tmp":
+                file.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

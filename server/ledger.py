@@ -1,0 +1,255 @@
+"""What happened, on disk: settings, one line a round, one row a site and round, checkpoints. Nothing is lost.
+
+A round is committed by one rename of its checkpoint folder, which holds the encoder, the server optimiser and
+the lengths that the two text files had then. A run killed anywhere goes on from the last commit: text written
+after it is cut off, half a checkpoint is deleted.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from sscxr import config as configs
+from sscxr.config import Config, ConfigError
+
+FORMAT_VERSION = 1
+Tensors = dict[str, Tensor]
+
+
+class LedgerError(ValueError):
+    """A run's folder that cannot be used: one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One row of `sites.csv`: what came of one site in one attempt at one round.
+
+    Attributes:
+        loss: mean over the round's steps; None where there was no reply.
+        update_norm: L2 norm of its update.
+        bytes: of its update as sent.
+        outcome: folded, refused, failed, late, absent; a round without quorum folds nothing for good.
+        reason: why, where it was not folded; a note where it was.
+    """
+
+    round: int
+    site: str
+    images: int | None
+    loss: float | None
+    update_norm: float | None
+    seconds: float | None
+    bytes: int | None
+    outcome: str
+    reason: str
+
+
+@dataclass
+class State:
+    """Where a run stands between two rounds.
+
+    Attributes:
+        round: the next round, from 0.
+        encoder: fp32 tensors by timm's names.
+        optimiser: the server optimiser's tensors.
+        bases: site -> its last folded generation.
+        roster: the sites expected.
+        images: site -> the images it trains on, as it last said.
+        counts: site -> its aggregate tables, as it last told them.
+    """
+
+    round: int
+    encoder: Tensors
+    optimiser: Tensors
+    bases: dict[str, str] = field(default_factory=dict)
+    roster: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+
+
+class Ledger:
+    """A run's folder.
+
+    Attributes:
+        out: the folder.
+    """
+
+    def __init__(self, out: Path, config: Config, *, resume: bool) -> None:
+        """Open the folder of a new run, or of one to go on with.
+
+        Raises:
+            LedgerError: a run is there and `resume` is False, or its settings differ.
+        """
+        self.out = out
+        self.rounds_file, self.sites_file = out / "rounds.jsonl", out / "sites.csv"
+        self.checkpoints = out / "checkpoints"
+        self._pending = out / "checkpoints" / "attempt.json"
+        exists = (out / "config.yaml").exists()
+        if exists and not resume:
+            raise LedgerError(f"{out} holds a run already; give --resume to go on with it, or another folder")
+        if exists:
+            self._same_settings(config)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for leftover in self.checkpoints.glob("*.tmp"):
+            shutil.rmtree(leftover)
+        if not exists:
+            write_atomically(out / "config.yaml", configs.dumps(config).encode())
+
+    def _same_settings(self, config: Config) -> None:
+        try:
+            stored = configs.as_dict(configs.loads((self.out / "config.yaml").read_text()))
+        except (OSError, ConfigError) as error:
+            raise LedgerError(f"{self.out}/config.yaml: {error}") from None
+        keys = _differing(stored, configs.as_dict(config))
+        if keys:
+            raise LedgerError(
+                f"{self.out} was started with other settings ({', '.join(keys[:3])}); "
+                "resume with the same ones, or start another folder"
+            )
+
+    def last(self) -> State | None:
+        """The last committed state; None where no round was committed yet.
+
+        Text written after the commit is cut off.
+
+        Raises:
+            LedgerError: a checkpoint that cannot be read.
+        """
+        names = sorted(folder.name for folder in self.checkpoints.glob("round-*") if folder.is_dir())
+        if not names:
+            self._cut({"rounds": 0, "sites": 0})
+            return None
+        folder = self.checkpoints / names[-1]
+        try:
+            saved = json.loads((folder / "state.json").read_text())
+            if saved.get("format_version") != FORMAT_VERSION:
+                raise LedgerError(
+                    f"{folder} has format version {saved.get('format_version')}, not {FORMAT_VERSION}"
+                )
+            encoder = safetensors.torch.load_file(folder / "encoder.safetensors")
+            optimiser = safetensors.torch.load_file(folder / "optimiser.safetensors")
+            state = State(
+                encoder=encoder,
+                optimiser=optimiser,
+                **{name: saved[name] for name in ("round", "bases", "roster", "images", "counts")},
+            )
+        except LedgerError:
+            raise
+        except Exception as error:
+            raise LedgerError(
+                f"checkpoint {folder} is damaged ({type(error).__name__}); delete that folder to go on from the "
+                "one before it"
+            ) from None
+        self._cut(saved["lengths"])
+        return state
+
+    def _cut(self, lengths: Mapping[str, int]) -> None:
+        for file, length in ((self.rounds_file, lengths["rounds"]), (self.sites_file, lengths["sites"])):
+            if file.exists() and file.stat().st_size > length:
+                with file.open("r+b") as handle:
+                    handle.truncate(length)
+
+    def next_attempt(self, round_number: int) -> int:
+        """The number of the next attempt at a round; no two have the same, whatever was killed between."""
+        attempt = 0
+        try:
+            before = json.loads(self._pending.read_text())
+            if before["round"] == round_number:
+                attempt = int(before["attempt"]) + 1
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # no attempt yet, or half a file from a disk that lost power: numbers start anew
+        write_atomically(self._pending, json.dumps({"round": round_number, "attempt": attempt}).encode())
+        return attempt
+
+    def log_sites(self, rows: Sequence[SiteRow]) -> None:
+        """Append rows to `sites.csv`."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.sites_file.exists() or not self.sites_file.stat().st_size:
+            writer.writerow([item.name for item in fields(SiteRow)])
+        for row in rows:
+            writer.writerow(["" if value is None else _plain(value) for value in asdict(row).values()])
+        _append(self.sites_file, text.getvalue())
+
+    def log_round(self, record: Mapping[str, Any]) -> None:
+        """Append a line to `rounds.jsonl`."""
+        _append(self.rounds_file, json.dumps(record, sort_keys=True) + "\n")
+
+    def commit(self, state: State, *, keep: int) -> None:
+        """Write the state and make it the last one, by one rename; then delete all but the newest `keep`."""
+        folder = self.checkpoints / f"round-{state.round:05d}"
+        partial = folder.with_suffix(".tmp")
+        partial.mkdir()
+        safetensors.torch.save_file(_sorted(state.encoder), partial / "encoder.safetensors")
+        safetensors.torch.save_file(_sorted(state.optimiser), partial / "optimiser.safetensors")
+        saved = {name: getattr(state, name) for name in ("round", "bases", "roster", "images", "counts")}
+        saved["format_version"] = FORMAT_VERSION
+        saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
+        (partial / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
+        for file in partial.iterdir():
+            _sync(file)
+        partial.replace(folder)
+        _sync(self.checkpoints)
+        older = sorted(old for old in self.checkpoints.glob("round-*") if old.is_dir())[: -max(1, keep)]
+        for old in older:
+            shutil.rmtree(old)
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.tmp")
+    partial.write_bytes(data)
+    _sync(partial)
+    partial.replace(file)
+    _sync(file.parent)
+
+
+def _sorted(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: tensors[name].contiguous() for name in sorted(tensors)}
+
+
+def _append(file: Path, text: str) -> None:
+    with file.open("a", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _length(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: object) -> str:
+    """A table cell; a text that a spreadsheet would run as a formula is quoted."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in sorted(one.keys() | other.keys()):
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys += _differing(left, right, f"{prefix}{key}.")
+        elif left != right:
+            keys.append(f"{prefix}{key}")
+    return keys

@@ -1,0 +1,378 @@
+"""The round loop: ask the roster, check each reply, fold it, drop it; step; commit; go on.
+
+Replies are pulled and folded one at a time, so the server holds a few models, whatever the number of sites. A
+round ends when every site of the roster was heard, or at the deadline with at least the quorum. Nothing waits
+for ever, and no reply, however malformed, stops a round.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from server.aggregate import FoldError, ServerOptimiser, WeightedSum
+from server.ledger import Ledger, SiteRow, State
+from sscxr import config as configs
+from sscxr import wire
+from sscxr.config import Config
+from sscxr.wire import WireError
+
+_POLL = 0.5  # seconds between looks for replies that have not come yet
+_HELLO_TIME = 60.0  # seconds a site has to say who it is
+RECORD = "sscxr"  # the name of the record that holds a message's fields
+ARRAYS = "encoder"
+
+
+class RunStopped(RuntimeError):  # noqa: N818  (it is no defect: the state is saved and the run can go on)
+    """The run cannot go on now; its state is saved. One line that says why and how to go on."""
+
+
+@dataclass
+class Round:
+    """What came of one attempt at one round."""
+
+    total: WeightedSum
+    rows: list[SiteRow] = field(default_factory=list)
+    folded: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Whom the loop tells what happens, for a display; by default nobody."""
+
+    started: Callable[[int, int, list[str]], None] = lambda round_number, attempt, sites: None
+    heard: Callable[[SiteRow], None] = lambda row: None
+    committed: Callable[[Mapping[str, Any]], None] = lambda record: None
+
+
+class Federation:
+    """A run at the server: its settings, the Grid to its sites, its ledger and its state."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        config: Config,
+        ledger: Ledger,
+        state: State,
+        optimiser: ServerOptimiser,
+        listener: Listener | None = None,
+    ) -> None:
+        self.grid, self.config, self.ledger = grid, config, ledger
+        self.state, self.optimiser = state, optimiser
+        self.listener = listener or Listener()
+        self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
+        self._nodes: dict[str, int] = {}  # site -> node
+        self._known: dict[int, str] = {}  # node -> site, empty where it is not ours
+
+    def run(self) -> State:
+        """Run the rounds that are left.
+
+        Raises:
+            RunStopped: too few sites at the start, or a round without quorum after its retries.
+        """
+        settings = self.config.federation
+        if self.state.round < settings.rounds:
+            self._gather()
+        while self.state.round < settings.rounds:
+            self._round()
+        return self.state
+
+    # ---- who is there
+
+    def _gather(self) -> None:
+        """Wait for the roster; without one, take the sites that are there."""
+        settings = self.config.federation
+        until = monotonic() + settings.start_timeout
+        expected = list(settings.sites) or self.state.roster
+        while True:
+            self._meet()
+            present = sorted(self._nodes)
+            if expected and set(expected) <= set(present):
+                break
+            if not expected and present and len(self._known) == len(list(self.grid.get_node_ids())):
+                expected = present
+                break
+            if monotonic() > until:
+                break
+            sleep(_POLL)
+        if len(set(expected) & set(present)) < self._quorum(expected or ["?"]):
+            missing = sorted(set(expected) - set(present))
+            who = f"missing: {', '.join(missing[:10])}" if missing else "no site answered"
+            raise RunStopped(
+                f"{len(present)} of {len(expected)} sites came within federation.start_timeout="
+                f"{settings.start_timeout:g} s ({who}); start them and resume"
+            )
+        self.state.roster = sorted(expected)
+
+    def _meet(self) -> None:
+        """Ask nodes that are not known yet who they are."""
+        nodes = set(self.grid.get_node_ids())
+        for node in self._known.keys() - nodes:
+            site = self._known.pop(node)
+            if self._nodes.get(site) == node:
+                del self._nodes[site]
+        new = sorted(nodes - self._known.keys())
+        for node, reply in self._ask(dict.fromkeys(new), "query", self._task(0, _HELLO_TIME), _HELLO_TIME):
+            try:
+                hello = wire.from_record(wire.Hello, _fields(reply))
+                site = wire.check_name(hello.site, "site")
+            except WireError:
+                self._known[node] = ""
+                continue
+            if site in self._nodes:
+                self._known[node] = ""  # a second node under a name that is taken is not listened to
+                continue
+            self._known[node] = site
+            self._nodes[site] = node
+
+    def _quorum(self, roster: list[str]) -> int:
+        return max(1, math.ceil(self.config.federation.quorum * len(roster) - 1e-9))
+
+    # ---- one round
+
+    def _round(self) -> None:
+        settings = self.config.federation
+        began = monotonic()
+        for _ in range(settings.retries + 1):
+            attempt = self.ledger.next_attempt(self.state.round)
+            result = self._attempt(attempt)
+            if len(result.folded) >= self._quorum(self.state.roster):
+                break
+            # Their updates are dropped with the attempt: the rows say so, and the sites discard their state.
+            self.ledger.log_sites(
+                [
+                    _with(row, outcome="dropped", reason=f"attempt {attempt} had no quorum")
+                    if row.outcome == "folded"
+                    else row
+                    for row in result.rows
+                ]
+            )
+        else:
+            raise RunStopped(
+                f"round {self.state.round}: {len(result.folded)} of {len(self.state.roster)} sites replied in "
+                f"{settings.retries + 1} attempts, the quorum is {self._quorum(self.state.roster)}; sites.csv says "
+                "why; resume when they are back"
+            )
+        mean = result.total.mean()
+        self.state.encoder = self.optimiser.step(self.state.encoder, mean)
+        self.state.optimiser = self.optimiser.state()
+        self.state.bases = {**self.state.bases, **result.folded}
+        held_out = self._evaluate(attempt) if self._evaluates() else {}
+        self._commit(result, held_out, wire.norm(mean), monotonic() - began)
+
+    def _evaluates(self) -> bool:
+        every, rounds = self.config.federation.evaluate_every, self.config.federation.rounds
+        done = self.state.round + 1
+        return every > 0 and (done % every == 0 or done == rounds)
+
+    def _attempt(self, attempt: int) -> Round:
+        """Ask every site of the roster once, fold what may be folded."""
+        settings = self.config.federation
+        self._meet()
+        result = Round(WeightedSum(self.state.encoder))
+        present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
+        self.listener.started(self.state.round, attempt, sorted(present.values()))
+        arrays = to_arrays(wire.encode(self.state.encoder, settings.downlink))
+        task = self._task(attempt, settings.deadline)
+        waiting = dict(present)
+        for node, reply in self._ask(dict.fromkeys(present, arrays), "train", task, settings.deadline):
+            row = self._fold(result, waiting.pop(node), attempt, reply)
+            result.rows.append(row)
+            self.listener.heard(row)
+        absent = [site for site in self.state.roster if site not in present.values()]
+        for site, outcome, reason in [
+            (s, "late", f"no reply in {settings.deadline:g} s") for s in waiting.values()
+        ] + [(site, "absent", "not connected") for site in absent]:
+            row = SiteRow(self.state.round, site, None, None, None, None, None, outcome, reason)
+            result.rows.append(row)
+            self.listener.heard(row)
+        result.rows.sort(key=lambda row: row.site)
+        return result
+
+    def _fold(self, result: Round, site: str, attempt: int, reply: Message) -> SiteRow:
+        """Check one reply and add it to the sum; whatever is wrong with it ends in its row."""
+        try:
+            return self._checked_fold(result, site, attempt, reply)
+        except (WireError, FoldError) as error:
+            return SiteRow(self.state.round, site, None, None, None, None, None, "refused", str(error))
+        except _SiteFailedError as error:
+            return SiteRow(self.state.round, site, None, None, None, None, None, "failed", str(error))
+
+    def _checked_fold(self, result: Round, site: str, attempt: int, reply: Message) -> SiteRow:
+        settings = self.config.federation
+        said = wire.from_record(wire.TrainReply, _fields(reply))
+        expected = (site, self.state.round, attempt, self.fingerprint)
+        if (said.site, said.round, said.attempt, said.fingerprint) != expected:
+            raise WireError("the reply is not to this message (site, round, attempt or fingerprint differ)")
+        if said.images < 1 or said.steps < 1 or said.seconds < 0 or said.loss < 0:
+            raise WireError("images, steps, seconds or loss out of range")
+        arrays = from_arrays(reply, self.state.encoder)
+        update = wire.decode(arrays, settings.uplink, self.state.encoder)
+        size = wire.norm(update)
+        bound = settings.max_update_norm * wire.norm(self.state.encoder)
+        if size > bound:
+            raise WireError(f"norm {size:.4g} out of bounds (at most {bound:.4g})")
+        result.total.add(update, min(said.images, settings.max_images))
+        result.folded[site] = wire.generation(self.state.round, attempt)
+        result.losses[site] = (said.loss, said.images)
+        self.state.images[site] = said.images
+        note = {"kept": "", "new": "", "lost": "its state was missing or damaged; it started anew"}
+        return SiteRow(
+            self.state.round,
+            site,
+            said.images,
+            said.loss,
+            size,
+            said.seconds,
+            wire.payload_bytes(arrays),
+            "folded",
+            note.get(said.state, ""),
+        )
+
+    def _evaluate(self, attempt: int) -> dict[str, tuple[float, int]]:
+        """Held-out loss and aggregates of every site that is there; what fails is left out."""
+        settings = self.config.federation
+        present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
+        arrays = to_arrays(wire.encode(self.state.encoder, settings.downlink))
+        task = self._task(attempt, settings.deadline)
+        found = {}
+        for node, reply in self._ask(dict.fromkeys(present, arrays), "evaluate", task, settings.deadline):
+            try:
+                said = wire.from_record(wire.EvaluateReply, _fields(reply))
+                if (said.site, said.round) != (present[node], self.state.round) or said.images < 0:
+                    continue
+                self.state.counts[said.site] = wire.counts_from_json(said.counts)
+                if said.images:
+                    found[said.site] = (said.loss, said.images)
+            except (WireError, _SiteFailedError):
+                continue
+        return found
+
+    def _commit(
+        self, result: Round, held_out: Mapping[str, tuple[float, int]], mean_norm: float, seconds: float
+    ) -> None:
+        record = {
+            "round": self.state.round,
+            "sites": len(result.folded),
+            "roster": len(self.state.roster),
+            "images": result.total.weight,
+            "loss": _weighted(result.losses),
+            "held_out_loss": _weighted(held_out),
+            "held_out_images": sum(images for _, images in held_out.values()),
+            "held_out": {site: loss for site, (loss, _) in sorted(held_out.items())},
+            "mean_update_norm": mean_norm,
+            "seconds": round(seconds, 3),
+        }
+        self.ledger.log_sites(result.rows)
+        self.ledger.log_round(record)
+        self.state.round += 1
+        self.ledger.commit(self.state, keep=self.config.federation.keep_checkpoints)
+        self.listener.committed(record)
+
+    # ---- messages
+
+    def _task(self, attempt: int, budget: float) -> wire.Task:
+        return wire.Task(
+            run=self.config.run.name,
+            round=self.state.round,
+            attempt=attempt,
+            base="",
+            config=configs.dumps(self.config),
+            fingerprint=self.fingerprint,
+            budget=float(budget),
+        )
+
+    def _ask(
+        self, nodes: Mapping[int, ArrayRecord | None], kind: str, task: wire.Task, deadline: float
+    ) -> Iterator[tuple[int, Message]]:
+        """Send a task to nodes and yield their replies as they come, one at a time, until the deadline."""
+        waiting: dict[str, int] = {}
+        until = monotonic() + deadline
+        for node, arrays in nodes.items():
+            base = self.state.bases.get(self._known.get(node, ""), "")
+            record = RecordDict({RECORD: ConfigRecord({**wire.to_record(task), "base": base})})
+            if arrays is not None:
+                record[ARRAYS] = arrays
+            message = Message(record, node, kind, ttl=deadline, group_id=str(task.round))
+            for identifier in self.grid.push_messages([message]):
+                if identifier:
+                    waiting[identifier] = node
+        while waiting and monotonic() < until:
+            heard = False
+            for identifier in list(waiting):
+                for reply in self.grid.pull_messages([identifier]):
+                    heard = True
+                    yield waiting.pop(identifier), reply
+            if waiting and not heard:
+                sleep(_POLL)
+
+
+class _SiteFailedError(RuntimeError):
+    """A site said that it failed, or Flower said so for it."""
+
+
+def _fields(reply: Message) -> dict[str, object]:
+    """A reply's flat record.
+
+    Raises:
+        _SiteFailedError: the reply is an error, or a failure that the site names.
+        WireError: no such record.
+    """
+    if reply.has_error():
+        # The text comes from another machine's exception; it is not repeated.
+        raise _SiteFailedError(f"no usable reply (Flower error {reply.error.code})")
+    if RECORD not in reply.content.config_records:
+        raise WireError(f"a reply without its record {RECORD!r}")
+    record: dict[str, object] = dict(reply.content.config_records[RECORD])
+    if "failure" in record:
+        said = wire.from_record(wire.Failure, record)
+        raise _SiteFailedError(
+            wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
+        )
+    return record
+
+
+def to_arrays(arrays: wire.Arrays) -> ArrayRecord:
+    """Arrays in Flower's form."""
+    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
+
+
+def from_arrays(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
+    """A reply's arrays, read without pickle and only as large as they may be.
+
+    Raises:
+        WireError: none there, too large, or unreadable.
+    """
+    records = reply.content.array_records
+    if ARRAYS not in records:
+        raise WireError("a reply without its update")
+    found = {}
+    for name, array in records[ARRAYS].items():
+        limit = like[name].numel() * 8 + 1024 if name in like else 0
+        if len(array.data) > limit:
+            raise WireError(f"unexpected or oversized tensor {name[:80]!r} ({len(array.data)} bytes)")
+        try:
+            found[name] = array.numpy()
+        except Exception as error:
+            raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
+    return found
+
+
+def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
+    images = sum(count for _, count in losses.values())
+    if not images:
+        return None
+    # Summed in the sites' order by name: the same figure whatever the order of the replies.
+    return math.fsum(loss * count for _, (loss, count) in sorted(losses.items())) / images
+
+
+def _with(row: SiteRow, *, outcome: str, reason: str) -> SiteRow:
+    return SiteRow(
+        row.round, row.site, row.images, row.loss, row.update_norm, row.seconds, row.bytes, outcome, reason
+    )

@@ -1,0 +1,169 @@
+"""What a simulation leaves: probes against the untrained encoder, the report, the model card, a table to read."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from client.site import StateStore
+from server.app import publish
+from server.ledger import Ledger, State
+from sscxr import report, seeds
+from sscxr.card import SiteData
+from sscxr.config import Config
+from sscxr.data.cache import Cache
+from sscxr.evaluation import probe
+from sscxr.evaluation.probe import Comparison
+from sscxr.report import Reconstruction
+from sscxr.training.pretrain import SiteTraining, build_encoder, set_up, whole
+
+_PICTURES = 6  # held-out images whose reconstruction is shown
+
+
+def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
+    """Measure the released encoder, write the report and the card, print what a person wants to know."""
+    state = Ledger(out, config, resume=True).last()
+    assert state is not None, "a run that ended has a checkpoint"
+    device = set_up(config)
+    training = SiteTraining(config, device)
+    training.load_shared(state.encoder)
+    settings = config.probe
+    probes = probe.run(
+        training.objective.encoder,
+        build_encoder(config),
+        cache,
+        img_size=config.encoder.img_size,
+        mean=config.data.mean,
+        std=config.data.std,
+        test_share=config.data.test_share,
+        neighbours=settings.neighbours,
+        resamples=settings.resamples,
+        min_cases=settings.min_cases,
+        batch_size=settings.batch_size,
+        cohorts=dict(settings.cohorts) or None,
+        device=device,
+        seed=config.run.seed,
+    )
+    data = [_site_data(cache, out, name, config) for name in state.roster]
+    folder = publish(config, state, out / "encoder", data, probes=probes)
+    page = write_report(
+        config, out, probes=probes, reconstructions=_reconstructions(training, cache, out, state)
+    )
+    _print(out, probes, console)
+    console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(
+    config: Config,
+    out: Path,
+    *,
+    probes: Sequence[Comparison] = (),
+    reconstructions: Sequence[Reconstruction] = (),
+    stopped: str = "",
+) -> Path:
+    """Write `out/report.html` from the ledger's files."""
+    rounds_file, sites_file = out / "rounds.jsonl", out / "sites.csv"
+    rounds = (
+        [json.loads(line) for line in rounds_file.read_text().splitlines()] if rounds_file.exists() else []
+    )
+    sites = pd.read_csv(sites_file) if sites_file.exists() else pd.DataFrame()
+    return report.write(
+        out / "report.html",
+        title=config.run.name,
+        rounds=rounds,
+        sites=sites,
+        reconstructions=reconstructions,
+        probes=probes,
+        stopped=stopped,
+        min_cell=config.privacy.min_cell,
+    )
+
+
+def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
+    groups = (out / "sites" / name / "groups.txt").read_text().split()
+    rows = cache.rows(laterals=config.data.laterals)
+    rows = rows[~cache.held_out(config.data.test_share)[rows]]
+    index = cache.index.iloc[rows]
+    mine = index[index["group"].isin(groups)]
+    licences = sorted({licence for licence in mine["licence"] if licence})
+    return SiteData(name, len(mine), mine["group"].nunique(), licences)
+
+
+@torch.no_grad()
+def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: State) -> list[Reconstruction]:
+    """Held-out images through the last encoder and one site's head, which never left its folder."""
+    config = training.config
+    rows = cache.rows(laterals=config.data.laterals)
+    rows = rows[cache.held_out(config.data.test_share)[rows]]
+    if not len(rows):
+        return []
+    rows = rows[np.linspace(0, len(rows) - 1, min(_PICTURES, len(rows))).round().astype(np.int64)]
+    site = max(state.images, key=lambda name: (state.images[name], name))
+    store = StateStore(out / "sites" / site / "state")
+    tensors, _ = store.load(config.run.name, state.bases.get(site, ""))
+    if tensors is None:
+        return []
+    training.load_local(tensors)
+    objective = training.objective.eval()
+    clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
+    corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
+    predicted = objective.reconstruct(corruption.images)
+
+    def grey(images: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+        levels = images[:, 0].float() * config.data.std + config.data.mean
+        return (levels.clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+    shown = Reconstruction(
+        f"Held-out images through the last encoder and the head of {site}",
+        clean=grey(clean),
+        corrupted=grey(corruption.images),
+        reconstructed=grey(predicted),
+    )
+    return [shown]
+
+
+def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
+    sites = pd.read_csv(out / "sites.csv")
+    table = Table(title="sites")
+    for heading in (
+        "site",
+        "images",
+        "rounds",
+        "first loss",
+        "last loss",
+        "MB sent",
+        "seconds",
+        "not folded",
+    ):
+        table.add_column(heading, justify="left" if heading == "site" else "right")
+    for name, rows in sites.groupby("site"):
+        good = rows[rows["outcome"] == "folded"].sort_values("round")
+        ends = [f"{good['loss'].iloc[place]:.4f}" if len(good) else "-" for place in (0, -1)]
+        images = f"{int(good['images'].iloc[-1])}" if len(good) else "-"
+        megabytes, seconds = good["bytes"].sum() / 1e6, good["seconds"].sum()
+        missed = str(len(rows) - len(good))
+        table.add_row(str(name), images, str(len(good)), *ends, f"{megabytes:.1f}", f"{seconds:.1f}", missed)
+    console.print(table)
+    if not probes:
+        console.print("no probe: no label has enough cases in training and test", highlight=False)
+        return
+    table = Table(title="probes: AUROC [95 % interval] on patients that nothing was trained on")
+    for heading in ("cohort", "label", "probe", "this encoder", "untrained", "gain"):
+        table.add_column(heading, justify="left" if heading in ("cohort", "label", "probe") else "right")
+    for pair in probes:
+        after, before = pair.trained, pair.untrained
+        table.add_row(
+            after.cohort,
+            after.label,
+            after.kind,
+            f"{after.auroc:.3f} [{after.low:.3f}, {after.high:.3f}]",
+            f"{before.auroc:.3f} [{before.low:.3f}, {before.high:.3f}]",
+            f"{pair.gain:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]",
+        )
+    console.print(table)

@@ -1,0 +1,111 @@
+"""From data to the folder of virtual sites: what each hospital would have on its own disk."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from sim.partition import groups_of, partition
+from sscxr import config as configs
+from sscxr.config import Config
+from sscxr.data import phantom
+from sscxr.data.cache import Cache, CacheError, open_cache
+from sscxr.data.prepare import prepare
+
+
+def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cache:
+    """One cache of all data: phantoms where none is given, a cache as it is, anything else prepared.
+
+    Raises:
+        PrepareError, ManifestError, SourceError, CacheError, PhantomError: one line that says what is wrong.
+    """
+    caches = [path for path in data if (path / "summary.json").is_file()]
+    others = [path for path in data if path not in caches]
+    if not data:
+        others = phantom.write(
+            out / "phantoms", images=config.sim.phantoms, sites=clients, seed=config.run.seed
+        )
+    if len(caches) == 1 and not others:
+        return open_cache(caches[0])
+    if others:
+        own = out / ("prepared" if caches else "cache")
+        caches.append(prepare(others, own, size=config.data.cache_size).folder)
+    return open_cache(caches[0]) if len(caches) == 1 else _joined(caches, out / "cache")
+
+
+def _joined(folders: Sequence[Path], out: Path) -> Cache:
+    """Several caches as one. Patients are not matched across them: each has a salt of its own."""
+    caches = [open_cache(folder) for folder in folders]
+    sizes = {cache.size for cache in caches}
+    if len(sizes) > 1:
+        raise CacheError(
+            f"the caches have {sorted(sizes)} px a side; prepare them with one --size to join them"
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    total = sum(len(cache) for cache in caches)
+    images = np.lib.format.open_memmap(
+        partial / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *caches[0].images.shape[1:])
+    )
+    start = 0
+    for cache in caches:
+        images[start : start + len(cache)] = cache.images
+        start += len(cache)
+    images.flush()
+    index = pd.concat([cache.index.assign(has_mask=0) for cache in caches], ignore_index=True)
+    index.to_csv(partial / "index.csv", index=False)
+    sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
+    summary = {"format_version": caches[0].summary["format_version"], "sources": sources, "images": total}
+    (partial / "summary.json").write_text(json.dumps(summary, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return open_cache(out)
+
+
+def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:
+    """Partition the cache and write `out/sites/NAME/site.yaml`, one a virtual site.
+
+    Also `out/partition.csv`: group, site. Written again for a resumed run, to the same content.
+
+    Returns:
+        The sites' names, in the order of their folders.
+    """
+    groups = groups_of(cache, laterals=config.data.laterals, test_share=config.data.test_share)
+    parts = partition(
+        groups,
+        config.sim.partition,
+        clients,
+        alpha=config.sim.alpha,
+        minimum=config.privacy.min_cell,
+        seed=config.run.seed,
+    )
+    for name, members in parts.items():
+        folder = out / "sites" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "groups.txt").write_text("".join(f"{group}\n" for group in members))
+        settings = {
+            "name": name,
+            "cache": str(cache.folder.resolve()),
+            "state": "state",
+            "groups": "groups.txt",
+        }
+        (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))
+    with (out / "partition.csv").open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["group", "site"])
+        writer.writerows((group, name) for name, members in parts.items() for group in members)
+    return sorted(parts)
+
+
+def write_config(config: Config, out: Path) -> Path:
+    """The run's settings as the ServerApp reads them."""
+    file = out / "sites" / "run.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(configs.dumps(config))
+    return file

@@ -1,0 +1,357 @@
+"""What crosses the network: both ends of every message, field by field, in one file.
+
+What leaves a site is what `Hello`, `TrainReply` and `EvaluateReply` list, and nothing else. A message is a flat
+record of numbers and short texts, and at most one set of named arrays. No pickle.
+
+Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from torch import Tensor
+
+import sscxr
+from sscxr.data.cache import FORMAT_VERSION
+
+WIRE_VERSION = 1
+
+Arrays = dict[str, npt.NDArray[Any]]
+Scalar = str | int | float | bool
+Record = dict[str, Scalar]
+
+# Codecs by name: the dtype in which tensors travel.
+CODECS: Final[dict[str, np.dtype[Any]]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+
+# Why a site did not do what it was asked, in fixed words: an exception's own text never leaves.
+FAILURES: Final[dict[str, str]] = {
+    "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
+    "request": "the request was malformed or not allowed here",
+    "settings": "its site settings cannot be used",
+    "cache": "its cache cannot be used",
+    "few images": "it has too few images",
+    "time": "its training did not end within the time there was",
+    "loss": "its loss became NaN or infinite",
+    "memory": "it ran out of memory",
+    "internal": "it failed; its own log says why",
+}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class WireError(ValueError):
+    """A message, an update or a name that may not be used: one line that says why."""
+
+
+def check_name(name: str, what: str) -> str:
+    """A site's or a run's name: it becomes a file name and a table cell, so it is held to a plain form."""
+    if not _NAME.fullmatch(name):
+        raise WireError(
+            f"{what} {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores, "
+            "the first a letter or digit"
+        )
+    return name
+
+
+def fingerprint(recipe: str) -> str:
+    """What must agree at both ends for an update to mean the same thing, as one line of JSON.
+
+    Args:
+        recipe: `sscxr.config.recipe_hash`.
+    """
+    parts = {
+        "wire": WIRE_VERSION,
+        "cache": FORMAT_VERSION,
+        "recipe": recipe,
+        "sscxr": sscxr.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "timm": timm.__version__,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+# ---- arrays
+
+
+def encode(tensors: Mapping[str, Tensor], codec: str) -> Arrays:
+    """Tensors as arrays in the codec's dtype.
+
+    Raises:
+        WireError: an unknown codec, or a value that the codec cannot hold.
+    """
+    dtype = _codec(codec)
+    arrays = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().numpy()
+        if np.abs(values).max(initial=0.0) > np.finfo(dtype).max:
+            raise WireError(f"{name} has values beyond {codec}'s range; use the fp32 codec")
+        arrays[name] = np.ascontiguousarray(values, dtype=dtype)
+    return arrays
+
+
+def decode(
+    arrays: Mapping[str, npt.NDArray[Any]], codec: str, like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Arrays as fp32 tensors, after every check that does not need their use.
+
+    Args:
+        like: tensors whose names and shapes the arrays must have.
+
+    Raises:
+        WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity.
+    """
+    dtype = _codec(codec)
+    missing, unexpected = sorted(like.keys() - arrays.keys()), sorted(arrays.keys() - like.keys())
+    if missing:
+        raise WireError(f"missing tensor {missing[0]} ({len(missing)} in all)")
+    if unexpected:
+        raise WireError(f"unexpected tensor {unexpected[0][:80]!r} ({len(unexpected)} in all)")
+    tensors = {}
+    for name, wanted in like.items():
+        values = arrays[name]
+        if values.dtype != dtype:
+            raise WireError(f"wrong dtype {values.dtype} of {name}, expected {dtype}")
+        if values.shape != tuple(wanted.shape):
+            raise WireError(f"wrong shape {values.shape} of {name}, expected {tuple(wanted.shape)}")
+        if not np.isfinite(values).all():
+            raise WireError(f"NaN or infinity in {name}")
+        tensors[name] = torch.from_numpy(values.astype(np.float32))
+    return tensors
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """The L2 norm over all tensors together."""
+    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def payload_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Bytes of the arrays' values."""
+    return sum(values.nbytes for values in arrays.values())
+
+
+def _codec(name: str) -> np.dtype[Any]:
+    if name not in CODECS:
+        raise WireError(f"unknown codec {name!r}; there are: {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+# ---- what the server asks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a site, beside the encoder's arrays.
+
+    Attributes:
+        run: the run's name; names the site's state.
+        round, attempt: which try at which round.
+        base: the site's last folded generation, `GENERATION` form; empty: start anew.
+        config: the run's settings, YAML.
+        fingerprint: what the site must agree with.
+        budget: seconds the site has.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    base: str
+    config: str
+    fingerprint: str
+    budget: float
+
+
+def generation(round_number: int, attempt: int) -> str:
+    """The name of a site's state after one try at one round, e.g. `r00003-a01`."""
+    return f"r{round_number:05d}-a{attempt:02d}"
+
+
+# ---- what a site says: this is all that leaves it
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a site is.
+
+    Attributes:
+        site: its name.
+        images: how many it trains on.
+        fingerprint: of its installation; the recipe's part is left empty.
+    """
+
+    site: str
+    images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """What a site tells of its training, beside the update's arrays.
+
+    Attributes:
+        site, round, attempt, fingerprint: which work this is.
+        images: trained on in one epoch; its weight in the average.
+        steps: optimiser steps.
+        loss: mean over the steps.
+        seconds: of training.
+        state: "kept": it went on from its head and moments; "new": there were none to go on from;
+            "lost": there should have been some, and they were missing or damaged.
+    """
+
+    site: str
+    round: int
+    attempt: int
+    fingerprint: str
+    images: int
+    steps: int
+    loss: float
+    seconds: float
+    state: str
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """What a site tells of its held-out images.
+
+    Attributes:
+        images: how many were held out; 0 where they are fewer than the minimum cell.
+        loss: the objective's mean loss on them; 0 where `images` is 0.
+        counts: JSON, table -> cell -> count over all the site's usable images, small cells suppressed
+            (`suppress`). Tables and cells come from fixed lists, never from the site's own words.
+    """
+
+    site: str
+    round: int
+    images: int
+    loss: float
+    counts: str = "{}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a site did not do what was asked: a key of `FAILURES`."""
+
+    site: str
+    failure: str
+
+
+Message = Task | Hello | TrainReply | EvaluateReply | Failure
+MessageT = TypeVar("MessageT", Task, Hello, TrainReply, EvaluateReply, Failure)
+
+
+def to_record(message: Message) -> Record:
+    """A message as a flat record."""
+    return asdict(message)
+
+
+def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
+    """A message read back, every field of it there and of its type, and no other.
+
+    Raises:
+        WireError: otherwise.
+    """
+    wanted = {item.name: item.type for item in fields(kind)}
+    missing, unexpected = sorted(wanted.keys() - record.keys()), sorted(record.keys() - wanted.keys())
+    if missing or unexpected:
+        raise WireError(
+            f"{kind.__name__} with fields missing {missing}, unexpected {[n[:40] for n in unexpected]}"
+        )
+    values: dict[str, Any] = {}
+    for name, kind_of in wanted.items():
+        value = record[name]
+        if kind_of is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind_of:
+            raise WireError(f"{kind.__name__}.{name} is {type(value).__name__}, expected {kind_of}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"{kind.__name__}.{name} is {value}")
+        values[name] = value
+    return kind(**values)
+
+
+# ---- counts without small cells
+
+COUNT_TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "view": ("PA", "AP", "AP supine", "L", "unknown"),
+    "sex": ("F", "M", "unknown"),
+    "age": ("0-4", "5-17", "18-39", "40-59", "60-79", "80+", "paediatric", "adult", "unknown"),
+}
+# Labels whose counts may be told: the fourteen of NIH ChestX-ray14 and those of COVID-19 corpora.
+LABELS: Final[tuple[str, ...]] = (
+    *("atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia"),
+    *("infiltration", "mass", "nodule", "pleural_thickening", "pneumonia", "pneumothorax"),
+    *("covid19", "tuberculosis", "normal", "other"),
+)
+LABEL_CELLS: Final[tuple[str, ...]] = ("present", "absent", "unknown")
+
+
+def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
+    """The cells that may be told of a table whose total is known.
+
+    Cells below `minimum`, empty ones too, are dropped, and then the next smallest until those dropped sum to
+    at least `minimum` and are at least two: so the total gives away neither one cell nor a small sum of cells.
+    """
+    ordered = sorted(cells.items(), key=lambda item: (item[1], item[0]))
+    dropped = 0
+    while dropped < len(ordered) and ordered[dropped][1] < minimum:
+        dropped += 1
+    if dropped:
+        while dropped < len(ordered) and (dropped < 2 or sum(n for _, n in ordered[:dropped]) < minimum):
+            dropped += 1
+    return dict(sorted(ordered[dropped:]))
+
+
+def counts_to_json(tables: Mapping[str, Mapping[str, int]], minimum: int) -> str:
+    """Tables of counts as they may leave: known tables and cells only, small cells suppressed."""
+    told = {}
+    for name, cells in tables.items():
+        allowed = _cells(name)
+        if set(cells) - set(allowed):
+            raise WireError(f"table {name!r} has cells that are not on the list")
+        told[name] = suppress({cell: cells.get(cell, 0) for cell in allowed}, minimum)
+    return json.dumps(told, sort_keys=True)
+
+
+def counts_from_json(text: str) -> dict[str, dict[str, int]]:
+    """The tables that a site told, checked against the fixed lists.
+
+    Raises:
+        WireError: not JSON, too long, or a table, cell or count that is not on the lists.
+    """
+    if len(text) > 20_000:
+        raise WireError(f"counts of {len(text)} characters")
+    try:
+        tables = json.loads(text)
+        return {
+            name: {cell: _count(cells[cell]) for cell in cells if _known(cell, _cells(name))}
+            for name, cells in tables.items()
+        }
+    except (json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
+        raise WireError(f"counts are not tables of numbers ({type(error).__name__})") from None
+
+
+def _cells(table: str) -> Sequence[str]:
+    if table in COUNT_TABLES:
+        return COUNT_TABLES[table]
+    if table.removeprefix("label:") in LABELS and table.startswith("label:"):
+        return LABEL_CELLS
+    raise WireError(f"table {table[:80]!r} is not on the list")
+
+
+def _known(cell: str, allowed: Sequence[str]) -> bool:
+    if cell not in allowed:
+        raise WireError(f"cell {cell[:80]!r} is not on the list")
+    return True
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise WireError("a count that is not a whole number")
+    return value
