@@ -64,7 +64,7 @@ def collect(sources: Iterable[Path], *, labels: Path | None, skip: Path) -> List
         if path.is_dir():
             items: Iterable[Item] = _folder(path, skip.resolve())
         elif path.suffix.lower() == ".csv":
-            items = _manifest(path, warnings)
+            items = _manifest(path)
         else:
             items = [_checked(Item(path, path.parent.name, path.name))]
         for item in items:
@@ -102,13 +102,8 @@ def _folder(folder: Path, skip: Path) -> Iterator[Item]:
         yield Item(place, folder.name, place.name, problem=f"unreadable: folder: {failure.strerror}")
 
 
-def _manifest(path: Path, warnings: list[str]) -> Iterator[Item]:
-    records = manifest.read(path)
-    if not any(record.group for record in records):
-        warnings.append(
-            f"{path.parent.name}/{path.name} names no patients: every image counts as a patient of its own"
-        )
-    for record in records:
+def _manifest(path: Path) -> Iterator[Item]:
+    for record in manifest.read(path):
         source = record.source or path.resolve().parent.name
         problem = f"manifest: {record.problem}" if record.problem else ""
         yield _checked(Item(record.file, source, record.name, record, problem))

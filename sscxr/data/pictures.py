@@ -163,7 +163,7 @@ def _eight_bits(picture: Image.Image) -> Grey:
 
 
 def _stretched(values: npt.NDArray[np.int64]) -> tuple[Grey, str]:
-    """16-bit values between percentiles of those that occur above black borders; 8-bit ones as they are."""
+    """Values of more than 8 bits, stretched between percentiles."""
     low, high = np.percentile(values, PERCENTILES)
     if high <= low:
         low, high = float(values.min()), float(values.max())

@@ -6,6 +6,7 @@ the cache written from it, in an order that depends on the images alone.
 
 import errno
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from sscxr.data.listing import Item, Listing
 from sscxr.data.manifest import Record
 from sscxr.data.progress import Display
 from sscxr.data.store import Secret
-from sscxr.data.tables import Entry, Row
+from sscxr.data.tables import Entry, Row, Tables
 
+MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
 FILES_A_WORKER = 16  # below this, another process costs more than it gains
 PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
 
@@ -130,12 +132,26 @@ def _prepare(
         if change.added or change.updated:
             picks = [change.updated.get(number, number) for number in range(before)]
             assemble.write_all(out, state, header["size"], [*picks, *change.added], journal)
+            _warn_of_patients(state, journal, change.added, show)
         elif change.any:
             assemble.write_tables(out, state, header["size"])
     finally:
         journal.close()
     journal.discard()
     return len(state.rows)
+
+
+def _warn_of_patients(state: Tables, journal: Journal, added: list[str], show: Display) -> None:
+    """Say where patients cannot be told apart: splits and sites go by patient."""
+    alone = sum(not journal.entries[key]["patient"] for key in added)
+    if alone:
+        show.warn(f"{alone} of {len(added)} new images name no patient; each counts as a patient of its own")
+    largest = max(Counter(row["group"] for row in state.rows).values())
+    if len(state.rows) >= MANY and largest > MAX_GROUP * len(state.rows):
+        show.warn(
+            f"{largest} of {len(state.rows)} images are one patient group; is the patient id a placeholder? "
+            "then give the real ones with --labels"
+        )
 
 
 def _decode(

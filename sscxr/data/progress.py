@@ -22,7 +22,9 @@ class Display:
 
     def warn(self, line: str) -> None:
         if self._shown:
-            self._console.print(f"warning: {line}", style="yellow", markup=False, highlight=False)
+            self._console.print(
+                f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
         else:
             log.warning(line)
 

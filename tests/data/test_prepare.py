@@ -31,7 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 def _any_posture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The test pictures are no thorax that the posture detector was made for."""
     if "data" not in request.keywords:
-        monkeypatch.setattr(decode, "_check_posture", lambda content: [])
+        monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])
 
 
 def picture(seed: int, height: int = 120, width: int = 100) -> Bytes:
@@ -251,6 +251,19 @@ def test_salt_workers_and_order_change_no_image_order_or_split(export: Path, tmp
     assert one.index[columns].equals(two.index[columns])
     assert set(one.index["image"]).isdisjoint(two.index["image"])
     assert set(one.index["group"]).isdisjoint(two.index["group"])
+
+
+def test_patients_that_cannot_be_told_apart_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    for number in range(41):
+        write(folder / f"{number}.png", picture(number, 60, 50))
+    one = "".join(f"{number}.png,{'same' if number < 20 else ''}\n" for number in range(41))
+    (folder / "manifest.csv").write_text("file,patient_id\n" + one)
+    run(folder / "manifest.csv", tmp_path / "cache")
+    assert "21 of 41 new images name no patient" in caplog.text
+    assert "20 of 41 images are one patient group" in caplog.text
 
 
 def test_no_identifier_is_left_in_the_cache(export: Path, tmp_path: Path) -> None:
@@ -532,3 +545,18 @@ def test_the_originals(shared_data: Path, tmp_path: Path) -> None:
     assert with_manifest.summary["masks"] == 5
     assert len(with_manifest.rows()) == 17  # one lateral
     assert json.loads((tmp_path / "manifest" / "summary.json").read_text())["quarantined"] == 7
+
+
+@pytest.mark.data
+def test_pictures_that_lie_or_hang_wrong_are_quarantined(shared_data: Path, tmp_path: Path) -> None:
+    for number, file in enumerate(sorted((shared_data / "originals").glob("nih_0*.png"))):
+        pixels = np.asarray(Image.open(file).convert("L").resize((300, 300)))
+        write(tmp_path / "in" / f"{number}-right.png", pixels)
+        write(tmp_path / "in" / f"{number}-upside down.png", pixels[::-1, ::-1].copy())
+        write(tmp_path / "in" / f"{number}-on its side.png", np.rot90(pixels).copy())
+        write(tmp_path / "in" / f"{number}-inverted.png", 255 - pixels)
+    cache = run(tmp_path / "in", tmp_path / "cache")
+    assert len(cache) == 4
+    reasons = quarantine(cache.folder)
+    assert len(reasons) == 12
+    assert all(f"looks {Path(name).stem.split('-')[1]}" in reason for name, reason in reasons.items())
