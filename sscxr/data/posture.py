@@ -7,7 +7,9 @@ turning the picture turns the answer, and no way of lying is harder to see than 
 
 The picture is freed of flat borders, squashed to a small square and equalised (grey levels become ranks), so
 that neither padding nor aspect ratio nor any tone curve matters, and inversion is a change of sign.
-`bench/train_posture.py` trains and measures it; `docs/posture.md` has the figures.
+`bench/train_posture.py` trains and measures it. On 1331 pictures of unseen patients: none set aside wrongly, 99.8 %
+or more of each turn and of inversion found, 91.8 % of mirrorings at 0.8 % false warnings; `docs/posture.md` has
+more, and what a hospital that training never saw has to expect.
 """
 
 from dataclasses import dataclass
