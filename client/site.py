@@ -25,11 +25,12 @@ from torch import Tensor
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+from sscxr.errors import SscxrError
 
 Rows = npt.NDArray[np.int64]
 
 
-class SiteError(ValueError):
+class SiteError(SscxrError):
     """Something at this site that keeps it from working: a key of `wire.FAILURES`, and a line for the local log."""
 
     def __init__(self, failure: str, line: str) -> None:

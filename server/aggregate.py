@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sscxr.config import ServerOptimiserConfig
+from sscxr.errors import SscxrError
 
 FRACTION_BITS = 32
 # |value| <= 64 and a total weight below 2^25 (33 million images) keep every sum below 2^63.
@@ -20,7 +21,7 @@ MAX_ABS = 64.0
 MAX_TOTAL_WEIGHT = 2**25 - 1
 
 
-class FoldError(ValueError):
+class FoldError(SscxrError):
     """An update that cannot be added: one line that says why."""
 
 

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
+from sscxr.errors import SscxrError
 
 FORMAT_VERSION = 1
 Tensors = dict[str, Tensor]
 
 
-class LedgerError(ValueError):
+class LedgerError(SscxrError):
     """A run's folder that cannot be used: one line that says why and what to do."""
 
 

@@ -20,6 +20,7 @@ from server.ledger import Ledger, SiteRow, State
 from sscxr import config as configs
 from sscxr import wire
 from sscxr.config import Config
+from sscxr.errors import SscxrError
 from sscxr.wire import WireError
 
 _POLL = 0.5  # seconds between looks for replies that have not come yet
@@ -28,7 +29,7 @@ RECORD = "sscxr"  # the name of the record that holds a message's fields
 ARRAYS = "encoder"
 
 
-class RunStopped(RuntimeError):  # noqa: N818  (it is no defect: the state is saved and the run can go on)
+class RunStopped(SscxrError):  # noqa: N818  (no defect: the state is saved and the run can go on)
     """The run cannot go on now; its state is saved. One line that says why and how to go on."""
 
 

@@ -13,12 +13,13 @@ import pandas as pd
 
 from sscxr import seeds
 from sscxr.data.cache import LABEL_PREFIX, Cache
+from sscxr.errors import SscxrError
 
 METHODS = ("natural", "iid", "dirichlet", "quantity")
 _DRAWS = 200  # tries at a random partition in which every site has its minimum
 
 
-class PartitionError(ValueError):
+class PartitionError(SscxrError):
     """A partition that cannot be made: one line that says why and what to do."""
 
 

@@ -83,13 +83,13 @@ def simulate(
 def main() -> None:
     """The command line: one line on stderr and exit code 1 for what can go wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    from sscxr.errors import EXPECTED
+    from sscxr.errors import SscxrError
 
     command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command.command()(run)
     try:
         command(standalone_mode=False)
-    except EXPECTED as error:
+    except SscxrError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sscxr.data.cache import LABEL_PREFIX, Cache, open_cache
-from sscxr.errors import EXPECTED
+from sscxr.errors import SscxrError
 
 app = typer.Typer(
     name="sscxr",
@@ -134,7 +134,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         typer.echo("stopped; what was done is kept, run it again to go on", err=True)
         sys.exit(130)
-    except EXPECTED as error:
+    except SscxrError as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -18,8 +18,10 @@ from typing import Any, cast, get_type_hints
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sscxr.errors import SscxrError
 
-class ConfigError(ValueError):
+
+class ConfigError(SscxrError):
     """A setting that cannot be used: one line that names it and says what to do."""
 
 

@@ -1,5 +1,9 @@
-"""The errors that a command line answers with one line: what was wrong and what to do, no traceback."""
+"""What a person can mend, as opposed to a defect of ours."""
 
-import omegaconf.errors
 
-EXPECTED = (ValueError, omegaconf.errors.OmegaConfBaseException)
+class SscxrError(ValueError):
+    """Something that a person can mend: its text is one line that says what was wrong and what to do.
+
+    A command line prints that line and exits with 1; anything else that is raised is a defect, and shows its
+    traceback.
+    """

@@ -21,11 +21,12 @@ import torch
 from torch import nn
 
 from sscxr.card import Card, render
+from sscxr.errors import SscxrError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
-class ReleaseError(ValueError):
+class ReleaseError(SscxrError):
     """A folder that is no released encoder, or an encoder that cannot be released: one line that says why."""
 
 

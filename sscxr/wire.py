@@ -21,6 +21,7 @@ from torch import Tensor
 
 import sscxr
 from sscxr.data.cache import FORMAT_VERSION
+from sscxr.errors import SscxrError
 
 WIRE_VERSION = 1
 
@@ -47,7 +48,7 @@ FAILURES: Final[dict[str, str]] = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class WireError(ValueError):
+class WireError(SscxrError):
     """A message, an update or a name that may not be used: one line that says why."""
 
 

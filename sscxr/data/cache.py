@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sscxr.errors import SscxrError
+
 FORMAT_VERSION = 1
 NEXT, COMMIT = "next", "COMMIT"  # files on their way into the cache, and the word that they are complete
 LABEL_PREFIX = "label:"
@@ -54,7 +56,7 @@ TEXT_COLUMNS = ("image", "group", "source", "view", "sex", "age_band", "licence"
 LATERAL_VIEWS = ("L",)
 
 
-class CacheError(ValueError):
+class CacheError(SscxrError):
     """A folder that is not a usable cache: one line that says what is wrong and what to do."""
 
 

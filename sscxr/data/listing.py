@@ -8,9 +8,10 @@ from pathlib import Path
 
 from sscxr.data import manifest
 from sscxr.data.manifest import Record
+from sscxr.errors import SscxrError
 
 
-class SourceError(ValueError):
+class SourceError(SscxrError):
     """A source that cannot be read at all: one line that says what is wrong and what to do."""
 
 

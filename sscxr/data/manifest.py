@@ -26,6 +26,7 @@ import pandas as pd
 
 from sscxr.data.cache import LABEL_PREFIX
 from sscxr.data.facts import NO_VALUE, age_band, normal_sex, normal_view
+from sscxr.errors import SscxrError
 
 FILE_COLUMNS = ("file", "image", "path")
 KNOWN_COLUMNS = (
@@ -41,7 +42,7 @@ UNKNOWN_LABELS = NO_VALUE | {"-1", "-1.0"}
 MAX_CATEGORIES = 100  # more distinct names than this in `label` are free text, not names
 
 
-class ManifestError(ValueError):
+class ManifestError(SscxrError):
     """A manifest that cannot be used: one line that says what is wrong and what to do."""
 
 

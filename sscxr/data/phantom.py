@@ -34,6 +34,7 @@ from sscxr.data.phantom_anatomy import Patient, draw_patient, draw_pose, thorax
 from sscxr.data.phantom_findings import LABELS, add_devices, add_finding
 from sscxr.data.phantom_scanner import Style, draw_style, expose
 from sscxr.data.phantom_shapes import Field
+from sscxr.errors import SscxrError
 
 # Raised whenever the pictures change, so that a folder of an older look is not taken for a current one.
 VERSION = 1
@@ -47,7 +48,7 @@ LICENCE = "CC0-1.0 (procedural phantom, nobody's image)"
 _NAME = "sscxr phantom"
 
 
-class PhantomError(ValueError):
+class PhantomError(SscxrError):
     """Phantoms that cannot be written: one line that says what is wrong and what to do."""
 
 

@@ -24,13 +24,14 @@ from sscxr.data.manifest import Record
 from sscxr.data.progress import Display
 from sscxr.data.store import Secret
 from sscxr.data.tables import Entry, Row, Tables
+from sscxr.errors import SscxrError
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
 FILES_A_WORKER = 16  # below this, another process costs more than it gains
 PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
 
 
-class PrepareError(ValueError):
+class PrepareError(SscxrError):
     """Nothing could be prepared: one line that says why and what to do."""
 
 

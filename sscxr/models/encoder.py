@@ -10,12 +10,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from sscxr.errors import SscxrError
+
 # Wrappers under which training scripts save a ViT, outermost first (DeiT, DINO, MAE, MoCo, lightning).
 _WRAPPERS = ("model", "state_dict", "teacher", "student")
 _PREFIXES = ("module.", "backbone.", "encoder.", "model.")
 
 
-class EncoderError(ValueError):
+class EncoderError(SscxrError):
     """An encoder that cannot be built or loaded: one line that says why."""
 
 
