@@ -14,7 +14,7 @@ from sscxr.data.posture import Floats, Posture, look
 
 @pytest.fixture(scope="module")
 def phantoms() -> list[Floats]:
-    return [phantom.draw(np.random.default_rng([77, seed]), size=160)[0] for seed in range(120)]
+    return [phantom.draw(np.random.default_rng([77, seed]), size=160)[0] for seed in range(80)]
 
 
 def share(found: list[bool]) -> float:
@@ -119,7 +119,7 @@ def held_out(data: Path, source: str, count: int) -> list[Floats]:
 
 @pytest.mark.data
 def test_real_pictures(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sources = {"nih_cxr14_1000": 130, "paeds_gwcmc": 100, "paeds_gwcmc_224sq": 100, "hannover_covid": 45}
+    sources = {"nih_cxr14_1000": 70, "paeds_gwcmc": 50, "paeds_gwcmc_224sq": 50, "hannover_covid": 30}
     images = [image for source, count in sources.items() for image in held_out(shared_data, source, count)]
     upright = [look(image) for image in images]
     figures = {
@@ -137,9 +137,9 @@ def test_real_pictures(shared_data: Path, capsys: pytest.CaptureFixture[str]) ->
             f"\nposture on {len(images)} real pictures:",
             {name: round(value, 4) for name, value in figures.items()},
         )
-    # In 375 pictures 0.2 % is less than one: allow two.
-    assert figures["false alarms"] <= 2 / len(images)
-    assert figures["false mirror alarms"] <= 0.02
+    # In 200 pictures 0.2 % is less than one: allow one.
+    assert figures["false alarms"] <= 1 / len(images)
+    assert figures["false mirror alarms"] <= 0.025
     assert min(figures[f"turned by {degrees}"] for degrees in (90, 180, 270)) >= 0.98
     assert figures["inverted"] >= 0.98
-    assert figures["mirrored"] >= 0.85
+    assert figures["mirrored"] >= 0.8
