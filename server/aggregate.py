@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sscxr.config import ServerOptimiserConfig
+from sscxr.config import ConfigError, ServerOptimiserConfig
 from sscxr.errors import SscxrError
 
 FRACTION_BITS = 32
@@ -143,10 +143,10 @@ def server_optimiser(settings: ServerOptimiserConfig) -> ServerOptimiser:
     """The rule that the settings name.
 
     Raises:
-        ValueError: an unknown name.
+        ConfigError: an unknown name.
     """
     if settings.name == "fedavg":
         return FedAvg(settings.lr)
     if settings.name == "nesterov":
         return Nesterov(settings.lr, settings.momentum)
-    raise ValueError(f"federation.server.name={settings.name!r} is not known; there are: fedavg, nesterov")
+    raise ConfigError(f"federation.server.name={settings.name!r} is not known; there are: fedavg, nesterov")

@@ -6,16 +6,16 @@ for ever, and no reply, however malformed, stops a round.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from time import monotonic, sleep
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from server.aggregate import FoldError, ServerOptimiser, WeightedSum
+from server.aggregate import ServerOptimiser
+from server.fold import ARRAYS, RECORD, Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, SiteRow, State
 from sscxr import config as configs
 from sscxr import wire
@@ -25,22 +25,10 @@ from sscxr.wire import WireError
 
 _POLL = 0.5  # seconds between looks for replies that have not come yet
 _HELLO_TIME = 60.0  # seconds a site has to say who it is
-RECORD = "sscxr"  # the name of the record that holds a message's fields
-ARRAYS = "encoder"
 
 
 class RunStopped(SscxrError):  # noqa: N818  (no defect: the state is saved and the run can go on)
     """The run cannot go on now; its state is saved. One line that says why and how to go on."""
-
-
-@dataclass
-class Round:
-    """What came of one attempt at one round."""
-
-    total: WeightedSum
-    rows: list[SiteRow] = field(default_factory=list)
-    folded: dict[str, str] = field(default_factory=dict)
-    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ class Federation:
         new = sorted(nodes - self._known.keys())
         for node, reply in self._ask(dict.fromkeys(new), "query", self._task(0, _HELLO_TIME), _HELLO_TIME):
             try:
-                hello = wire.from_record(wire.Hello, _fields(reply))
+                hello = wire.from_record(wire.Hello, fields_of(reply))
                 site = wire.check_name(hello.site, "site")
             except WireError:
                 self._known[node] = ""
@@ -142,99 +130,54 @@ class Federation:
         began = monotonic()
         for _ in range(settings.retries + 1):
             attempt = self.ledger.next_attempt(self.state.round)
-            result = self._attempt(attempt)
-            if len(result.folded) >= self._quorum(self.state.roster):
+            fold = self._attempt(attempt)
+            if len(fold.folded) >= self._quorum(self.state.roster):
                 break
             # Their updates are dropped with the attempt: the rows say so, and the sites discard their state.
             self.ledger.log_sites(
                 [
-                    _with(row, outcome="dropped", reason=f"attempt {attempt} had no quorum")
+                    replace(row, outcome="dropped", reason=f"attempt {attempt} had no quorum")
                     if row.outcome == "folded"
                     else row
-                    for row in result.rows
+                    for row in _by_site(fold.rows)
                 ]
             )
         else:
             raise RunStopped(
-                f"round {self.state.round}: {len(result.folded)} of {len(self.state.roster)} sites replied in "
+                f"round {self.state.round}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
                 f"{settings.retries + 1} attempts, the quorum is {self._quorum(self.state.roster)}; sites.csv says "
                 "why; resume when they are back"
             )
-        mean = result.total.mean()
+        mean = fold.total.mean()
         self.state.encoder = self.optimiser.step(self.state.encoder, mean)
         self.state.optimiser = self.optimiser.state()
-        self.state.bases = {**self.state.bases, **result.folded}
+        self.state.bases = {**self.state.bases, **fold.folded}
+        self.state.images |= {site: images for site, (_, images) in fold.losses.items()}
         held_out = self._evaluate(attempt) if self._evaluates() else {}
-        self._commit(result, held_out, wire.norm(mean), monotonic() - began)
+        self._commit(fold, held_out, wire.norm(mean), monotonic() - began)
 
     def _evaluates(self) -> bool:
         every, rounds = self.config.federation.evaluate_every, self.config.federation.rounds
         done = self.state.round + 1
         return every > 0 and (done % every == 0 or done == rounds)
 
-    def _attempt(self, attempt: int) -> Round:
+    def _attempt(self, attempt: int) -> Fold:
         """Ask every site of the roster once, fold what may be folded."""
         settings = self.config.federation
         self._meet()
-        result = Round(WeightedSum(self.state.encoder))
+        fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
         present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
         self.listener.started(self.state.round, attempt, sorted(present.values()))
         arrays = to_arrays(wire.encode(self.state.encoder, settings.downlink))
         task = self._task(attempt, settings.deadline)
         waiting = dict(present)
         for node, reply in self._ask(dict.fromkeys(present, arrays), "train", task, settings.deadline):
-            row = self._fold(result, waiting.pop(node), attempt, reply)
-            result.rows.append(row)
-            self.listener.heard(row)
-        absent = [site for site in self.state.roster if site not in present.values()]
-        for site, outcome, reason in [
-            (s, "late", f"no reply in {settings.deadline:g} s") for s in waiting.values()
-        ] + [(site, "absent", "not connected") for site in absent]:
-            row = SiteRow(self.state.round, site, None, None, None, None, None, outcome, reason)
-            result.rows.append(row)
-            self.listener.heard(row)
-        result.rows.sort(key=lambda row: row.site)
-        return result
-
-    def _fold(self, result: Round, site: str, attempt: int, reply: Message) -> SiteRow:
-        """Check one reply and add it to the sum; whatever is wrong with it ends in its row."""
-        try:
-            return self._checked_fold(result, site, attempt, reply)
-        except (WireError, FoldError) as error:
-            return SiteRow(self.state.round, site, None, None, None, None, None, "refused", str(error))
-        except _SiteFailedError as error:
-            return SiteRow(self.state.round, site, None, None, None, None, None, "failed", str(error))
-
-    def _checked_fold(self, result: Round, site: str, attempt: int, reply: Message) -> SiteRow:
-        settings = self.config.federation
-        said = wire.from_record(wire.TrainReply, _fields(reply))
-        expected = (site, self.state.round, attempt, self.fingerprint)
-        if (said.site, said.round, said.attempt, said.fingerprint) != expected:
-            raise WireError("the reply is not to this message (site, round, attempt or fingerprint differ)")
-        if said.images < 1 or said.steps < 1 or said.seconds < 0 or said.loss < 0:
-            raise WireError("images, steps, seconds or loss out of range")
-        arrays = from_arrays(reply, self.state.encoder)
-        update = wire.decode(arrays, settings.uplink, self.state.encoder)
-        size = wire.norm(update)
-        bound = settings.max_update_norm * wire.norm(self.state.encoder)
-        if size > bound:
-            raise WireError(f"norm {size:.4g} out of bounds (at most {bound:.4g})")
-        result.total.add(update, min(said.images, settings.max_images))
-        result.folded[site] = wire.generation(self.state.round, attempt)
-        result.losses[site] = (said.loss, said.images)
-        self.state.images[site] = said.images
-        note = {"kept": "", "new": "", "lost": "its state was missing or damaged; it started anew"}
-        return SiteRow(
-            self.state.round,
-            site,
-            said.images,
-            said.loss,
-            size,
-            said.seconds,
-            wire.payload_bytes(arrays),
-            "folded",
-            note.get(said.state, ""),
-        )
+            self.listener.heard(fold.add(waiting.pop(node), reply))
+        for site in waiting.values():
+            self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))
+        for site in sorted(set(self.state.roster) - set(present.values())):
+            self.listener.heard(fold.miss(site, "absent", "not connected"))
+        return fold
 
     def _evaluate(self, attempt: int) -> dict[str, tuple[float, int]]:
         """Held-out loss and aggregates of every site that is there; what fails is left out."""
@@ -245,32 +188,32 @@ class Federation:
         found = {}
         for node, reply in self._ask(dict.fromkeys(present, arrays), "evaluate", task, settings.deadline):
             try:
-                said = wire.from_record(wire.EvaluateReply, _fields(reply))
+                said = wire.from_record(wire.EvaluateReply, fields_of(reply))
                 if (said.site, said.round) != (present[node], self.state.round) or said.images < 0:
                     continue
                 self.state.counts[said.site] = wire.counts_from_json(said.counts)
                 if said.images:
                     found[said.site] = (said.loss, said.images)
-            except (WireError, _SiteFailedError):
+            except (WireError, SiteFailedError):
                 continue
         return found
 
     def _commit(
-        self, result: Round, held_out: Mapping[str, tuple[float, int]], mean_norm: float, seconds: float
+        self, fold: Fold, held_out: Mapping[str, tuple[float, int]], mean_norm: float, seconds: float
     ) -> None:
         record = {
             "round": self.state.round,
-            "sites": len(result.folded),
+            "sites": len(fold.folded),
             "roster": len(self.state.roster),
-            "images": result.total.weight,
-            "loss": _weighted(result.losses),
+            "images": fold.total.weight,
+            "loss": _weighted(fold.losses),
             "held_out_loss": _weighted(held_out),
             "held_out_images": sum(images for _, images in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in sorted(held_out.items())},
             "mean_update_norm": mean_norm,
             "seconds": round(seconds, 3),
         }
-        self.ledger.log_sites(result.rows)
+        self.ledger.log_sites(_by_site(fold.rows))
         self.ledger.log_round(record)
         self.state.round += 1
         self.ledger.commit(self.state, keep=self.config.federation.keep_checkpoints)
@@ -314,57 +257,6 @@ class Federation:
                 sleep(_POLL)
 
 
-class _SiteFailedError(RuntimeError):
-    """A site said that it failed, or Flower said so for it."""
-
-
-def _fields(reply: Message) -> dict[str, object]:
-    """A reply's flat record.
-
-    Raises:
-        _SiteFailedError: the reply is an error, or a failure that the site names.
-        WireError: no such record.
-    """
-    if reply.has_error():
-        # The text comes from another machine's exception; it is not repeated.
-        raise _SiteFailedError(f"no usable reply (Flower error {reply.error.code})")
-    if RECORD not in reply.content.config_records:
-        raise WireError(f"a reply without its record {RECORD!r}")
-    record: dict[str, object] = dict(reply.content.config_records[RECORD])
-    if "failure" in record:
-        said = wire.from_record(wire.Failure, record)
-        raise _SiteFailedError(
-            wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
-        )
-    return record
-
-
-def to_arrays(arrays: wire.Arrays) -> ArrayRecord:
-    """Arrays in Flower's form."""
-    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
-
-
-def from_arrays(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
-    """A reply's arrays, read without pickle and only as large as they may be.
-
-    Raises:
-        WireError: none there, too large, or unreadable.
-    """
-    records = reply.content.array_records
-    if ARRAYS not in records:
-        raise WireError("a reply without its update")
-    found = {}
-    for name, array in records[ARRAYS].items():
-        limit = like[name].numel() * 8 + 1024 if name in like else 0
-        if len(array.data) > limit:
-            raise WireError(f"unexpected or oversized tensor {name[:80]!r} ({len(array.data)} bytes)")
-        try:
-            found[name] = array.numpy()
-        except Exception as error:
-            raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
-    return found
-
-
 def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
     images = sum(count for _, count in losses.values())
     if not images:
@@ -373,7 +265,5 @@ def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
     return math.fsum(loss * count for _, (loss, count) in sorted(losses.items())) / images
 
 
-def _with(row: SiteRow, *, outcome: str, reason: str) -> SiteRow:
-    return SiteRow(
-        row.round, row.site, row.images, row.loss, row.update_norm, row.seconds, row.bytes, outcome, reason
-    )
+def _by_site(rows: Iterable[SiteRow]) -> list[SiteRow]:
+    return sorted(rows, key=lambda row: row.site)

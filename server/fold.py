@@ -1,0 +1,145 @@
+"""One attempt at one round: each reply is checked, and what passes is added to the sum.
+
+Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a site sends stops a round.
+"""
+
+from collections.abc import Mapping
+
+from flwr.app import Array, ArrayRecord, Message
+from torch import Tensor
+
+from server.aggregate import FoldError, WeightedSum
+from server.ledger import SiteRow
+from sscxr import wire
+from sscxr.config import FederationConfig
+from sscxr.wire import WireError
+
+RECORD = "sscxr"  # the name of the record that holds a message's fields
+ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
+
+_STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
+
+
+class SiteFailedError(RuntimeError):
+    """A site said that it failed, or Flower said so for it."""
+
+
+class Fold:
+    """The sum of one attempt, and what came of each site.
+
+    Attributes:
+        total: the weighted sum of the updates that passed.
+        rows: one a site, in the order heard.
+        folded: site -> the generation that its update belongs to.
+        losses: site -> its mean training loss and its images.
+    """
+
+    def __init__(
+        self,
+        settings: FederationConfig,
+        encoder: Mapping[str, Tensor],
+        fingerprint: str,
+        round_number: int,
+        attempt: int,
+    ) -> None:
+        """Args: the encoder as the server holds it, fp32, and what a reply must say that it answers."""
+        self.total = WeightedSum(encoder)
+        self.rows: list[SiteRow] = []
+        self.folded: dict[str, str] = {}
+        self.losses: dict[str, tuple[float, int]] = {}
+        self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
+        self._round, self._attempt = round_number, attempt
+        self._bound = settings.max_update_norm * wire.norm(encoder)
+
+    def add(self, site: str, reply: Message) -> SiteRow:
+        """Check one site's reply and add it to the sum."""
+        try:
+            row = self._checked(site, reply)
+        except (WireError, FoldError) as error:
+            return self.miss(site, "refused", str(error))
+        except SiteFailedError as error:
+            return self.miss(site, "failed", str(error))
+        self.rows.append(row)
+        return row
+
+    def miss(self, site: str, outcome: str, reason: str) -> SiteRow:
+        """Note a site that has no part in the sum."""
+        row = SiteRow(self._round, site, None, None, None, None, None, outcome, reason)
+        self.rows.append(row)
+        return row
+
+    def _checked(self, site: str, reply: Message) -> SiteRow:
+        said = wire.from_record(wire.TrainReply, fields_of(reply))
+        expected = (site, self._round, self._attempt, self._fingerprint)
+        if (said.site, said.round, said.attempt, said.fingerprint) != expected:
+            raise WireError("the reply is not to this message (site, round, attempt or fingerprint differ)")
+        if said.images < 1 or said.steps < 1 or said.seconds < 0 or said.loss < 0:
+            raise WireError("images, steps, seconds or loss out of range")
+        if site in self.folded:
+            raise WireError("a second reply")
+        arrays = arrays_of(reply, self._encoder)
+        update = wire.decode(arrays, self._settings.uplink, self._encoder)
+        size = wire.norm(update)
+        if size > self._bound:
+            raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
+        self.total.add(update, min(said.images, self._settings.max_images))
+        self.folded[site] = wire.generation(self._round, self._attempt)
+        self.losses[site] = (said.loss, said.images)
+        return SiteRow(
+            self._round,
+            site,
+            said.images,
+            said.loss,
+            size,
+            said.seconds,
+            wire.payload_bytes(arrays),
+            "folded",
+            _STATE_NOTES.get(said.state, ""),
+        )
+
+
+def fields_of(reply: Message) -> dict[str, object]:
+    """A reply's flat record.
+
+    Raises:
+        SiteFailedError: the reply is an error, or a failure that the site names.
+        WireError: no such record.
+    """
+    if reply.has_error():
+        # The text comes from another machine's exception; it is not repeated.
+        raise SiteFailedError(f"no usable reply (Flower error {reply.error.code})")
+    if RECORD not in reply.content.config_records:
+        raise WireError(f"a reply without its record {RECORD!r}")
+    record: dict[str, object] = dict(reply.content.config_records[RECORD])
+    if "failure" in record:
+        said = wire.from_record(wire.Failure, record)
+        raise SiteFailedError(
+            wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
+        )
+    return record
+
+
+def to_arrays(arrays: wire.Arrays) -> ArrayRecord:
+    """Arrays in Flower's form."""
+    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
+
+
+def arrays_of(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
+    """A reply's arrays, read without pickle and only as large as they may be.
+
+    Raises:
+        WireError: none there, too large, or unreadable.
+    """
+    records = reply.content.array_records
+    if ARRAYS not in records:
+        raise WireError("a reply without its update")
+    found = {}
+    for name, array in records[ARRAYS].items():
+        limit = like[name].numel() * 8 + 1024 if name in like else 0
+        if len(array.data) > limit:
+            raise WireError(f"unexpected or oversized tensor {name[:80]!r} ({len(array.data)} bytes)")
+        try:
+            found[name] = array.numpy()
+        except Exception as error:
+            raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
+    return found
