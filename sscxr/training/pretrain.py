@@ -231,9 +231,16 @@ def whole(pixels: Tensor, config: Config) -> Tensor:
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 where asked for, or where `auto` finds a GPU that computes in it."""
-    wanted = amp == "bf16" or (amp == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """bf16 where asked for, or where `auto` finds a device that computes faster in it."""
+    wanted = amp == "bf16" or (amp == "auto" and _gains_from_bf16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def _gains_from_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:
