@@ -23,6 +23,7 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look into a site cache, or remove images from it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's folder.")]
 
 
@@ -125,7 +126,10 @@ def _quarantined(cache: Cache) -> Counter[str]:
 def main() -> None:
     """The entry point `sscxr`."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except click.exceptions.NoArgsIsHelpError as error:
         typer.echo(error.format_message())
         sys.exit(2)
@@ -133,7 +137,7 @@ def main() -> None:
         _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         typer.echo("stopped; what was done is kept, run it again to go on", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except SscxrError as error:
         _fail(str(error))
     except OSError as error:

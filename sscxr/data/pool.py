@@ -13,12 +13,17 @@ from typing import TypeVar
 
 from sscxr.data.decode import Prepared, Task, attempt
 from sscxr.data.facts import Refused
+from sscxr.errors import SscxrError
 
 IN_FLIGHT = 4  # tasks a worker has been handed: enough to keep it busy, few enough to bound memory
 TIME_LIMIT = 120  # seconds for one file; the largest take two
 MEMORY_LIMIT = 12 << 30  # bytes of address space a worker may take, libraries included
 
 Key = TypeVar("Key")
+
+
+class WorkerError(SscxrError):
+    """No worker process runs here."""
 
 
 def default_workers() -> int:
@@ -79,6 +84,10 @@ def _until_broken(
 
 def _alone(task: Task) -> Prepared | Refused:
     with _pool(1) as pool:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool:  # no fault of the file's
+            raise WorkerError("worker processes die as they start; free memory, or use --workers 0") from None
         try:
             return pool.submit(_limited, task).result()
         except BrokenProcessPool:

@@ -20,6 +20,7 @@ from sscxr.data import assemble, decode, phantom, store
 from sscxr.data.cache import Cache, CacheError, open_cache
 from sscxr.data.listing import SourceError
 from sscxr.data.manifest import ManifestError
+from sscxr.data.pool import WorkerError
 from sscxr.data.pool import decode as decode_in_pool
 from sscxr.data.prepare import PrepareError, prepare
 
@@ -442,6 +443,17 @@ def test_a_file_that_kills_its_worker_is_quarantined(tmp_path: Path, monkeypatch
     refused = {name: str(result) for name, result in results.items() if isinstance(result, Exception)}
     assert list(refused) == ["7.png"]
     assert refused["7.png"].startswith("kills its reader")
+
+
+def test_workers_that_do_not_start_are_no_fault_of_the_files(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import killing
+
+    monkeypatch.setattr("sscxr.data.pool._start_worker", killing.die)
+    with pytest.raises(WorkerError, match="die as they start"):
+        run(export, tmp_path / "cache", workers=1)
+    assert not (tmp_path / "cache" / "quarantine.csv").exists()
 
 
 def test_bad_input_is_one_line_and_loses_nothing(export: Path, tmp_path: Path) -> None:
