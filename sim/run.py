@@ -19,12 +19,14 @@ _ENGINES = ("inline", "ray")
 
 
 def run(
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting.")
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any setting; further paths after --data."),
     ] = None,
     clients: Annotated[int, typer.Option(help="Virtual sites.", min=1)] = 8,
     data: Annotated[
-        list[Path] | None, typer.Option(help="Caches, manifests or folders; none: phantoms.", exists=True)
+        list[Path] | None,
+        typer.Option(metavar="PATH ...", help="Caches, manifests or folders; none: phantoms."),
     ] = None,
     config: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "demo",
     rounds: Annotated[int | None, typer.Option(help="federation.rounds")] = None,
@@ -47,9 +49,18 @@ def run(
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
-    simulate(
-        configs.load(config, [*(overrides or []), *given]), clients, data or [], out, engine_name, resume
-    )
+    overrides, paths = _sorted_out(arguments or [], data or [])
+    simulate(configs.load(config, [*overrides, *given]), clients, paths, out, engine_name, resume)
+
+
+def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list[Path]]:
+    """Settings and paths: a shell spreads `--data FOLDER/*` over several arguments, the option takes the first."""
+    paths = [*data, *(Path(item) for item in arguments if data and "=" not in item)]
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(f"--data {path}: no such cache, manifest or folder")
+    overrides = [item for item in arguments if "=" in item or not data]
+    return overrides, paths
 
 
 def simulate(
@@ -65,6 +76,9 @@ def simulate(
         raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
     out.mkdir(parents=True, exist_ok=True)
     cache = gather(data, out, config, clients)
+    if not data and not config.probe.cohorts:
+        # Each phantom hospital alone has too few cases to probe.
+        config.probe.cohorts = {"phantoms": list(cache.summary["sources"])}
     config.federation.sites = write_sites(cache, out, config, clients)
     run_config = {
         "config": str(write_config(config, out).resolve()),
