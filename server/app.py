@@ -1,8 +1,11 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
@@ -10,12 +13,14 @@ from torch import Tensor
 import sscxr
 from server.aggregate import server_optimiser
 from server.ledger import Ledger, State
-from server.rounds import Federation, Listener
+from server.rounds import Federation, Listener, RunStopped
 from sscxr import config as configs
-from sscxr import release
+from sscxr import release, report
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
+from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
+from sscxr.report import Reconstruction
 from sscxr.training.pretrain import build_encoder, set_up
 
 log = logging.getLogger("sscxr.server")
@@ -56,8 +61,13 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
     if state.round >= config.federation.rounds and (out / "encoder").is_dir():
         log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
         return
-    state = Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
+    try:
+        state = Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
+    except RunStopped as error:
+        write_report(config, out, stopped=str(error))
+        raise
     publish(config, state, out / "encoder", [SiteData(site, state.images.get(site)) for site in state.roster])
+    write_report(config, out)
 
 
 def _start(config: Config) -> dict[str, Tensor]:
@@ -100,4 +110,30 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
             min_cell=config.privacy.min_cell,
             **card,  # type: ignore[arg-type]
         ),
+    )
+
+
+def write_report(
+    config: Config,
+    out: Path,
+    *,
+    probes: Sequence[Comparison] = (),
+    reconstructions: Sequence[Reconstruction] = (),
+    stopped: str = "",
+) -> Path:
+    """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
+    rounds_file, sites_file = out / "rounds.jsonl", out / "sites.csv"
+    rounds = (
+        [json.loads(line) for line in rounds_file.read_text().splitlines()] if rounds_file.exists() else []
+    )
+    sites = pd.read_csv(sites_file) if sites_file.exists() else pd.DataFrame()
+    return report.write(
+        out / "report.html",
+        title=config.run.name,
+        rounds=rounds,
+        sites=sites,
+        reconstructions=reconstructions,
+        probes=probes,
+        stopped=stopped,
+        min_cell=config.privacy.min_cell,
     )

@@ -1,6 +1,5 @@
 """What a simulation leaves: probes against the untrained encoder, the report, the model card, a table to read."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from client.site import StateStore
-from server.app import publish
+from server.app import publish, write_report
 from server.ledger import Ledger, State
-from sscxr import report, seeds
+from sscxr import seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
 from sscxr.data.cache import Cache
@@ -57,32 +56,6 @@ def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
     _print(out, probes, console)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-def write_report(
-    config: Config,
-    out: Path,
-    *,
-    probes: Sequence[Comparison] = (),
-    reconstructions: Sequence[Reconstruction] = (),
-    stopped: str = "",
-) -> Path:
-    """Write `out/report.html` from the ledger's files."""
-    rounds_file, sites_file = out / "rounds.jsonl", out / "sites.csv"
-    rounds = (
-        [json.loads(line) for line in rounds_file.read_text().splitlines()] if rounds_file.exists() else []
-    )
-    sites = pd.read_csv(sites_file) if sites_file.exists() else pd.DataFrame()
-    return report.write(
-        out / "report.html",
-        title=config.run.name,
-        rounds=rounds,
-        sites=sites,
-        reconstructions=reconstructions,
-        probes=probes,
-        stopped=stopped,
-        min_cell=config.privacy.min_cell,
-    )
 
 
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
