@@ -5,6 +5,7 @@ Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a si
 
 from collections.abc import Mapping
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
@@ -52,13 +53,15 @@ class Fold:
         self._bound = settings.max_update_norm * wire.norm(encoder)
 
     def add(self, site: str, reply: Message) -> SiteRow:
-        """Check one site's reply and add it to the sum."""
+        """Check one site's reply and add it to the sum; its arrays are dropped, whatever came of it."""
         try:
             row = self._checked(site, reply)
         except (WireError, FoldError) as error:
             return self.miss(site, "refused", str(error))
         except SiteFailedError as error:
             return self.miss(site, "failed", str(error))
+        finally:
+            _drop_arrays(reply)
         self.rows.append(row)
         return row
 
@@ -73,8 +76,10 @@ class Fold:
         expected = (site, self._round, self._attempt, self._fingerprint)
         if (said.site, said.round, said.attempt, said.fingerprint) != expected:
             raise WireError("the reply is not to this message (site, round, attempt or fingerprint differ)")
-        if said.images < 1 or said.steps < 1 or said.seconds < 0 or said.loss < 0:
-            raise WireError("images, steps, seconds or loss out of range")
+        if not (1 <= said.images <= wire.MAX_COUNT and said.steps >= 1 and said.seconds >= 0):
+            raise WireError("images, steps or seconds out of range")
+        if not 0 <= said.loss <= wire.MAX_LOSS:
+            raise WireError("loss out of range")
         if site in self.folded:
             raise WireError("a second reply")
         arrays = arrays_of(reply, self._encoder)
@@ -96,6 +101,13 @@ class Fold:
             "folded",
             _STATE_NOTES.get(said.state, ""),
         )
+
+
+def _drop_arrays(reply: Message) -> None:
+    """Free a reply's arrays now: Flower's records lie in reference cycles, which wait for the collector."""
+    if reply.has_content():
+        for record in reply.content.array_records.values():
+            record.clear()
 
 
 def fields_of(reply: Message) -> dict[str, object]:
@@ -137,9 +149,13 @@ def arrays_of(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
     for name, array in records[ARRAYS].items():
         limit = like[name].numel() * 8 + 1024 if name in like else 0
         if len(array.data) > limit:
-            raise WireError(f"unexpected or oversized tensor {name[:80]!r} ({len(array.data)} bytes)")
+            known = name if name in like else "of a name that the encoder lacks"  # no text of a site's own
+            raise WireError(f"unexpected or oversized tensor {known} ({len(array.data)} bytes)")
         try:
-            found[name] = array.numpy()
+            values = array.numpy()
         except Exception as error:
             raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
+        if not isinstance(values, np.ndarray):  # numpy opens a zip archive as a lazy dictionary
+            raise WireError(f"unreadable tensor {name} (no array)")
+        found[name] = values
     return found

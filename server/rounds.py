@@ -111,7 +111,7 @@ class Federation:
             try:
                 hello = wire.from_record(wire.Hello, fields_of(reply))
                 site = wire.check_name(hello.site, "site")
-            except WireError:
+            except (WireError, SiteFailedError):
                 self._known[node] = ""
                 continue
             if site in self._nodes:
@@ -164,6 +164,8 @@ class Federation:
     def _attempt(self, attempt: int) -> Fold:
         """Ask every site of the roster once, fold what may be folded."""
         settings = self.config.federation
+        # Whoever was no use before may be by now: a mended cache, a node whose predecessor has gone.
+        self._known = {node: site for node, site in self._known.items() if site}
         self._meet()
         fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
         present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
@@ -189,7 +191,9 @@ class Federation:
         for node, reply in self._ask(dict.fromkeys(present, arrays), "evaluate", task, settings.deadline):
             try:
                 said = wire.from_record(wire.EvaluateReply, fields_of(reply))
-                if (said.site, said.round) != (present[node], self.state.round) or said.images < 0:
+                if (said.site, said.round) != (present[node], self.state.round):
+                    continue
+                if not (0 <= said.images <= wire.MAX_COUNT and 0 <= said.loss <= wire.MAX_LOSS):
                     continue
                 self.state.counts[said.site] = wire.counts_from_json(said.counts)
                 if said.images:

@@ -25,6 +25,10 @@ from sscxr.errors import SscxrError
 
 WIRE_VERSION = 1
 
+# Figures beyond these are no images and no losses; sums of those within them stay finite.
+MAX_COUNT = 2**40
+MAX_LOSS = 1e6
+
 Arrays = dict[str, npt.NDArray[Any]]
 Scalar = str | int | float | bool
 Record = dict[str, Scalar]
@@ -114,12 +118,13 @@ def decode(
     if missing:
         raise WireError(f"missing tensor {missing[0]} ({len(missing)} in all)")
     if unexpected:
-        raise WireError(f"unexpected tensor {unexpected[0][:80]!r} ({len(unexpected)} in all)")
+        # Their names are the sender's words, and are not repeated.
+        raise WireError(f"unexpected tensor ({len(unexpected)} in all)")
     tensors = {}
     for name, wanted in like.items():
         values = arrays[name]
         if values.dtype != dtype:
-            raise WireError(f"wrong dtype {values.dtype} of {name}, expected {dtype}")
+            raise WireError(f"wrong dtype {values.dtype.name} of {name}, expected {dtype}")
         if values.shape != tuple(wanted.shape):
             raise WireError(f"wrong shape {values.shape} of {name}, expected {tuple(wanted.shape)}")
         if not np.isfinite(values).all():
@@ -262,7 +267,8 @@ def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
     missing, unexpected = sorted(wanted.keys() - record.keys()), sorted(record.keys() - wanted.keys())
     if missing or unexpected:
         raise WireError(
-            f"{kind.__name__} with fields missing {missing}, unexpected {[n[:40] for n in unexpected]}"
+            f"{kind.__name__} with fields missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {len(unexpected)}"
         )
     values: dict[str, Any] = {}
     for name, kind_of in wanted.items():
@@ -296,17 +302,20 @@ LABEL_CELLS: Final[tuple[str, ...]] = ("present", "absent", "unknown")
 def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
     """The cells that may be told of a table whose total is known.
 
-    Cells below `minimum`, empty ones too, are dropped, and then the next smallest until those dropped sum to
-    at least `minimum` and are at least two: so the total gives away neither one cell nor a small sum of cells.
+    Cells below `minimum`, empty ones too, are dropped, and then the next smallest until those dropped are at
+    least two, sum to at least `minimum`, and every cell that is told is larger than their sum. So the total
+    gives away neither one cell nor a small sum of cells; and to one who knows this rule as well, each of the
+    dropped cells may still be anything from nothing to all of their sum, since no told cell bounds it.
     """
     ordered = sorted(cells.items(), key=lambda item: (item[1], item[0]))
-    dropped = 0
-    while dropped < len(ordered) and ordered[dropped][1] < minimum:
-        dropped += 1
-    if dropped:
-        while dropped < len(ordered) and (dropped < 2 or sum(n for _, n in ordered[:dropped]) < minimum):
-            dropped += 1
-    return dict(sorted(ordered[dropped:]))
+    small = sum(count < minimum for _, count in ordered)
+    if not small:
+        return dict(cells)
+    for dropped in range(max(small, 2), len(ordered)):
+        together = sum(count for _, count in ordered[:dropped])
+        if minimum <= together < ordered[dropped][1]:
+            return dict(sorted(ordered[dropped:]))
+    return {}
 
 
 def counts_to_json(tables: Mapping[str, Mapping[str, int]], minimum: int) -> str:
@@ -330,11 +339,14 @@ def counts_from_json(text: str) -> dict[str, dict[str, int]]:
         raise WireError(f"counts of {len(text)} characters")
     try:
         tables = json.loads(text)
+        allowed = {name: _cells(name) for name in tables}
         return {
-            name: {cell: _count(cells[cell]) for cell in cells if _known(cell, _cells(name))}
+            name: {cell: _count(cells[cell]) for cell in cells if _known(cell, allowed[name])}
             for name, cells in tables.items()
         }
-    except (json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
+    except WireError:
+        raise
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
         raise WireError(f"counts are not tables of numbers ({type(error).__name__})") from None
 
 
@@ -343,16 +355,16 @@ def _cells(table: str) -> Sequence[str]:
         return COUNT_TABLES[table]
     if table.removeprefix("label:") in LABELS and table.startswith("label:"):
         return LABEL_CELLS
-    raise WireError(f"table {table[:80]!r} is not on the list")
+    raise WireError("a table that is not on the list")
 
 
 def _known(cell: str, allowed: Sequence[str]) -> bool:
     if cell not in allowed:
-        raise WireError(f"cell {cell[:80]!r} is not on the list")
+        raise WireError("a cell that is not on the list")
     return True
 
 
 def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise WireError("a count that is not a whole number")
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise WireError("a count that is no whole number, or out of range")
     return value
