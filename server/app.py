@@ -66,8 +66,9 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
     except RunStopped as error:
         write_report(config, out, stopped=str(error))
         raise
-    publish(config, state, out / "encoder", [SiteData(site, state.images.get(site)) for site in state.roster])
     write_report(config, out)
+    # Last, since a folder with an encoder is that of a finished run.
+    publish(config, state, out / "encoder", [SiteData(site, state.images.get(site)) for site in state.roster])
 
 
 def _start(config: Config) -> dict[str, Tensor]:

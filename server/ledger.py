@@ -109,7 +109,7 @@ class Ledger:
             stored = configs.as_dict(configs.loads((self.out / "config.yaml").read_text()))
         except (OSError, ConfigError) as error:
             raise LedgerError(f"{self.out}/config.yaml: {error}") from None
-        keys = _differing(stored, configs.as_dict(config))
+        keys = differing(stored, configs.as_dict(config))
         if keys:
             raise LedgerError(
                 f"{self.out} was started with other settings ({', '.join(keys[:3])}); "
@@ -195,7 +195,7 @@ class Ledger:
         saved["format_version"] = FORMAT_VERSION
         saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
         (partial / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
-        for file in partial.iterdir():
+        for file in (*partial.iterdir(), partial):
             _sync(file)
         partial.replace(folder)
         _sync(self.checkpoints)
@@ -245,12 +245,13 @@ def _plain(value: object) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "@") else text
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys at which two trees of settings differ."""
     keys: list[str] = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            keys += _differing(left, right, f"{prefix}{key}.")
+            keys += differing(left, right, f"{prefix}{key}.")
         elif left != right:
             keys.append(f"{prefix}{key}")
     return keys

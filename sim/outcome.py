@@ -1,6 +1,8 @@
 """What a simulation leaves: probes against the untrained encoder, the report, the model card, a table to read."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from client.site import StateStore
 from server.app import publish, write_report
-from server.ledger import Ledger, State
+from server.ledger import Ledger, State, write_atomically
 from sscxr import seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
@@ -53,6 +55,8 @@ def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
     page = write_report(
         config, out, probes=probes, reconstructions=_reconstructions(training, cache, out, state)
     )
+    # Last of all: a folder that has it is that of a finished run.
+    write_atomically(out / "probes.json", json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print(out, probes, console)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)

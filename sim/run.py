@@ -1,21 +1,29 @@
 """`python -m sim.run --clients 8`: virtual sites on one machine, through the apps that hospitals run."""
 
 import logging
+import shlex
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
+import click
 import typer
 from rich.console import Console
 
-from sim import engine
-from sim.outcome import finish
-from sim.progress import Show
-from sim.sites import gather, write_config, write_sites
 from sscxr import config as configs
 from sscxr.config import ConfigError
+from sscxr.errors import SscxrError
 
 _ENGINES = ("inline", "ray")
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM, and which of them."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
 
 
 def run(
@@ -50,7 +58,13 @@ def run(
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])
-    simulate(configs.load(config, [*overrides, *given]), clients, paths, out, engine_name, resume)
+    try:
+        simulate(configs.load(config, [*overrides, *given]), clients, paths, out, engine_name, resume)
+    except Stopped as stopped:
+        command = [*sys.argv[1:], *(() if resume else ("--resume",))]
+        line = f"stopped; what was done is saved. To go on: python -m sim.run {shlex.join(command)}"
+        print(line, file=sys.stderr)
+        raise typer.Exit(128 + stopped.signal_number) from None
 
 
 def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list[Path]]:
@@ -68,18 +82,28 @@ def simulate(
 ) -> None:
     """Prepare the data, cut it into sites, run the federation, probe and report."""
     # Imported here, not above: `--help` and a mistyped setting should not wait for torch and Flower.
-    from client.app import app as client_app
+    import torch
+
+    import client.app
     from server.app import app as server_app
+    from sim import asked, engine
+    from sim.outcome import finish
+    from sim.progress import Show
+    from sim.sites import gather, write_config, write_sites
 
     console = Console(stderr=True)
-    if (out / "config.yaml").exists() and not resume:
+    if asked.is_started(out) and not resume:
         raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    asked.agree(out, config, clients, data)
+    if asked.is_finished(out):
+        console.print(f"the run in {out} is finished; there is nothing to do", markup=False, soft_wrap=True)
+        return
     cache = gather(data, out, config, clients)
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.
         config.probe.cohorts = {"phantoms": list(cache.summary["sources"])}
     config.federation.sites = write_sites(cache, out, config, clients)
+    files = [out / "sites" / name / "site.yaml" for name in config.federation.sites]
     run_config = {
         "config": str(write_config(config, out).resolve()),
         "out": str(out.resolve()),
@@ -87,25 +111,40 @@ def simulate(
     }
     with Show(config, console):
         if engine_name == "inline":
-            files = sorted((out / "sites").glob("*/site.yaml"))
-            engine.run_inline(server_app, client_app, files, run_config)
+            engine.run_inline(server_app, client.app.app, files, run_config)
         else:
-            engine.run_ray(server_app, client_app, out / "sites", clients, run_config, config.run.threads)
+            gpus = torch.cuda.device_count() if config.run.device in ("auto", "cuda") else 0
+            here = str(client.app.__file__)
+            engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
     finish(cache, config, out, Console())
 
 
 def main() -> None:
     """The command line: one line on stderr and exit code 1 for what can go wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    from sscxr.errors import SscxrError
-
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command.command()(run)
     try:
-        command(standalone_mode=False)
+        sys.exit(command(standalone_mode=False))
+    except click.ClickException as error:
+        _fail(error.format_message())
     except SscxrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _stop(signal_number: int, frame: FrameType | None) -> None:
+    # A second one ends the process as it would any other.
+    signal.signal(signal_number, signal.SIG_DFL)
+    raise Stopped(signal_number)
+
+
+def _fail(line: str) -> None:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
