@@ -8,6 +8,7 @@ that calls `load` sees this object: core functions take tensors and numbers.
 import difflib
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -153,6 +154,14 @@ class Config:
     sim: SimConfig = MISSING
 
 
+# Names that settings choose from; what each stands for is listed where it is made, and a test compares them.
+OBJECTIVES = ("gmml",)
+CODECS = ("fp32", "fp16")
+SERVER_OPTIMISERS = ("fedavg", "nesterov")
+PARTITIONS = ("natural", "iid", "dirichlet", "quantity")
+# Runs' and sites' names become file names and table cells.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
 # What must be the same at every site and at the server for an update to mean the same thing.
 RECIPE_SECTIONS = ("data", "encoder", "augment", "pretrain", "gmml")
 
@@ -184,7 +193,13 @@ def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
 def loads(text: str) -> Config:
     """The settings from the YAML text of a resolved config (as `dumps` wrote it)."""
     try:
-        return _checked(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+        layer = OmegaConf.create(text)
+    except Exception as error:
+        raise ConfigError(f"resolved config: not readable as YAML ({type(error).__name__})") from None
+    if not OmegaConf.is_dict(layer):
+        raise ConfigError("resolved config: expected sections such as 'pretrain:', found a list")
+    try:
+        return _checked(OmegaConf.merge(OmegaConf.structured(Config), layer))
     except OmegaConfBaseException as error:
         raise ConfigError(f"resolved config: {_explain(error)}") from None
 
@@ -305,6 +320,11 @@ def _check(config: Config) -> None:
         f"run.threads={config.run.threads}: give at least 1 (it is part of the recipe: it changes the bytes)",
     )
     _require(0 <= config.run.seed < 2**31, f"run.seed={config.run.seed} is outside 0 .. 2^31 - 1")
+    for key, name in [("run.name", config.run.name), *(("federation.sites", s) for s in federation.sites)]:
+        _require(
+            PLAIN_NAME.fullmatch(name) is not None,
+            f"{key} has {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores",
+        )
     _require(pretrain.batch_size >= 1, f"pretrain.batch_size={pretrain.batch_size} is below 1")
     _require(pretrain.views >= 1, f"pretrain.views={pretrain.views} is below 1")
     _require(pretrain.lr > 0, f"pretrain.lr={pretrain.lr} is not above 0")
@@ -344,6 +364,19 @@ def _check(config: Config) -> None:
     _require(0 < federation.quorum <= 1, f"federation.quorum={federation.quorum}: a share of the roster")
     _require(federation.retries >= 0, f"federation.retries={federation.retries} is below 0")
     _require(federation.deadline > 0, f"federation.deadline={federation.deadline} s is not above 0")
+    _require(federation.max_images >= 1, f"federation.max_images={federation.max_images} is below 1")
+    _require(
+        federation.max_update_norm > 0,
+        f"federation.max_update_norm={federation.max_update_norm} is not above 0: every update would be refused",
+    )
+    for key, value, known in [
+        ("pretrain.objective", pretrain.objective, OBJECTIVES),
+        ("federation.uplink", federation.uplink, CODECS),
+        ("federation.downlink", federation.downlink, CODECS),
+        ("federation.server.name", federation.server.name, SERVER_OPTIMISERS),
+        ("sim.partition", config.sim.partition, PARTITIONS),
+    ]:
+        _require(value in known, f"{key}={value!r} is none of {', '.join(known)}")
     _require(config.privacy.min_cell >= 1, f"privacy.min_cell={config.privacy.min_cell} is below 1")
     for name in ("crop_scale", "crop_ratio"):
         low_high = getattr(config.augment, name)

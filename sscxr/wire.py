@@ -8,7 +8,6 @@ Updates are deltas: the encoder after local training minus the encoder as the si
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeVar
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 import sscxr
+from sscxr.config import PLAIN_NAME
 from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 
@@ -49,8 +49,6 @@ FAILURES: Final[dict[str, str]] = {
     "internal": "it failed; its own log says why",
 }
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 class WireError(SscxrError):
     """A message, an update or a name that may not be used: one line that says why."""
@@ -58,7 +56,7 @@ class WireError(SscxrError):
 
 def check_name(name: str, what: str) -> str:
     """A site's or a run's name: it becomes a file name and a table cell, so it is held to a plain form."""
-    if not _NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         raise WireError(
             f"{what} {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores, "
             "the first a letter or digit"
