@@ -8,21 +8,40 @@ lets the rest of the package, which is all that timm uses, import; calling the o
 import importlib.machinery
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import torch
 
 _held: list[object] = []  # a Library's definitions last as long as the object
 
 
 def make_importable() -> None:
+    """Have the schemas declared when torchvision is first imported; costs nothing until then."""
+    if "torchvision" not in sys.modules:
+        sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+class _BeforeTorchvision(MetaPathFinder):
+    """Finds nothing; is asked for torchvision before whoever finds it."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            _declare()
+        return None
+
+
+def _declare() -> None:
     """Declare the operators' schemas where torchvision's own library cannot load; else do nothing."""
-    if "torchvision" in sys.modules:
-        return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
+    import torch
+
     if _loads(Path(spec.origin).parent):
         return
     library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
@@ -33,6 +52,8 @@ def make_importable() -> None:
 
 def _loads(package: Path) -> bool:
     """Whether torchvision's compiled operators load beside the torch installed here."""
+    import torch
+
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         library = package / f"_C{suffix}"
         if library.is_file():
