@@ -49,9 +49,10 @@ class WeightedSum:
             raise FoldError(f"weight {weight} is below 1")
         if self.weight + weight > MAX_TOTAL_WEIGHT:
             raise FoldError(f"total weight {self.weight + weight} is above {MAX_TOTAL_WEIGHT}")
-        largest = max(float(tensor.abs().max()) for tensor in update.values() if tensor.numel())
-        if not largest <= MAX_ABS:
-            raise FoldError(f"an update's value of size {largest:g} is above {MAX_ABS:g}")
+        for tensor in update.values():
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if not largest <= MAX_ABS:  # NaN too
+                raise FoldError(f"an update's value of size {largest:g} is not within {MAX_ABS:g}")
         for name, total in self._sums.items():
             total.add_(to_fixed(update[name]), alpha=weight)
         self.weight += weight

@@ -238,11 +238,11 @@ def _sync(path: Path) -> None:
 
 
 def _plain(value: object) -> str:
-    """A table cell; a text that a spreadsheet would run as a formula is quoted."""
+    """A table cell on one line; a text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "@") else text
+    text = " ".join(str(value).split())
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,0 +1,225 @@
+"""The sum of updates: no order, no split and no damage changes it; FedAvg and the server optimisers."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.aggregate import (
+    MAX_ABS,
+    MAX_TOTAL_WEIGHT,
+    FedAvg,
+    FoldError,
+    Nesterov,
+    ServerOptimiser,
+    WeightedSum,
+    server_optimiser,
+)
+from sscxr.config import ServerOptimiserConfig
+
+LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3)}
+WEIGHTS = (1, 100_000, 17, 3, 999)
+
+
+def update(seed: int, scale: float = 0.1) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(like.shape, generator=source) * scale for name, like in LIKE.items()}
+
+
+UPDATES = [(update(seed, 10.0 ** (seed - 3)), weight) for seed, weight in enumerate(WEIGHTS)]
+
+
+def summed(updates: Sequence[tuple[dict[str, Tensor], int]]) -> WeightedSum:
+    total = WeightedSum(LIKE)
+    for tensors, weight in updates:
+        total.add(tensors, weight)
+    return total
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- the sum
+
+
+def test_any_order_gives_the_same_bytes() -> None:
+    means = [summed(order).mean() for order in itertools.permutations(UPDATES)]
+    assert all(same(mean, means[0]) for mean in means)
+
+
+def test_a_plain_float_sum_would_not() -> None:
+    """The updates above are such that the test of order can fail."""
+    sums = set()
+    for order in itertools.permutations(UPDATES):
+        total = torch.zeros(7, 5)
+        for tensors, weight in order:
+            total += tensors["a"] * weight
+        sums.add(total.numpy().tobytes())
+    assert len(sums) > 1
+
+
+@pytest.mark.parametrize("cuts", [cut for n in range(5) for cut in itertools.combinations(range(1, 5), n)])
+def test_any_split_into_folds_gives_the_same_bytes(cuts: tuple[int, ...]) -> None:
+    edges = [0, *cuts, len(UPDATES)]
+    parts = [summed(UPDATES[start:end]) for start, end in itertools.pairwise(edges)]
+    for order in (parts, parts[::-1]):
+        total = WeightedSum(LIKE)
+        for part in order:
+            total.merge(part)
+        assert same(total.mean(), summed(UPDATES).mean())
+        assert (total.weight, total.updates) == (sum(WEIGHTS), len(WEIGHTS))
+
+
+def test_the_mean_is_the_weighted_mean() -> None:
+    mean = summed(UPDATES).mean()
+    for name in LIKE:
+        exact = sum(tensors[name].double() * weight for tensors, weight in UPDATES) / sum(WEIGHTS)
+        assert mean[name].dtype == torch.float32
+        torch.testing.assert_close(mean[name].double(), exact, rtol=1e-6, atol=2.0**-32)
+
+
+def test_the_mean_of_equal_updates_is_that_update() -> None:
+    """Exactly, for what fp16 carries: its values are multiples of 2^-24."""
+    one = {name: tensor.half().float() for name, tensor in update(0).items()}
+    assert same(summed([(one, weight) for weight in WEIGHTS]).mean(), one)
+
+
+def test_weights_are_shares_whatever_their_scale() -> None:
+    small = summed([(update(1), 1), (update(2), 3)]).mean()
+    assert same(summed([(update(1), 1000), (update(2), 3000)]).mean(), small)
+
+
+def test_adding_leaves_the_update_as_it_was() -> None:
+    tensors = update(0)
+    summed([(tensors, 5)])
+    assert same(tensors, update(0))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "weight"),
+    [
+        (update(1), 0),
+        (update(1), -3),
+        (update(1), MAX_TOTAL_WEIGHT),  # with what is there already, above the bound
+        ({"a": torch.full((7, 5), 0.5), "b": torch.tensor([0.0, 0.0, MAX_ABS * 1.001])}, 1),
+        ({"a": torch.full((7, 5), 0.5), "b": torch.tensor([0.0, -1e30, 0.0])}, 1),
+        ({"a": torch.full((7, 5), 0.5), "b": torch.tensor([0.0, torch.nan, 0.0])}, 1),
+        ({"a": torch.full((7, 5), torch.nan), "b": torch.zeros(3)}, 1),
+        ({"a": torch.full((7, 5), torch.inf), "b": torch.zeros(3)}, 1),
+    ],
+)
+def test_what_the_sum_cannot_hold_is_refused_with_nothing_added(
+    tensors: dict[str, Tensor], weight: int
+) -> None:
+    total = summed(UPDATES)
+    with pytest.raises(FoldError):
+        total.add(tensors, weight)
+    assert same(total.mean(), summed(UPDATES).mean())
+    assert (total.weight, total.updates) == (sum(WEIGHTS), len(WEIGHTS))
+
+
+def test_the_largest_values_at_the_largest_weight_do_not_overflow() -> None:
+    for sign in (1.0, -1.0):
+        extreme = {name: torch.full(like.shape, sign * MAX_ABS) for name, like in LIKE.items()}
+        total = summed([(extreme, MAX_TOTAL_WEIGHT - 1), (extreme, 1)])
+        assert same(total.mean(), extreme)
+
+
+def test_sums_too_heavy_together_are_not_merged() -> None:
+    one, other = summed([(update(1), MAX_TOTAL_WEIGHT)]), summed([(update(2), 1)])
+    with pytest.raises(FoldError, match="total weight"):
+        one.merge(other)
+    assert same(one.mean(), summed([(update(1), 1)]).mean())
+
+
+def test_nothing_has_no_mean() -> None:
+    with pytest.raises(FoldError, match="no update"):
+        WeightedSum(LIKE).mean()
+
+
+# ---- what the server does with it
+
+
+def test_fedavg_of_zero_updates_is_the_identity() -> None:
+    encoder = update(9)
+    zeros = {name: torch.zeros_like(like) for name, like in LIKE.items()}
+    mean = summed([(zeros, weight) for weight in WEIGHTS]).mean()
+    assert same(FedAvg(1.0).step(encoder, mean), encoder)
+
+
+def test_fedavg_of_one_step_on_a_linear_model_is_one_step_on_the_union() -> None:
+    """The weighted mean of one full-batch SGD step at each site, for squared error."""
+    source = torch.Generator().manual_seed(0)
+    start = {"weight": torch.randn(2, 6, generator=source), "bias": torch.randn(2, generator=source)}
+    sites = [
+        (torch.randn(count, 6, generator=source), torch.randn(count, 2, generator=source))
+        for count in (3, 20, 11)
+    ]
+
+    def step(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+        predicted = inputs @ leaves["weight"].T + leaves["bias"]
+        (predicted - targets).square().sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+        return {name: -0.1 * leaf.grad for name, leaf in leaves.items()}  # type: ignore[operator]
+
+    total = WeightedSum(start)
+    for inputs, targets in sites:
+        total.add(step(inputs, targets), len(inputs))
+    federated = FedAvg(1.0).step(start, total.mean())
+    union = step(torch.cat([inputs for inputs, _ in sites]), torch.cat([targets for _, targets in sites]))
+    for name in start:
+        torch.testing.assert_close(federated[name], start[name] + union[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_leaves_the_encoder_that_it_was_given() -> None:
+    for optimiser in (FedAvg(0.5), Nesterov(0.7, 0.9)):
+        encoder = update(9)
+        assert not same(optimiser.step(encoder, update(1)), encoder)
+        assert same(encoder, update(9))
+
+
+def test_nesterov_without_momentum_is_fedavg() -> None:
+    one: ServerOptimiser = Nesterov(0.5, 0.0)
+    encoder, other = update(9), update(9)
+    for seed in range(3):
+        encoder = one.step(encoder, update(seed))
+        other = FedAvg(0.5).step(other, update(seed))
+    assert same(encoder, other)
+
+
+def test_nesterov_is_torch_sgd_on_the_negative_mean() -> None:
+    parameter = torch.nn.Parameter(update(9)["a"])
+    reference = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
+    optimiser, encoder = Nesterov(0.7, 0.9), {"a": update(9)["a"]}
+    for seed in range(4):
+        mean = {"a": update(seed)["a"]}
+        encoder = optimiser.step(encoder, mean)
+        parameter.grad = -mean["a"]
+        reference.step()
+        torch.testing.assert_close(encoder["a"], parameter.detach())
+
+
+def test_nesterov_goes_on_alike_from_its_state() -> None:
+    whole, encoder = Nesterov(0.7, 0.9), update(9)
+    for seed in range(4):
+        encoder = whole.step(encoder, update(seed))
+        if seed == 1:
+            kept, state = dict(encoder), {name: tensor.clone() for name, tensor in whole.state().items()}
+    resumed = Nesterov(0.7, 0.9)
+    resumed.load(state)
+    for seed in (2, 3):
+        kept = resumed.step(kept, update(seed))
+    assert same(kept, encoder)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fedavg", FedAvg), ("nesterov", Nesterov)])
+def test_the_rule_is_chosen_by_name(name: str, kind: type) -> None:
+    assert isinstance(server_optimiser(ServerOptimiserConfig(name=name, lr=1.0, momentum=0.9)), kind)
+
+
+def test_an_unknown_rule_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'adam' is not known; there are: fedavg, nesterov"):
+        server_optimiser(ServerOptimiserConfig(name="adam", lr=1.0, momentum=0.9))
