@@ -56,6 +56,7 @@ class Federation:
         self.state, self.optimiser = state, optimiser
         self.listener = listener or Listener()
         self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
+        self._settings_text = configs.dumps(config)
         self._nodes: dict[str, int] = {}  # site -> node
         self._known: dict[int, str] = {}  # node -> site, empty where it is not ours
 
@@ -231,7 +232,7 @@ class Federation:
             round=self.state.round,
             attempt=attempt,
             base="",
-            config=configs.dumps(self.config),
+            config=self._settings_text,
             fingerprint=self.fingerprint,
             budget=float(budget),
         )

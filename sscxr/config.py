@@ -5,13 +5,15 @@ and types. A recipe (`configs/demo.yaml`, a path of your own) states what it cha
 that calls `load` sees this object: core functions take tensors and numbers.
 """
 
+import copy
 import difflib
+import functools
 import hashlib
 import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -191,7 +193,16 @@ def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
 
 
 def loads(text: str) -> Config:
-    """The settings from the YAML text of a resolved config (as `dumps` wrote it)."""
+    """The settings from the YAML text of a resolved config (as `dumps` wrote it).
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    return copy.deepcopy(_loaded(text))
+
+
+@functools.lru_cache(maxsize=4)  # every message of a run carries the same text; reading it takes 50 ms
+def _loaded(text: str) -> Config:
     try:
         layer = OmegaConf.create(text)
     except Exception as error:
@@ -211,7 +222,7 @@ def dumps(config: Config) -> str:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The settings as plain dictionaries and lists."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+    return asdict(config)
 
 
 def split_overrides(text: str) -> list[str]:

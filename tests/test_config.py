@@ -209,6 +209,12 @@ def test_dumps_and_loads_round_trip(recipe: str) -> None:
     assert configs.dumps(configs.loads(text)) == text
 
 
+def test_what_loads_gives_is_the_caller_s_own() -> None:
+    text = configs.dumps(configs.load("smoke"))
+    configs.loads(text).gmml.blocks.append(9)
+    assert configs.loads(text) == configs.load("smoke")
+
+
 @pytest.mark.parametrize(
     "text", ["", "words", "[1, 2]", "a: [1", "pretrain: 3", "pretrain: {lrr: 1}", "pretrain: {lr: 1}", "\x00"]
 )
