@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it(
     play(ledger, range(2))
     before, file = texts(tmp_path), ledger.checkpoints / "round-00002" / name
     file.write_bytes(file.read_bytes()[:40] if content is None else content)
-    with pytest.raises(LedgerError, match="round-00002 is damaged .*delete that folder") as error:
+    with pytest.raises(LedgerError, match=r"round-00002 is damaged .*delete that folder") as error:
         ledger.last()
     one_line(error)
     assert texts(tmp_path) == before, "nothing is cut off by the length of a damaged checkpoint"
