@@ -113,15 +113,13 @@ def partition(
 
 
 def _natural(groups: Groups, sites: int) -> tuple[list[str], npt.NDArray[np.int64]]:
-    sources = sorted(
-        set(groups.source), key=lambda source: -int(groups.images[groups.source == source].sum())
-    )
+    sizes = {source: int(groups.images[groups.source == source].sum()) for source in set(groups.source)}
+    sources = sorted(sizes, key=lambda source: (-sizes[source], source))
     if len(sources) > sites:
         raise PartitionError(
             f"the data has {len(sources)} sources and natural keeps each apart: ask for at least "
             f"{len(sources)} sites, or for sim.partition=iid"
         )
-    sizes = {source: int(groups.images[groups.source == source].sum()) for source in sources}
     parts = dict.fromkeys(sources, 1)
     for _ in range(sites - len(sources)):
         largest = max(sources, key=lambda source: sizes[source] / parts[source])
@@ -133,7 +131,19 @@ def _natural(groups: Groups, sites: int) -> tuple[list[str], npt.NDArray[np.int6
         home[mine] = len(names) + _fill(groups.images[mine], np.full(parts[source], 1 / parts[source]))
         count = parts[source]
         names += [_plain(source)] if count == 1 else [f"{_plain(source)}-{n}" for n in range(1, count + 1)]
-    return names, home
+    return _distinct(names), home
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, the later of two that are alike (sources `A B` and `A-B`) told apart."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, told = 1, name
+        while told in found:
+            number += 1
+            told = f"{name}.{number}"
+        found[told] = None
+    return list(found)
 
 
 def _plain(source: str) -> str:
