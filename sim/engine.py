@@ -1,17 +1,17 @@
 """Two ways to carry messages between the same two apps: in this process, or to Flower's Ray actors.
 
 In both the ServerApp runs in the main thread, so its errors and Ctrl-C need no detour. Flower's `run_simulation`
-does not allow that, and is deprecated; its Ray backend, the pool of actors below it, is used all the same.
+does not allow that, and is deprecated; the pool of actors below it is used all the same.
 """
 
 import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -24,6 +24,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+log = logging.getLogger("sscxr.sim")
 
 _RUN_ID = 1
 _LONGEST_FOLDER = 40  # letters; Ray puts sockets below it, whose paths may have 107
@@ -100,32 +102,52 @@ class InlineGrid(LocalGrid):
 
 
 class RayGrid(LocalGrid):
-    """Messages go to Flower's pool of Ray actors as they are pushed; one actor answers one at a time."""
+    """A message goes to an idle actor of Flower's pool; an actor answers one at a time."""
 
-    def __init__(self, backend: Any, threads: ThreadPoolExecutor, sites: Sequence[Path]) -> None:
-        """Args: a built `RayBackend`, and as many threads as it has actors."""
+    def __init__(self, pool: Any, load: Callable[[], ClientApp], sites: Sequence[Path]) -> None:
+        """Args: a filled `BasicActorPool`, and what gives its actors the ClientApp."""
         super().__init__(sites)
-        self._backend, self._threads = backend, threads
-        self._waiting: dict[str, tuple[Message, Future[tuple[Message, Context]]]] = {}
+        self._pool, self._load = pool, load
+        self._queue: dict[str, Message] = {}
+        self._working: dict[str, tuple[Message, Any]] = {}
 
     def _take(self, identifier: str, message: Message) -> None:
-        context = self._contexts[message.metadata.dst_node_id]
-        future = self._threads.submit(self._backend.process_message, message, context)
-        self._waiting[identifier] = message, future
+        self._queue[identifier] = message
+        self._employ()
+
+    def _employ(self) -> None:
+        while self._queue and self._pool.is_actor_available():
+            identifier = next(iter(self._queue))
+            message = self._queue.pop(identifier)
+            node = message.metadata.dst_node_id
+            job = (self._load, message, str(node), self._contexts[node])
+            self._working[identifier] = message, self._pool.submit(_run_on, job)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there."""
+        import ray
+        from ray.exceptions import RayActorError
+
         for identifier in message_ids:
-            message, future = self._waiting.get(identifier, (None, None))
-            if message is None or future is None or not future.done():
+            message, future = self._working.get(identifier, (None, None))
+            if message is None or not ray.wait([future], timeout=0)[0]:
                 continue
-            del self._waiting[identifier]
-            if future.exception() is None:
-                yield future.result()[0]
-            else:
-                yield Message(
-                    Error(code=ErrorCode.CLIENT_APP_CRASHED, reason="the actor ended"), reply_to=message
-                )
+            del self._working[identifier]
+            try:
+                reply, _ = self._pool.fetch_result_and_return_actor_to_pool(future)
+            except Exception as error:
+                log.warning("an actor failed: %s", str(error).strip().splitlines()[-1])
+                if isinstance(error, RayActorError):
+                    self._pool.add_actors_to_pool(1)  # in the place of one that died
+                else:
+                    self._pool.add_actor_back_to_pool(future)
+                reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the actor failed"), reply_to=message)
+            self._employ()
+            yield reply
+
+
+def _run_on(actor: Any, load: Callable[[], ClientApp], message: Message, name: str, context: Context) -> Any:
+    return actor.run.remote(load, message, name, context)
 
 
 def run_inline(
@@ -149,13 +171,13 @@ def run_ray(
     Args:
         client_file: where `client.app` was imported from here; an actor that finds another one refuses to work.
     """
-    with _actors(partial(_client_of, client_file), threads, gpus) as backend:
-        pool = ThreadPoolExecutor(backend.num_workers, thread_name_prefix="ray")
-        try:
-            server(RayGrid(backend, pool, sites), _context(0, run_config=run_config))
-        finally:
-            # Messages that wait for an actor are dropped; those under way end when Ray does.
-            pool.shutdown(wait=False, cancel_futures=True)
+    load = partial(_client_of, client_file)
+    with _actors(load, len(sites), threads, gpus) as pool:
+        server(RayGrid(pool, load, sites), _context(0, run_config=run_config))
+
+
+def _prepare(actor: Any, load: Callable[[], ClientApp]) -> None:
+    load()
 
 
 def _client_of(file: str) -> ClientApp:
@@ -168,39 +190,45 @@ def _client_of(file: str) -> ClientApp:
 
 
 @contextmanager
-def _actors(client: "partial[ClientApp]", threads: int, gpus: int) -> Iterator[Any]:
-    """Flower's Ray backend, quiet, in a folder of its own that goes with it."""
-    # Ray reads these when it is first imported.
-    os.environ.update(
-        FLWR_TELEMETRY_ENABLED="0", RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0"
-    )
+def _actors(load: Callable[[], ClientApp], most: int, threads: int, gpus: int) -> Iterator[Any]:
+    """Flower's pool of Ray actors, quiet, in a folder of its own that goes with it."""
+    # Ray reads these as it is first imported or started; actors find modules where this process does.
+    os.environ |= {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_worker_niceness": "0",  # the sites are what the machine is busy for
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    import ray
-    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+    with warnings.catch_warnings():  # Flower shows every deprecation once it is imported
+        import ray
+        from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
-    cores = len(os.sched_getaffinity(0))
     folder = tempfile.mkdtemp(prefix="ray-")
     if len(folder) > _LONGEST_FOLDER:
         Path(folder).rmdir()
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    init: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(cores, threads),
-        "num_gpus": gpus,
-        "log_to_driver": False,
-        "logging_level": "critical",
-        "include_dashboard": False,
-        "_temp_dir": folder,
-    }
-    resources: dict[str, Any] = {"num_cpus": threads, "num_gpus": 1.0 if gpus else 0.0}
+    resources = {"num_cpus": threads, "num_gpus": 1.0 if gpus else 0.0}
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            backend = RayBackend({"init_args": init, "client_resources": resources})
-            backend.build(client)
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts a handler of its own there
-        yield backend
+            ray.init(
+                address="local",
+                num_cpus=max(len(os.sched_getaffinity(0)), threads),
+                num_gpus=gpus,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                include_dashboard=False,
+                _temp_dir=folder,
+            )
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts a handler of its own there
+            pool = BasicActorPool(ClientAppActor, resources, {})
+            pool.add_actors_to_pool(min(most, pool.actors_capacity))
+            # Imports take seconds, and are no part of the time that a site has to answer.
+            ray.get([actor.__ray_call__.remote(_prepare, load) for actor in cast(list[Any], pool.pool)])
+        yield pool
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, on_terminate)
