@@ -209,7 +209,7 @@ def _site_rows(sites: pd.DataFrame, min_cell: int) -> list[dict[str, str]]:
 
 def _troubles(sites: pd.DataFrame) -> list[dict[str, str]]:
     """What was not folded and why, and remarks on what was."""
-    odd = sites[(sites["outcome"] != FOLDED) | (sites["reason"].fillna("") != "")]
+    odd = sites[(sites["outcome"] != FOLDED) | (sites["reason"].astype(object).fillna("") != "")]
     return [
         {
             "round": str(row["round"]),
