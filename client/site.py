@@ -138,8 +138,14 @@ class Site:
         return rows if len(rows) >= config.privacy.min_cell else rows[:0]
 
     def counts(self, config: Config) -> str:
-        """The aggregates that may leave, as `wire.counts_to_json` gives them."""
-        index = self.cache.index.iloc[self.usable_rows(config)]
+        """The aggregates that may leave, as `wire.counts_to_json` gives them.
+
+        Raises:
+            SiteError: fewer images than the minimum cell.
+        """
+        # Of the held-out rows only those that were told of: the tables' totals would give away the others' number.
+        rows = np.concatenate([self.training_rows(config), self.held_out_rows(config)])
+        index = self.cache.index.iloc[rows]
         tables = {
             "view": _tally(index["view"], wire.COUNT_TABLES["view"]),
             "sex": _tally(index["sex"], wire.COUNT_TABLES["sex"]),

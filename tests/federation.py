@@ -97,7 +97,7 @@ def damaging(damage: dict[str, Damage], *, train: bool = True) -> ClientApp:
 
 
 def ask(
-    config: Config, site: Path, kind: str = "train", *, encoder: bool = True, **fields: object
+    config: Config, site: Path, kind: str = "train", /, *, encoder: bool = True, **fields: object
 ) -> Message:
     """What the real ClientApp of one site replies to a task, some of its fields replaced."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
