@@ -52,10 +52,12 @@ def main(grid: Grid, context: Context) -> None:
 def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
     """Run the rounds that are left in `out`, then write `out/encoder`."""
     set_up(config)
+    # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
+    start = None if (out / "config.yaml").exists() else _start(config)
     ledger = Ledger(out, config, resume=resume)
     state = ledger.last()
     if state is None:
-        state = State(round=0, encoder=_start(config), optimiser={})
+        state = State(round=0, encoder=start or _start(config), optimiser={})
     optimiser = server_optimiser(config.federation.server)
     optimiser.load(state.optimiser)
     if state.round >= config.federation.rounds and (out / "encoder").is_dir():

@@ -1,0 +1,48 @@
+"""The ServerApp from run config to released encoder, with the real ClientApp."""
+
+from pathlib import Path
+
+import federation as fed
+import pytest
+import safetensors.torch
+
+from client import app as client
+from server import app as server
+from server.rounds import RunStopped
+from sim.engine import run_inline
+from sscxr.config import ConfigError
+
+
+def run(out: Path, sites: list[Path], *overrides: str, **settings: object) -> None:
+    text = " ".join([*fed.SMALL, "federation.rounds=1", *overrides])
+    run_inline(
+        server.app, client.app, sites, {"config": "smoke", "overrides": text, "out": str(out), **settings}
+    )
+
+
+def test_a_run_ends_in_a_released_encoder_and_a_second_resume_does_nothing(tmp_path: Path) -> None:
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=6), tmp_path / "out"
+    run(out, sites, resume=True)
+    released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
+    kept = safetensors.torch.load_file(out / "checkpoints" / "round-00001" / "encoder.safetensors")
+    assert kept.keys() <= released.keys()
+    assert all((released[name] == kept[name]).all() for name in kept)
+    before = {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*")}
+    run(out, sites, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*")} == before
+
+
+def test_a_run_that_stops_says_why_in_one_line_and_keeps_its_folder(tmp_path: Path) -> None:
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna"], images=6), tmp_path / "out"
+    with pytest.raises(RunStopped, match="bona") as error:
+        run(out, sites, "federation.sites=[anna,bona]", "federation.quorum=1")
+    assert "\n" not in str(error.value)
+    assert (out / "config.yaml").exists()
+    assert not (out / "encoder").exists()
+
+
+@pytest.mark.parametrize("override", ["federation.server.name=adam", "pretrain.lrr=1", "gmml.blocks=[9]"])
+def test_a_mistake_in_the_settings_leaves_no_folder_behind(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        run(tmp_path / "out", [], override)
+    assert not (tmp_path / "out").exists(), "it would be taken for a run with other settings"
