@@ -44,4 +44,6 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
                 f"{out} was started with other settings ({', '.join(keys[:5])}); "
                 "resume with the same ones, or give another --out"
             )
+        if is_started(out):
+            return
     write_atomically(file, json.dumps(asked, indent=1, sort_keys=True).encode())

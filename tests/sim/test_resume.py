@@ -1,0 +1,181 @@
+"""A run killed anywhere and resumed is as one never killed: the same encoder, bit for bit, the same losses."""
+
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from simulations import Killer, arguments, everything, losses, small_cache, weights
+
+# Where to die: the function, its n-th call, before or after it did its work. Two sites, three rounds.
+POINTS = {
+    "in local training": ("sscxr.training.loop:set_rates", 8, "after"),
+    "within the second site's training": ("sscxr.training.loop:set_rates", 13, "before"),
+    "in a site's writing of its state": ("safetensors.torch:save_file", 2, "after"),
+    "between a site's state and its reply": ("client.site:StateStore.save", 3, "after"),
+    "before a reply is folded": ("server.fold:Fold.add", 4, "before"),
+    "in folding": ("server.aggregate:to_fixed", 25, "after"),
+    "between the server's step and its commit": ("server.rounds:Federation._evaluate", 2, "before"),
+    "between the two ledger files": ("server.ledger:Ledger.log_sites", 2, "after"),
+    "between a checkpoint and its rename": ("server.ledger:_sync", 9, "after"),
+    "between rounds": ("server.ledger:Ledger.commit", 2, "after"),
+    "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
+    "before the release": ("server.app:publish", 1, "before"),
+    "in the release": ("sscxr.release:_replace", 1, "before"),
+    "between release and probes": ("sscxr.release:_replace", 1, "after"),
+    "in the second release": ("sscxr.release:_replace", 2, "before"),
+    "before the last file": ("sim.outcome:_print", 1, "before"),
+}
+QUICK = {
+    "in local training", "between a site's state and its reply", "in folding",
+    "between a checkpoint and its rename", "between rounds", "in the release",
+}  # fmt: skip
+SEED, DRAWS = 20, 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def killer(place: Path) -> Iterator[Killer]:
+    program = Killer(place)
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="module")
+def cache(place: Path) -> Path:
+    return small_cache(place)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that was never killed: its folder, and the seconds it took."""
+
+    out: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, killer: Killer, cache: Path) -> Whole:
+    began = monotonic()
+    ended = killer.run(arguments(place / "whole", data=cache))
+    assert ended.status == 0, ended.log
+    return Whole(place / "whole", monotonic() - began)
+
+
+def resumed(killer: Killer, argv: list[str], out: Path, whole: Path) -> None:
+    """Go on with a run, and compare it to one that was never killed."""
+    ended = killer.run([*argv, "--resume"])
+    assert ended.status == 0, ended.log
+    assert weights(out) == weights(whole)
+    assert losses(out) == losses(whole)
+    assert (out / "report.html").exists()
+    left = [path.name for path in out.rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
+    assert left == []
+
+
+@pytest.mark.parametrize(
+    "point", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in POINTS]
+)
+def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole, tmp_path: Path) -> None:
+    at, call, when = POINTS[point]
+    argv = arguments(tmp_path / "out", data=cache)
+    ended = killer.run(argv, at=at, call=call, when=when)
+    assert ended.status == -signal.SIGKILL, ended.log
+    resumed(killer, argv, tmp_path / "out", whole.out)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [number if number == 0 else pytest.param(number, marks=pytest.mark.slow) for number in range(DRAWS)],
+)
+def test_killed_at_random_moments(
+    draw: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
+) -> None:
+    rng = random.Random(SEED + draw)
+    argv = arguments(tmp_path / "out", data=cache)
+    delays = [rng.random() * whole.seconds for _ in range(2)]
+    for delay in delays:
+        killer.run([*argv, "--resume"], after=delay)
+    resumed(killer, argv, tmp_path / "out", whole.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("at", "call"),
+    [
+        ("sscxr.data.phantom:_write_site", 2),
+        ("sscxr.data.journal:Journal.add", 10),
+        ("sscxr.data.store:recover", 2),
+        ("sim.sites:partition", 1),
+    ],
+)
+def test_killed_while_the_data_is_prepared(at: str, call: int, killer: Killer, tmp_path: Path) -> None:
+    small = (
+        "sim.phantoms=32",
+        "privacy.min_cell=2",
+        "federation.rounds=1",
+        "probe.cohorts={a: [phantom_site_0]}",
+    )
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    ended = killer.run(arguments(whole, *small))
+    assert ended.status == 0, ended.log
+    ended = killer.run(arguments(out, *small), at=at, call=call, when="after")
+    assert ended.status == -signal.SIGKILL, ended.log
+    resumed(killer, arguments(out, *small), out, whole)
+
+
+def test_resume_of_nothing_starts_and_of_a_finished_run_changes_nothing(
+    killer: Killer, cache: Path, whole: Whole, tmp_path: Path
+) -> None:
+    argv = arguments(tmp_path / "out", data=cache)
+    resumed(killer, argv, tmp_path / "out", whole.out)
+    before = everything(tmp_path / "out")
+    ended = killer.run([*argv, "--resume"])
+    assert ended.status == 0
+    assert ended.log.count("\n") == 1
+    assert "finished" in ended.log
+    assert everything(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "give --resume"),
+        (["--resume", "pretrain.lr=0.5", "federation.uplink=fp32"], "(federation.uplink, pretrain.lr)"),
+        (["--resume", "--clients", "3"], "(--clients)"),
+        (["--resume", "--data", "."], "(--data)"),
+    ],
+)
+def test_a_run_is_gone_on_with_as_it_was_asked_for(
+    more: list[str], says: str, killer: Killer, cache: Path, whole: Whole
+) -> None:
+    before = everything(whole.out)
+    ended = killer.run([*arguments(whole.out, data=cache), *more])
+    assert ended.status == 1
+    assert ended.log.startswith("error: ")
+    assert ended.log.count("\n") == 1
+    assert says in ended.log
+    assert everything(whole.out) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_asked_to_stop(
+    number: signal.Signals, status: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
+) -> None:
+    argv = arguments(tmp_path / "out", data=cache)
+    ended = killer.run(argv, after=whole.seconds / 2, signal=number)
+    assert ended.status == status, ended.log
+    last = ended.log.splitlines()[-1]
+    assert last.startswith("stopped; what was done is saved")
+    assert last.endswith("--resume")
+    assert "Traceback" not in ended.log
+    resumed(killer, argv, tmp_path / "out", whole.out)

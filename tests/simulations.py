@@ -1,0 +1,108 @@
+"""Small runs of `sim.run`, killed where asked; and what of two runs has to be the same."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sscxr.data import phantom
+from sscxr.data.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 150  # seconds for one run; it takes one or two where the machine is free
+SMALLEST = [
+    "encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "pretrain.batch_size=8", "probe.min_cases=1000",
+]  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread for every library, nothing sent anywhere, and this checkout's modules."""
+    quiet = {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return os.environ | quiet | {"PYTHONPATH": str(ROOT)} | more
+
+
+def small_cache(folder: Path) -> Path:
+    """A cache of two phantom hospitals, 72 images."""
+    manifests = phantom.write(folder / "phantoms", images=72, sites=2, seed=0, size=96)
+    return prepare(manifests, folder / "cache", size=80, workers=0, progress=False).folder
+
+
+def arguments(out: Path, *more: str, data: Path | None = None) -> list[str]:
+    """Of `python -m sim.run`: two sites, three rounds."""
+    given = [] if data is None else ["--data", str(data)]
+    return [
+        "--config",
+        "smoke",
+        "--clients",
+        "2",
+        "--rounds",
+        "3",
+        *given,
+        "--out",
+        str(out),
+        *SMALLEST,
+        *more,
+    ]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its exit status, the signal's number negated where one killed it; what it printed."""
+
+    status: int
+    log: str
+
+
+class Killer:
+    """`killer.py`, running."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "log.txt"
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(ROOT / "tests" / "sim" / "killer.py")],
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+        )
+        assert self._answer() == "ready\n"
+
+    def run(self, argv: list[str], **job: Any) -> Ended:
+        """Run `sim.run` with these arguments; the rest is as `killer.py` says."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"argv": argv, "log": str(self._log), **job}) + "\n")
+        return Ended(**json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], LIMIT)
+        assert ready, f"no answer in {LIMIT} s"
+        return self._process.stdout.readline()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def weights(out: Path) -> bytes:
+    """The released encoder's bytes."""
+    return (out / "encoder" / "model.safetensors").read_bytes()
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    """`rounds.jsonl` without the times."""
+    records = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder: its time of change and its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
