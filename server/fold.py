@@ -67,7 +67,7 @@ class Fold:
 
     def miss(self, site: str, outcome: str, reason: str) -> SiteRow:
         """Note a site that has no part in the sum."""
-        row = SiteRow(self._round, site, None, None, None, None, None, outcome, reason)
+        row = SiteRow(self._round + 1, site, None, None, None, None, None, outcome, reason)
         self.rows.append(row)
         return row
 
@@ -91,7 +91,7 @@ class Fold:
         self.folded[site] = wire.generation(self._round, self._attempt)
         self.losses[site] = (said.loss, said.images)
         return SiteRow(
-            self._round,
+            self._round + 1,
             site,
             said.images,
             said.loss,

@@ -35,6 +35,7 @@ class SiteRow:
     """One row of `sites.csv`: what came of one site in one attempt at one round.
 
     Attributes:
+        round: counted from 1, as in every figure that a person sees.
         loss: mean over the round's steps; None where there was no reply.
         update_norm: L2 norm of its update.
         bytes: of its update as sent.

@@ -145,7 +145,7 @@ class Federation:
             )
         else:
             raise RunStopped(
-                f"round {self.state.round}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
+                f"round {self.state.round + 1}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
                 f"{settings.retries + 1} attempts, the quorum is {self._quorum(self.state.roster)}; sites.csv says "
                 "why; resume when they are back"
             )
@@ -207,7 +207,7 @@ class Federation:
         self, fold: Fold, held_out: Mapping[str, tuple[float, int]], mean_norm: float, seconds: float
     ) -> None:
         record = {
-            "round": self.state.round,
+            "round": self.state.round + 1,
             "sites": len(fold.folded),
             "roster": len(self.state.roster),
             "images": fold.total.weight,

@@ -118,7 +118,7 @@ def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
         "seconds",
         "not folded",
     ):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
+        table.add_column(heading, justify="left" if heading == "site" else "right", overflow="fold")
     for name, rows in sites.groupby("site"):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
         ends = [f"{good['loss'].iloc[place]:.4f}" if len(good) else "-" for place in (0, -1)]
@@ -132,7 +132,8 @@ def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
         return
     table = Table(title="probes: AUROC [95 % interval] on patients that nothing was trained on")
     for heading in ("cohort", "label", "probe", "this encoder", "untrained", "gain"):
-        table.add_column(heading, justify="left" if heading in ("cohort", "label", "probe") else "right")
+        words = heading in ("cohort", "label", "probe")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for pair in probes:
         after, before = pair.trained, pair.untrained
         table.add_row(

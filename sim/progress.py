@@ -69,10 +69,10 @@ class Show:
     def _heard(self, row: SiteRow) -> None:
         self.progress.advance(self._sites)
         if row.outcome != "folded":
-            self.console.print(f"round {row.round + 1}: {row.site} {row.outcome}: {row.reason}", markup=False)
+            self.console.print(f"round {row.round}: {row.site} {row.outcome}: {row.reason}", markup=False)
 
     def _committed(self, record: Mapping[str, Any]) -> None:
-        done, total = record["round"] + 1, self.config.federation.rounds
+        done, total = record["round"], self.config.federation.rounds
         self.progress.update(self._rounds, completed=done)
         held_out = record["held_out_loss"]
         measured = "" if held_out is None else f", held-out loss {held_out:.4f}"

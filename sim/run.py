@@ -17,6 +17,7 @@ from sscxr.config import ConfigError
 from sscxr.errors import SscxrError
 
 _ENGINES = ("inline", "ray")
+_WIDTH = 120  # columns of the tables where there is no terminal
 
 
 class Stopped(KeyboardInterrupt):
@@ -116,7 +117,7 @@ def simulate(
             gpus = torch.cuda.device_count() if config.run.device in ("auto", "cuda") else 0
             here = str(client.app.__file__)
             engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
-    finish(cache, config, out, Console())
+    finish(cache, config, out, Console(width=None if sys.stdout.isatty() else _WIDTH))
 
 
 def main() -> None:

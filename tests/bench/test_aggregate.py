@@ -13,7 +13,16 @@ REPO = Path(__file__).resolve().parents[2]
 
 def folded(tmp_path: Path, sites: int) -> dict[str, float]:
     file = tmp_path / f"{sites}.json"
-    command = [sys.executable, "bench/aggregate.py", "--sites", str(sites), "--codec", "fp16", "--json", str(file)]
+    command = [
+        sys.executable,
+        "bench/aggregate.py",
+        "--sites",
+        str(sites),
+        "--codec",
+        "fp16",
+        "--json",
+        str(file),
+    ]
     subprocess.run(
         [*command, "encoder.depth=4", "gmml.blocks=[4]"],
         cwd=REPO,

@@ -441,10 +441,10 @@ def test_a_round_without_quorum_is_tried_again_and_ends_as_if_it_had_been_the_fi
     grid = InlineGrid(fed.damaging({"bona": broken_until(2)}), retried)
     found = fed.federation(grid, config, tmp_path / "b").run()
     assert [(row["round"], row["site"], row["outcome"]) for row in table(tmp_path / "b")] == [
-        *(("0", "anna", "dropped"), ("0", "bona", "refused")) * 2,
-        *(("0", "anna", "folded"), ("0", "bona", "folded")),
         *(("1", "anna", "dropped"), ("1", "bona", "refused")) * 2,
         *(("1", "anna", "folded"), ("1", "bona", "folded")),
+        *(("2", "anna", "dropped"), ("2", "bona", "refused")) * 2,
+        *(("2", "anna", "folded"), ("2", "bona", "folded")),
     ]
     assert found.bases == dict.fromkeys(NAMES[:2], "r00001-a02")
     assert all(torch.equal(found.encoder[name], expected.encoder[name]) for name in expected.encoder)
@@ -462,7 +462,7 @@ def test_without_quorum_the_run_stops_with_its_state_saved_and_goes_on_to_the_sa
 
     grid = InlineGrid(fed.damaging({"bona": second_round}), stopped)
     with pytest.raises(
-        RunStopped, match="round 1: 1 of 2 sites replied in 2 attempts, the quorum is 2"
+        RunStopped, match="round 2: 1 of 2 sites replied in 2 attempts, the quorum is 2"
     ) as error:
         fed.federation(grid, config, tmp_path / "b").run()
     assert "\n" not in str(error.value)
@@ -495,7 +495,7 @@ def test_a_run_with_momentum_goes_on_alike(tmp_path: Path) -> None:
     expected = fed.federation(InlineGrid(client.app, whole), config, tmp_path / "a").run()
 
     def stop(record: Any) -> None:
-        if record["round"] == 1:
+        if record["round"] == 2:
             raise KeyboardInterrupt
 
     running = fed.federation(InlineGrid(client.app, cut), config, tmp_path / "b")
