@@ -102,7 +102,9 @@ def train(
             losses += _finite(recent)
             recent.clear()
             if monotonic() - began > budget:
-                raise OutOfTimeError(f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were")
+                raise OutOfTimeError(
+                    f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were"
+                )
         if on_step is not None:
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)
