@@ -96,10 +96,13 @@ def _read(file: Path) -> Mapping[str, Any]:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
-        return cast(Mapping[str, Any], torch.load(file, map_location="cpu", weights_only=True))
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise EncoderError(f"checkpoint {file} is not readable as plain weights: {reason}") from None
+    if not isinstance(state, Mapping):
+        raise EncoderError(f"checkpoint {file} holds a {type(state).__name__}, not tensors by name")
+    return state
 
 
 def _bare(state: Mapping[str, Any], file: str) -> dict[str, torch.Tensor]:
