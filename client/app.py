@@ -4,8 +4,8 @@ The outermost layer catches everything: Flower would send an exception's text to
 a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
 """
 
+import fcntl
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,7 @@ def _site(context: Context) -> Site:
         raise SiteError(
             "settings", "this node has no site: start it with --node-config 'site=\"/path/site.yaml\"'"
         )
-    folder = context.run_config.get("sites") or os.environ.get("SSCXR_SITES")
+    folder = context.run_config.get("sites")
     if folder:
         files = sorted(Path(str(folder)).expanduser().glob("*/site.yaml"))
         if int(number) >= len(files):
@@ -195,6 +195,9 @@ def _phantom_hospital(number: int) -> SiteSettings:
     from sscxr.data.prepare import prepare
 
     folder = Path("~/.sscxr/phantoms").expanduser() / f"hospital-{number}"
-    manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
-    prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one
+        manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
+        prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, progress=False)
     return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"))

@@ -3,10 +3,12 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from sscxr.data import phantom
@@ -89,6 +91,41 @@ class Killer:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def run(argv: list[str], *, mark: str, interrupt_when: Path | None = None) -> Ended:
+    """Run `python -m sim.run`, its environment marked; Ctrl-C comes once a file is there."""
+    command = [sys.executable, "-m", "sim.run", *argv]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(SSCXR_MARK=mark), text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        if interrupt_when is not None:
+            until = monotonic() + LIMIT
+            while not interrupt_when.exists() and process.poll() is None and monotonic() < until:
+                sleep(0.2)
+            os.killpg(process.pid, signal.SIGINT)
+        log, _ = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()
+    return Ended(process.returncode, log)
+
+
+def left_running(mark: str, patience: float = 20.0) -> list[str]:
+    """The command lines of processes with this mark in their environment that do not end by themselves."""
+    until = monotonic() + patience
+    while True:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"SSCXR_MARK={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:  # gone, or another user's
+                continue
+        if not found or monotonic() > until:
+            return found
+        sleep(0.5)
 
 
 def weights(out: Path) -> bytes:
