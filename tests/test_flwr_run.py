@@ -1,0 +1,107 @@
+"""`flwr run` with Flower's local simulation, as a user types it: the very encoder that `sim.run` makes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from simulations import ROOT, arguments, environment, left_running, run, small_cache, weights
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+PORTS = {"FLWR_LOCAL_CONTROL_API_PORT": "39193", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39191"}
+STALE = 'raise ImportError("a stale client, from the directory that the SuperLink was started in")\n'
+
+
+class Flower:
+    """The `flwr` command of somebody who has never used it, in a directory with another `client` package."""
+
+    def __init__(self, home: Path) -> None:
+        self.mark = str(home)
+        self.env = environment(
+            HOME=str(home),
+            FLWR_HOME=str(home / "flwr"),
+            FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+            RAY_worker_niceness="0",
+            PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            SSCXR_MARK=self.mark,
+            **PORTS,
+        )
+        del self.env["PYTHONPATH"]  # a user has none
+        (home / "flwr").mkdir(parents=True)
+        (home / "client").mkdir()
+        (home / "client" / "__init__.py").write_text(STALE)
+        self.home = home
+
+    def __call__(self, *command: str, limit: float = 240) -> str:
+        """What a command prints."""
+        done = subprocess.run(
+            [BIN / "flwr", *command], cwd=self.home, env=self.env, text=True, timeout=limit,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        return done.stdout
+
+    def run(self, **settings: Any) -> tuple[str, str]:
+        """Run the app on two virtual nodes; how the run ended, and what was printed."""
+        given = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+        nodes = "num-supernodes=2 client-resources-num-cpus=1"
+        log = self("run", str(ROOT), "--stream", "--federation-config", nodes, "--run-config", given)
+        if "Successfully started run" not in log:
+            pytest.skip(f"flwr cannot start a local simulation here: {log[-500:]}")
+        listed = self("list", "--format", "json", limit=60)
+        runs = json.loads(listed[listed.index("{") :])["runs"]
+        return max(runs, key=lambda entry: entry["pending-at"])["status"], log
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    if not shutil.which("flwr", path=str(BIN)):
+        pytest.skip("no flwr command beside this Python")
+    command = Flower(tmp_path_factory.mktemp("flower") / "home")
+    yield command
+    # The SuperLink that `flwr run` starts stays; it and what it started end here, by their mark.
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"SSCXR_MARK={command.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+        except OSError:
+            continue
+    assert left_running(command.mark) == []
+
+
+def test_virtual_sites_give_the_bytes_of_sim_run(flower: Flower, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(arguments(out, data=small_cache(tmp_path)), mark=str(tmp_path))
+    assert ended.status == 0, ended.log
+    status, log = flower.run(
+        sites=str(out / "sites"),
+        config=str(out / "sites" / "run.yaml"),
+        out=str(tmp_path / "flwr"),
+        overrides="run.name=flwr",  # a name of its own: the sites keep the state of the other run
+    )
+    assert status == "finished:completed", log
+    assert weights(tmp_path / "flwr") == weights(out)
+
+
+def test_phantoms(flower: Flower, tmp_path: Path) -> None:
+    status, log = flower.run(
+        config="smoke", out=str(tmp_path / "flwr"), overrides="run.threads=1 encoder.depth=1 gmml.blocks=[1]"
+    )
+    assert status == "finished:completed", log
+    assert weights(tmp_path / "flwr")
+    assert (tmp_path / "flwr" / "report.html").exists()
+    rows = (tmp_path / "flwr" / "sites.csv").read_text().splitlines()[1:]
+    assert len(rows) == 4
+    assert all(",folded," in row for row in rows)
+
+
+def test_a_wrong_setting_fails_the_run(flower: Flower, tmp_path: Path) -> None:
+    status, log = flower.run(config="smoke", out=str(tmp_path / "flwr"), overrides="pretrain.lrr=1")
+    assert status == "finished:failed", log
+    assert "did you mean 'pretrain.lr'" in log
