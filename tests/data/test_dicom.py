@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from making import LOSSLESS, LOSSY, SYNTAXES, chest, dataset, save
+from dicoms import LOSSLESS, LOSSY, SYNTAXES, chest, dataset, save
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames

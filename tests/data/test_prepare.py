@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from making import chest, dataset, save
+from dicoms import chest, dataset, save
 from PIL import Image
 
 from sscxr.data import assemble, decode, phantom, store
