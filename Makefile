@@ -20,10 +20,10 @@ demo: venv
 	$(BIN)/python -m sim.run --clients 8 --out runs/demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: venv
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
 
 lint: venv
 	$(BIN)/ruff check .

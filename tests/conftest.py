@@ -1,10 +1,14 @@
 """Fixtures that any test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-import sscxr  # noqa: F401  makes timm importable beside a CPU-only torch, before a test imports it
+# Tests run side by side, one a core; read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sscxr  # noqa: E402, F401  makes timm importable beside a CPU-only torch, before a test imports it
 
 
 @pytest.fixture(scope="session")
