@@ -8,7 +8,7 @@ import pytest
 # Tests run side by side, one a core; read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import sscxr  # noqa: E402, F401  makes timm importable beside a CPU-only torch, before a test imports it
+import sscxr  # noqa: F401  makes timm importable beside a CPU-only torch, before a test imports it
 
 
 @pytest.fixture(scope="session")
