@@ -6,6 +6,7 @@ a file or a patient. The site's own log keeps it; the server gets one of a few f
 
 import fcntl
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,7 @@ def _site(context: Context) -> Site:
         raise SiteError(
             "settings", "this node has no site: start it with --node-config 'site=\"/path/site.yaml\"'"
         )
+    _check_own_code()
     folder = context.run_config.get("sites")
     if folder:
         files = sorted(Path(str(folder)).expanduser().glob("*/site.yaml"))
@@ -186,6 +188,32 @@ def _site(context: Context) -> Site:
             raise SiteError("settings", f"{folder} has {len(files)} virtual sites, this is number {number}")
         return Site(read_settings(files[int(number)]))
     return Site(_phantom_hospital(int(number)))
+
+
+def _check_own_code() -> None:
+    """See that this is the bundle's code.
+
+    Actors of Flower's simulation prefer a `client` package of the directory that the SuperLink was started in, and
+    would run it silently; the process that started them left them its own path.
+
+    Raises:
+        SiteError: another code than the bundle's.
+    """
+    here = Path(__file__).parent
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        bundled = Path(folder) / here.name
+        if folder and (bundled / "app.py").is_file():
+            if _code(here) != _code(bundled):
+                raise SiteError(
+                    "settings",
+                    f"this actor runs {here} in place of {bundled}: end the local SuperLink, and start the run "
+                    "from another directory",
+                )
+            return
+
+
+def _code(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.glob("*.py")}
 
 
 def _phantom_hospital(number: int) -> SiteSettings:

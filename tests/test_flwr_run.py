@@ -16,11 +16,10 @@ from simulations import ROOT, arguments, environment, left_running, run, small_c
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 PORTS = {"FLWR_LOCAL_CONTROL_API_PORT": "39193", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39191"}
-STALE = 'raise ImportError("a stale client, from the directory that the SuperLink was started in")\n'
 
 
 class Flower:
-    """The `flwr` command of somebody who has never used it, in a directory with another `client` package."""
+    """The `flwr` command of somebody who has never used it."""
 
     def __init__(self, home: Path) -> None:
         self.mark = str(home)
@@ -35,8 +34,6 @@ class Flower:
         )
         del self.env["PYTHONPATH"]  # a user has none
         (home / "flwr").mkdir(parents=True)
-        (home / "client").mkdir()
-        (home / "client" / "__init__.py").write_text(STALE)
         self.home = home
 
     def __call__(self, *command: str, limit: float = 240) -> str:
@@ -105,3 +102,18 @@ def test_a_wrong_setting_fails_the_run(flower: Flower, tmp_path: Path) -> None:
     status, log = flower.run(config="smoke", out=str(tmp_path / "flwr"), overrides="pretrain.lrr=1")
     assert status == "finished:failed", log
     assert "did you mean 'pretrain.lr'" in log
+
+
+def test_a_stale_client_of_the_working_directory_is_not_run(flower: Flower, tmp_path: Path) -> None:
+    stale = flower.home / "client"
+    shutil.copytree(ROOT / "client", stale)
+    with (stale / "app.py").open("a") as file:
+        file.write("# of another day\n")
+    try:
+        status, log = flower.run(
+            config="smoke", out=str(tmp_path / "flwr"), overrides="run.threads=1 federation.start_timeout=5"
+        )
+    finally:
+        shutil.rmtree(stale)
+    assert status == "finished:failed", log
+    assert f"this actor runs {stale} in place of" in log
