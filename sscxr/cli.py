@@ -37,6 +37,12 @@ def prepare(
     labels: Annotated[
         Path | None, typer.Option(help="A CSV that says more about files of the folders.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="What to call where the images come from, if no manifest says; default: local. No patient's name."
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(help="Pixels a side of the cached images.")] = 256,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
     max_pixels: Annotated[
@@ -55,6 +61,7 @@ def prepare(
         workers=workers,
         max_pixels=max_pixels,
         readd_removed=readd_removed,
+        source=source,
     )
     _show(cache)
 

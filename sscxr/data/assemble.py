@@ -119,6 +119,6 @@ def _forget(tables: Tables, leaving: set[str], asked: set[str], *, whole_groups:
     tables.removed |= leaving | asked
     for entry in tables.ledger.values():
         if entry.get("image") in leaving:
-            entry["reason"] = f"{REMOVED}: not added again unless asked"
+            entry["reason"] = REMOVED
             if whole_groups:
                 tables.removed |= set(entry["links"])

@@ -6,7 +6,7 @@ A cache is a folder:
     masks.npy       uint8 [N, S, S], where any image has one: 255 lung, 127 ignore, 0 background
     index.csv       one row an image, the columns of `INDEX_COLUMNS`, then one `label:NAME` a label
     summary.json    format version, size, counts
-    quarantine.csv  what was refused and why; it alone names files, and never leaves the site
+    quarantine.csv  what was refused and why; it alone names files or quotes headers, and never leaves the site
     sheet.png       a contact sheet, to be looked at
     salt            the secret of the hashes; it never leaves the site
     ledger.jsonl    every file that was looked at, by salted hashes, so that it is not looked at again
@@ -35,7 +35,7 @@ LABEL_PREFIX = "label:"
 INDEX_COLUMNS: dict[str, str] = {
     "image": "salted hash of the decoded pixels (16 hex digits)",
     "group": "salted hash of the patient group: patients who share an image are one group",
-    "source": "the corpus or folder that the image came from",
+    "source": "the corpus or hospital as a manifest or --source calls it, else local; no folder's name",
     "view": "PA, AP, AP supine, L, or empty: unknown",
     "sex": "F, M, or empty: unknown",
     "age_band": "0-4, 5-17, 18-39, 40-59, 60-79, 80+, paediatric, adult, or empty: unknown",

@@ -1,9 +1,11 @@
 """What a `prepare` has done so far, on disk: a killed one goes on where it stopped.
 
 `work/pixels.bin` holds image after image (each followed by its mask, if any), `work/journal.jsonl` one line a
-file. The pixels are written first, so a line whose end is there speaks of pixels that are there.
+file. The pixels are written first, so a line whose end is there speaks of pixels that are there. Reasons of
+refusal, which may quote headers, stand in `work/quarantine.csv` alone: key, reason.
 """
 
+import csv
 import json
 import shutil
 import zlib
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.cache import CacheError
+from sscxr.data.tables import with_kind
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -38,6 +41,12 @@ class Journal:
         if not lines_end:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
+        reasons = {key: entry["reason"] for key, entry in self.entries.items() if entry.get("reason")}
+        self._reasons = (folder / "quarantine.csv").open(
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
+        )
+        csv.writer(self._reasons, lineterminator="\n").writerows(reasons.items())
+        self._reasons.flush()
         self._pixels = (folder / "pixels.bin").open("ab")
         self._lines = (folder / "journal.jsonl").open("ab")
         self._pixels.truncate(pixels_end)
@@ -53,6 +62,7 @@ class Journal:
             there = (self._folder / "pixels.bin").stat().st_size
         except OSError:
             return 0, 0
+        reasons = self._read_reasons()
         lines_end = pixels_end = 0
         for number, line in enumerate(lines):
             try:
@@ -66,9 +76,21 @@ class Journal:
                 if end > there:
                     break
                 pixels_end = max(pixels_end, end)
-                self.entries[entry["key"]] = entry
+                if not entry.get("reason"):
+                    self.entries[entry["key"]] = entry
+                elif entry["key"] in reasons:  # without its reason, the file is tried again
+                    self.entries[entry["key"]] = entry | {"reason": reasons[entry["key"]]}
             lines_end += len(line)
         return lines_end, pixels_end
+
+    def _read_reasons(self) -> dict[str, str]:
+        """The reasons by key, of whole lines."""
+        try:
+            text = (self._folder / "quarantine.csv").read_bytes().decode("utf-8", "replace")
+            whole = text.split("\n")[:-1]
+            return {row[0]: row[1] for row in csv.reader(whole) if len(row) == 2}
+        except (OSError, csv.Error):
+            return {}
 
     def add(self, entry: dict[str, Any], image: Bytes | None = None, mask: Bytes | None = None) -> None:
         """Note what became of a file; `entry["key"]` names it."""
@@ -77,7 +99,10 @@ class Journal:
             self._pixels.write(data)
             self._pixels.flush()
             entry = {**entry, "end": self._pixels.tell(), "bytes": len(data), "crc": zlib.crc32(data)}
-        self._write_line(entry)
+        if entry.get("reason"):
+            csv.writer(self._reasons, lineterminator="\n").writerow([entry["key"], entry["reason"]])
+            self._reasons.flush()
+        self._write_line(with_kind(entry))
         self.entries[entry["key"]] = entry
 
     def _write_line(self, entry: dict[str, Any]) -> None:
@@ -102,6 +127,7 @@ class Journal:
         return parts[0], parts[1] if len(parts) == 2 else None
 
     def close(self) -> None:
+        self._reasons.close()
         self._pixels.close()
         self._lines.close()
 

@@ -1,8 +1,9 @@
 """From what was asked for (folders, files, manifests) to the list of files to prepare."""
 
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from sscxr.data import manifest
 from sscxr.data.manifest import Record
 from sscxr.errors import SscxrError
 
+LOCAL = "local"  # the source of what nobody named: the names of folders may be patients'
+
 
 class SourceError(SscxrError):
-    """A source that cannot be read at all: one line that says what is wrong and what to do."""
+    """A source that cannot be read or named so: one line that says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Item:
 
     Attributes:
         file: absolute.
-        source: the name of the corpus or folder it came from.
+        source: as the manifest or the user calls the corpus or hospital, or a neutral word; never a folder's name.
         name: the file's path below its source; ties between duplicates go by it.
         record: what a manifest says of it.
         problem: why it cannot be used, where that is known already.
@@ -43,31 +46,42 @@ class Listing:
     warnings: list[str]
 
 
-def collect(sources: Iterable[Path], *, labels: Path | None, skip: Path) -> Listing:
+def collect(
+    sources: Iterable[Path], *, labels: Path | None, skip: Path, source: str | None = None
+) -> Listing:
     """List every file of the sources, in the sources' order and sorted within each.
 
     Args:
         sources: folders (searched to the bottom), manifests (`.csv`) and single files.
         labels: a manifest that says more about files of the folders, by path or by unique file name.
         skip: a folder that is left out: the cache itself.
+        source: the name of what no manifest names a source of; None: `local`, or where several folders or
+            manifests want a name `local-1`, `local-2` and so on, in their order.
 
     Raises:
-        SourceError: a source that does not exist.
+        SourceError: a source that does not exist, or a name that cannot be one.
         ManifestError: a manifest that cannot be used.
     """
+    if source is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", source):
+        raise SourceError("--source: a name has 1 to 64 letters (a to z), digits, dots, _ and -")
+    places: dict[Path, list[Record] | None] = {}
+    for given in sources:
+        path = given.resolve()
+        if not path.exists():
+            raise SourceError(f"{given}: no such file or folder")
+        if path not in places:
+            places[path] = manifest.read(path) if path.suffix.lower() == ".csv" and path.is_file() else None
+    names = _names(places, source)
     found: dict[Path, Item] = {}
     warnings: list[str] = []
     order: dict[str, None] = {}
-    for source in sources:
-        path = source.resolve()
-        if not path.exists():
-            raise SourceError(f"{source}: no such file or folder")
-        if path.is_dir():
-            items: Iterable[Item] = _folder(path, skip.resolve())
-        elif path.suffix.lower() == ".csv":
-            items = _manifest(path)
+    for path, records in places.items():
+        if records is not None:
+            items: Iterable[Item] = _manifest(records, names[path])
+        elif path.is_dir():
+            items = _folder(path, skip.resolve(), names[path])
         else:
-            items = [_checked(Item(path, path.parent.name, path.name))]
+            items = [_checked(Item(path, names[path], path.name))]
         for item in items:
             order.setdefault(item.source)
             # A manifest knows more of a file than a folder that holds it too.
@@ -82,7 +96,20 @@ def collect(sources: Iterable[Path], *, labels: Path | None, skip: Path) -> List
     return Listing(listed, [name for name in order if name in used], warnings)
 
 
-def _folder(folder: Path, skip: Path) -> Iterator[Item]:
+def _names(places: Mapping[Path, list[Record] | None], source: str | None) -> dict[Path, str]:
+    """What to call the images of each place that no manifest names a source of; single files count as one place."""
+    names = dict.fromkeys(places, source or LOCAL)
+    wanting = [
+        path
+        for path, records in places.items()
+        if (path.is_dir() if records is None else not all(record.source for record in records))
+    ]
+    if source is None and len(wanting) > 1:
+        names |= {path: f"{LOCAL}-{number}" for number, path in enumerate(wanting, 1)}
+    return names
+
+
+def _folder(folder: Path, skip: Path, source: str) -> Iterator[Item]:
     """Every file below a folder, links followed once; other caches are left out, as is our own."""
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []
@@ -97,17 +124,16 @@ def _folder(folder: Path, skip: Path) -> Iterator[Item]:
         folders.sort()
         for name in sorted(files):
             file = here / name
-            yield _checked(Item(file, folder.name, str(file.relative_to(folder))))
+            yield _checked(Item(file, source, str(file.relative_to(folder))))
     for failure in failures:
         place = Path(str(failure.filename or folder))
-        yield Item(place, folder.name, place.name, problem=f"unreadable: folder: {failure.strerror}")
+        yield Item(place, source, place.name, problem=f"unreadable: folder: {failure.strerror}")
 
 
-def _manifest(path: Path) -> Iterator[Item]:
-    for record in manifest.read(path):
-        source = record.source or path.resolve().parent.name
+def _manifest(records: Iterable[Record], source: str) -> Iterator[Item]:
+    for record in records:
         problem = f"manifest: {record.problem}" if record.problem else ""
-        yield _checked(Item(record.file, source, record.name, record, problem))
+        yield _checked(Item(record.file, record.source or source, record.name, record, problem))
 
 
 def _checked(item: Item) -> Item:

@@ -3,7 +3,7 @@
 Columns, of which only the first is needed:
 
     file           the image, relative to the manifest's folder (`image` and `path` are understood too)
-    source         the corpus or hospital
+    source         the corpus or hospital; where absent, as `--source` says
     patient_id     whose image it is
     split_group    patients to be kept together; wins over `patient_id`
     view, sex, age, age_group, licence

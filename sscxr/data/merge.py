@@ -1,13 +1,15 @@
 """New outcomes into the tables of a cache: duplicates, groups, order, quarantine. Nothing here touches a disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sscxr.data import groups
 from sscxr.data.groups import Member
 from sscxr.data.listing import Item
-from sscxr.data.tables import REMOVED, Entry, Row, Tables, shown_path
+from sscxr.data.tables import REMOVED, Entry, Row, Tables, shown_path, with_kind
+
+REMOVED_REASON = f"{REMOVED}: not added again unless asked"
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ def merge(
         tables: changed in place.
         found: every listed file that could be tried, new ones and ones that the ledger knows.
         problems: listed files that could not.
-        sources: in the order they were listed.
+        sources: in the order they were listed; those that no image is of are left out.
         readd: images removed on request come back.
     """
     before = (dict(tables.quarantine), list(tables.sources), set(tables.removed))
-    known = known_keys(tables, readd=readd)
+    known = known_keys(tables, {one.entry["key"]: one.item for one in found}, readd=readd)
     fresh = [one for one in found if one.entry["key"] not in known]
     decoded: dict[str, list[Found]] = {}
     for one in fresh:
@@ -80,7 +82,7 @@ def merge(
                 updated[place[image]] = ours[0]
             _refuse(same, ours[:1], "duplicate: same pixels as an image that is in the cache already")
         elif not readd and any(_was_removed(tables, one.entry) for one in same):
-            _refuse(same, [], f"{REMOVED}: not added again unless asked")
+            _refuse(same, [], REMOVED_REASON)
         else:
             tables.removed -= {
                 image,
@@ -92,7 +94,8 @@ def merge(
     _add_to_ledger(tables, fresh)
     _add_rows(tables, added, updated)
     _quarantine(tables, found, problems, {one.entry["key"] for one in fresh})
-    tables.sources += [name for name in sources if name not in tables.sources]
+    used = {row["source"] for row in tables.rows}
+    tables.sources = [name for name in dict.fromkeys([*tables.sources, *sources]) if name in used]
     return Change(
         [one.entry["key"] for one in added],
         {number: one.entry["key"] for number, one in updated.items()},
@@ -101,13 +104,20 @@ def merge(
     )
 
 
-def known_keys(tables: Tables, *, readd: bool) -> set[str]:
-    """The keys whose outcome stands; where removed images may come back, theirs are open again."""
-    return {
-        key
-        for key, entry in tables.ledger.items()
-        if not (readd and str(entry.get("reason", "")).startswith(REMOVED))
-    }
+def known_keys(tables: Tables, items: Mapping[str, Item], *, readd: bool) -> set[str]:
+    """The keys whose outcome stands.
+
+    Where removed images may come back, theirs are open again. So are files whose whole reason is lost with
+    `quarantine.csv`: the ledger has the kind alone.
+    """
+    return {key for key in items if key in tables.ledger and _stands(tables, key, items[key], readd=readd)}
+
+
+def _stands(tables: Tables, key: str, item: Item, *, readd: bool) -> bool:
+    reason = tables.ledger[key].get("reason")
+    if reason == REMOVED:
+        return not readd
+    return not reason or shown_path(item.file) in tables.quarantine
 
 
 def _was_removed(tables: Tables, entry: Entry) -> bool:
@@ -131,7 +141,8 @@ def _add_to_ledger(tables: Tables, fresh: list[Found]) -> None:
     for one in fresh:
         if _lasts(one.entry):
             names = ("key", "file", "image", "links", "patient", "reason")
-            tables.ledger[one.entry["key"]] = {name: one.entry[name] for name in names if one.entry.get(name)}
+            entry = {name: one.entry[name] for name in names if one.entry.get(name)}
+            tables.ledger[one.entry["key"]] = with_kind(entry)
 
 
 def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found]) -> None:
@@ -169,4 +180,5 @@ def _quarantine(tables: Tables, found: list[Found], problems: list[Item], fresh:
         if not one.entry.get("reason"):
             tables.quarantine.pop(name, None)
         elif name not in tables.quarantine or one.entry["key"] in fresh:
-            tables.quarantine[name] = one.entry["reason"]
+            reason = one.entry["reason"]
+            tables.quarantine[name] = REMOVED_REASON if reason == REMOVED else reason

@@ -46,6 +46,7 @@ def prepare(
     progress: bool = True,
     max_pixels: int = MAX_PIXELS,
     readd_removed: bool = False,
+    source: str | None = None,
 ) -> Cache:
     """Prepare a site cache, go on with one that was interrupted, or add to one.
 
@@ -59,6 +60,8 @@ def prepare(
         progress: whether to show it, on stderr.
         max_pixels: a larger file is refused before it is decoded.
         readd_removed: take back what was removed on request, where the sources hold it.
+        source: what to call the source of images that no manifest names one of; None: `local`, or `local-1`,
+            `local-2` and so on where there are several folders. Names of folders and files never enter.
 
     Returns:
         The opened cache.
@@ -70,7 +73,7 @@ def prepare(
     if not 16 <= size <= 4096:
         raise PrepareError(f"size={size} px: a cached image has 16 to 4096 px a side")
     paths = [Path(source) for source in sources]
-    listed = listing.collect(paths, labels=None if labels is None else Path(labels), skip=out)
+    listed = listing.collect(paths, labels=None if labels is None else Path(labels), skip=out, source=source)
     if not listed.items:
         raise PrepareError(f"no files in {', '.join(str(path) for path in paths)}; nothing to prepare")
     for line in listed.warnings:
@@ -118,7 +121,7 @@ def _prepare(
     """Decode what is new, then write the cache; the number of images in it."""
     state = tables.load(out)
     items = {_key(item, header, secret): item for item in listed.items if not item.problem}
-    known = merge.known_keys(state, readd=readd)
+    known = merge.known_keys(state, items, readd=readd)
     journal = Journal(out / "work", header)
     try:
         new = {key: item for key, item in items.items() if key not in known}

@@ -24,9 +24,10 @@ class Tables:
         rows: of the index, every cell as text; in the images' order.
         sources: in the order they were listed.
         ledger: by key, what became of every file: `file` (hashed), and `image`, `links` and `patient` (all hashed)
-            of one that decodes, and `reason` of one that is not in the cache.
+            of one that decodes, and `reason` of one that is not in the cache: the kind alone, since the rest of
+            a reason may name files or quote headers.
         removed: hashes of images and patients that were removed on request.
-        quarantine: the reason by file.
+        quarantine: the whole reason by file; `quarantine.csv` is the one place that it is read back from.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -61,7 +62,7 @@ def load(folder: Path) -> Tables:
             tables.sources = json.loads((folder / "summary.json").read_text())["sources"]
         if (folder / "ledger.jsonl").exists():
             lines = (json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines())
-            tables.ledger = {entry["key"]: entry for entry in lines}
+            tables.ledger = {entry["key"]: with_kind(entry) for entry in lines}
         if (folder / "removed.json").exists():
             tables.removed = set(json.loads((folder / "removed.json").read_text()))
         if (folder / "quarantine.csv").exists():
@@ -113,6 +114,11 @@ def summarise(tables: Tables, size: int) -> dict[str, Any]:
         "labels": {name: dict(sorted(count.items())) for name, count in labels.items()},
         "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
     }
+
+
+def with_kind(entry: Entry) -> Entry:
+    """An entry whose reason, if it has one, is the kind alone: fixed words that stand before a colon."""
+    return entry | {"reason": entry["reason"].split(":")[0]} if entry.get("reason") else entry
 
 
 def shown_path(path: Path) -> str:
