@@ -21,9 +21,8 @@ from sscxr import wire
 from sscxr.config import Config, ConfigError
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 from sscxr.training.pretrain import SiteTraining, set_up
+from sscxr.wire import ARRAYS, RECORD
 
-RECORD = "sscxr"  # the name of the record that holds a message's fields
-ARRAYS = "encoder"
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
 _PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: of a virtual node that has no site of its own
 
@@ -104,7 +103,7 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
     if len(rows):
         training, _, _ = _begin(site, task, config, message)
         loss = training.held_out_loss(site.cache.images, rows, site=site.name)
-    return wire.EvaluateReply(site.name, task.round, len(rows), loss, site.counts(config)), None
+    return wire.EvaluateReply(site.name, task.round, len(rows), loss, site.counts_of_run(config)), None
 
 
 def _begin(

@@ -8,6 +8,7 @@ last one whose update it folded; later ones are traces of work that did not coun
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
 from sscxr.errors import SscxrError
 
 Rows = npt.NDArray[np.int64]
+_GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
 
 
 class SiteError(SscxrError):
@@ -137,6 +139,16 @@ class Site:
         rows = rows[self.cache.held_out(config.data.test_share)[rows]]
         return rows if len(rows) >= config.privacy.min_cell else rows[:0]
 
+    def counts_of_run(self, config: Config) -> str:
+        """The counts as they were when this run first asked; the difference of two would be single patients."""
+        file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            partial.write_text(self.counts(config))
+            partial.replace(file)
+        return file.read_text()
+
     def counts(self, config: Config) -> str:
         """The aggregates that may leave, as `wire.counts_to_json` gives them.
 
@@ -202,11 +214,17 @@ class StateStore:
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
         partial.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def keep_only(self, run: str, *generations: str) -> None:
-        """Delete every generation of a run but those named, and half-written files."""
+        """Delete every generation of a run but those named, and half-written ones; nothing else in the folder."""
         for file in (self.folder / wire.check_name(run, "run")).glob("*"):
-            if file.stem not in generations or file.suffix == ".tmp":
+            ours = _GENERATION.fullmatch(file.name)
+            if ours and (file.stem not in generations or file.suffix == ".tmp"):
                 file.unlink(missing_ok=True)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sscxr.config import ConfigError, ServerOptimiserConfig
 from sscxr.errors import SscxrError
+from sscxr.ranges import MAX_TOTAL_WEIGHT
 
 FRACTION_BITS = 32
 # |value| <= 64 and a total weight below 2^25 (33 million images) keep every sum below 2^63.
 MAX_ABS = 64.0
-MAX_TOTAL_WEIGHT = 2**25 - 1
 
 
 class FoldError(SscxrError):

@@ -13,16 +13,21 @@ from server.aggregate import FoldError, WeightedSum
 from server.ledger import SiteRow
 from sscxr import wire
 from sscxr.config import FederationConfig
-from sscxr.wire import WireError
-
-RECORD = "sscxr"  # the name of the record that holds a message's fields
-ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
+from sscxr.wire import ARRAYS, RECORD, WireError
 
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
 
 
 class SiteFailedError(RuntimeError):
-    """A site said that it failed, or Flower said so for it."""
+    """A site said that it failed, or Flower said so for it.
+
+    Attributes:
+        site: its name, where it told it.
+    """
+
+    def __init__(self, line: str, site: str = "") -> None:
+        super().__init__(line)
+        self.site = site
 
 
 class Fold:
@@ -125,9 +130,8 @@ def fields_of(reply: Message) -> dict[str, object]:
     record: dict[str, object] = dict(reply.content.config_records[RECORD])
     if "failure" in record:
         said = wire.from_record(wire.Failure, record)
-        raise SiteFailedError(
-            wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
-        )
+        reason = wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
+        raise SiteFailedError(reason, said.site)
     return record
 
 
@@ -147,10 +151,10 @@ def arrays_of(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
         raise WireError("a reply without its update")
     found = {}
     for name, array in records[ARRAYS].items():
-        limit = like[name].numel() * 8 + 1024 if name in like else 0
-        if len(array.data) > limit:
-            known = name if name in like else "of a name that the encoder lacks"  # no text of a site's own
-            raise WireError(f"unexpected or oversized tensor {known} ({len(array.data)} bytes)")
+        if name not in like:
+            raise WireError("unexpected tensor, of a name that the encoder lacks")  # no text of a site's own
+        if len(array.data) > like[name].numel() * 8 + 1024:
+            raise WireError(f"oversized tensor {name} ({len(array.data)} bytes)")
         try:
             values = array.numpy()
         except Exception as error:

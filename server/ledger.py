@@ -23,6 +23,10 @@ from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 
 FORMAT_VERSION = 1
+# Settings that a run may be resumed with others of: they decide whether and when a round counts, not what it is.
+MAY_CHANGE = frozenset(
+    f"federation.{name}" for name in ("quorum", "deadline", "start_timeout", "retries", "keep_checkpoints")
+)
 Tensors = dict[str, Tensor]
 
 
@@ -100,17 +104,16 @@ class Ledger:
         if exists:
             self._same_settings(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in self.checkpoints.glob("*.tmp"):
+        for leftover in self.checkpoints.glob("round-*.tmp"):
             shutil.rmtree(leftover)
-        if not exists:
-            write_atomically(out / "config.yaml", configs.dumps(config).encode())
+        write_atomically(out / "config.yaml", configs.dumps(config).encode())
 
     def _same_settings(self, config: Config) -> None:
         try:
             stored = configs.as_dict(configs.loads((self.out / "config.yaml").read_text()))
         except (OSError, ConfigError) as error:
             raise LedgerError(f"{self.out}/config.yaml: {error}") from None
-        keys = differing(stored, configs.as_dict(config))
+        keys = [key for key in differing(stored, configs.as_dict(config)) if key not in MAY_CHANGE]
         if keys:
             raise LedgerError(
                 f"{self.out} was started with other settings ({', '.join(keys[:3])}); "

@@ -15,15 +15,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.aggregate import ServerOptimiser
-from server.fold import ARRAYS, RECORD, Fold, SiteFailedError, fields_of, to_arrays
+from server.fold import Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, SiteRow, State
 from sscxr import config as configs
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.errors import SscxrError
-from sscxr.wire import WireError
+from sscxr.wire import ARRAYS, RECORD, WireError
 
 _POLL = 0.5  # seconds between looks for replies that have not come yet
+_ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
 _HELLO_TIME = 60.0  # seconds a site has to say who it is
 
 
@@ -58,7 +59,8 @@ class Federation:
         self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
         self._settings_text = configs.dumps(config)
         self._nodes: dict[str, int] = {}  # site -> node
-        self._known: dict[int, str] = {}  # node -> site, empty where it is not ours
+        self._known: dict[int, str] = {}  # node -> site, empty where it is of no use now
+        self._failed: dict[str, str] = {}  # site -> why it did not join
 
     def run(self) -> State:
         """Run the rounds that are left.
@@ -79,7 +81,8 @@ class Federation:
         """Wait for the roster; without one, take the sites that are there."""
         settings = self.config.federation
         until = monotonic() + settings.start_timeout
-        expected = list(settings.sites) or self.state.roster
+        expected = self._expected()
+        again = monotonic() + _ASK_AGAIN
         while True:
             self._meet()
             present = sorted(self._nodes)
@@ -90,10 +93,14 @@ class Federation:
                 break
             if monotonic() > until:
                 break
+            if monotonic() > again:
+                self._forget_useless()
+                again = monotonic() + _ASK_AGAIN
             sleep(_POLL)
         if len(set(expected) & set(present)) < self._quorum(expected or ["?"]):
             missing = sorted(set(expected) - set(present))
-            who = f"missing: {', '.join(missing[:10])}" if missing else "no site answered"
+            told = [f"{site} ({self._failed[site]})" if site in self._failed else site for site in missing]
+            who = f"missing: {', '.join(told[:10])}" if missing else "no site answered"
             raise RunStopped(
                 f"{len(present)} of {len(expected)} sites came within federation.start_timeout="
                 f"{settings.start_timeout:g} s ({who}); start them and resume"
@@ -112,14 +119,24 @@ class Federation:
             try:
                 hello = wire.from_record(wire.Hello, fields_of(reply))
                 site = wire.check_name(hello.site, "site")
-            except (WireError, SiteFailedError):
+            except (WireError, SiteFailedError) as error:
                 self._known[node] = ""
+                if isinstance(error, SiteFailedError) and error.site in self._expected():
+                    self._failed[error.site] = str(error)
                 continue
             if site in self._nodes:
                 self._known[node] = ""  # a second node under a name that is taken is not listened to
                 continue
             self._known[node] = site
             self._nodes[site] = node
+            self._failed.pop(site, None)
+
+    def _forget_useless(self) -> None:
+        """Whoever was no use before may be by now: a mended cache, a node whose predecessor has gone."""
+        self._known = {node: site for node, site in self._known.items() if site}
+
+    def _expected(self) -> list[str]:
+        return list(self.config.federation.sites) or self.state.roster
 
     def _quorum(self, roster: list[str]) -> int:
         return max(1, math.ceil(self.config.federation.quorum * len(roster) - 1e-9))
@@ -165,8 +182,7 @@ class Federation:
     def _attempt(self, attempt: int) -> Fold:
         """Ask every site of the roster once, fold what may be folded."""
         settings = self.config.federation
-        # Whoever was no use before may be by now: a mended cache, a node whose predecessor has gone.
-        self._known = {node: site for node, site in self._known.items() if site}
+        self._forget_useless()
         self._meet()
         fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
         present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
@@ -179,7 +195,8 @@ class Federation:
         for site in waiting.values():
             self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))
         for site in sorted(set(self.state.roster) - set(present.values())):
-            self.listener.heard(fold.miss(site, "absent", "not connected"))
+            outcome = "failed" if site in self._failed else "absent"
+            self.listener.heard(fold.miss(site, outcome, self._failed.get(site, "not connected")))
         return fold
 
     def _evaluate(self, attempt: int) -> dict[str, tuple[float, int]]:

@@ -1,17 +1,58 @@
 """What a run was asked for, kept in its folder: it goes on with the same, or not at all."""
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from server.ledger import LedgerError, differing, write_atomically
+from server.ledger import MAY_CHANGE, LedgerError, differing, write_atomically
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.data.cache import Cache
 
 
 def is_started(out: Path) -> bool:
     """Whether a run is in the folder; before its first message there is only data."""
     return (out / "config.yaml").exists()
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep the folder to this process.
+
+    Raises:
+        LedgerError: another one runs in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise LedgerError(f"another process runs in {out}; wait for it, or give another --out") from None
+        yield
+
+
+def same_data(out: Path, cache: Cache, partition: str) -> None:
+    """Hold a run to the images and the partition it started with.
+
+    Args:
+        partition: the text of `partition.csv`.
+
+    Raises:
+        LedgerError: they changed since.
+    """
+    digest = hashlib.sha256("\n".join([*cache.index["image"], partition]).encode()).hexdigest()
+    file = out / "data.json"
+    if is_started(out) and file.exists():
+        before = json.loads(file.read_text())
+        if before["sha256"] != digest:
+            raise LedgerError(
+                f"the data has changed since the run in {out} started ({before['images']} images then, "
+                f"{len(cache)} now); bring it back, or give another --out"
+            )
+    write_atomically(file, json.dumps({"images": len(cache), "sha256": digest}).encode())
 
 
 def is_finished(out: Path) -> bool:
@@ -39,6 +80,7 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
         if not is_started(out):
             before = asked | ({"--data": before["--data"]} if prepared else {})
         keys = [key.removeprefix("settings.") for key in differing(before, asked)]
+        keys = [key for key in keys if key not in MAY_CHANGE]
         if keys:
             raise LedgerError(
                 f"{out} was started with other settings ({', '.join(keys[:5])}); "

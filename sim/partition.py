@@ -14,8 +14,9 @@ import pandas as pd
 from sscxr import seeds
 from sscxr.data.cache import LABEL_PREFIX, Cache
 from sscxr.errors import SscxrError
+from sscxr.ranges import CHOICES
 
-METHODS = ("natural", "iid", "dirichlet", "quantity")
+METHODS = CHOICES["sim.partition"]
 _DRAWS = 200  # tries at a random partition in which every site has its minimum
 
 

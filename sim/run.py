@@ -60,7 +60,8 @@ def run(
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])
     try:
-        simulate(configs.load(config, [*overrides, *given]), clients, paths, out, engine_name, resume)
+        settings = configs.load(config, [*overrides, *given])
+        simulate(settings, clients, paths, out, engine_name, resume)
     except Stopped as stopped:
         command = [*sys.argv[1:], *(() if resume else ("--resume",))]
         line = f"stopped; what was done is saved. To go on: python -m sim.run {shlex.join(command)}"
@@ -82,23 +83,35 @@ def simulate(
     config: configs.Config, clients: int, data: list[Path], out: Path, engine_name: str, resume: bool
 ) -> None:
     """Prepare the data, cut it into sites, run the federation, probe and report."""
-    # Imported here, not above: `--help` and a mistyped setting should not wait for torch and Flower.
+    # Imported here and below, not above: `--help` and a mistyped setting should not wait for torch and Flower.
+    from sim import asked
+
+    console = Console(stderr=True)
+    if asked.is_started(out) and not resume:
+        raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+    with asked.locked(out):
+        asked.agree(out, config, clients, data)
+        if asked.is_finished(out):
+            console.print(
+                f"the run in {out} is finished; there is nothing to do", markup=False, soft_wrap=True
+            )
+            return
+        _simulate(config, clients, data, out, engine_name, resume)
+
+
+def _simulate(
+    config: configs.Config, clients: int, data: list[Path], out: Path, engine_name: str, resume: bool
+) -> None:
     import torch
 
     import client.app
     from server.app import app as server_app
-    from sim import asked, engine
+    from sim import engine
     from sim.outcome import finish
     from sim.progress import Show
     from sim.sites import gather, write_config, write_sites
 
     console = Console(stderr=True)
-    if asked.is_started(out) and not resume:
-        raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
-    asked.agree(out, config, clients, data)
-    if asked.is_finished(out):
-        console.print(f"the run in {out} is finished; there is nothing to do", markup=False, soft_wrap=True)
-        return
     cache = gather(data, out, config, clients)
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.

@@ -1,6 +1,6 @@
 """From data to the folder of virtual sites: what each hospital would have on its own disk."""
 
-import csv
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from sim import asked
 from sim.partition import groups_of, partition
 from sscxr import config as configs
 from sscxr.config import Config
@@ -39,8 +40,15 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
 
 
 def _joined(folders: Sequence[Path], out: Path) -> Cache:
-    """Several caches as one. Patients are not matched across them: each has a salt of its own."""
+    """Several caches as one.
+
+    Patients cannot be matched across caches, since each has a salt of its own.
+
+    Raises:
+        CacheError: other sizes, or an image that is in two of them: its patient could be trained on and tested on.
+    """
     caches = [open_cache(folder) for folder in folders]
+    _check_apart(caches)
     sizes = {cache.size for cache in caches}
     if len(sizes) > 1:
         raise CacheError(
@@ -68,13 +76,28 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
     return open_cache(out)
 
 
+def _check_apart(caches: Sequence[Cache]) -> None:
+    seen: set[bytes] = set()
+    for cache in caches:
+        own = {hashlib.sha256(image.tobytes()).digest() for image in cache.images}
+        if seen & own:
+            raise CacheError(
+                f"{len(seen & own)} images of {cache.folder} are in another of the caches too, and patients cannot "
+                "be matched across caches; prepare their sources into one cache"
+            )
+        seen |= own
+
+
 def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:
     """Partition the cache and write `out/sites/NAME/site.yaml`, one a virtual site.
 
-    Also `out/partition.csv`: group, site. Written again for a resumed run, to the same content.
+    Also `out/partition.csv`: group, site. For a resumed run all is written again, to the same content.
 
     Returns:
         The sites' names, in the order of their folders.
+
+    Raises:
+        LedgerError: the run in `out` started with other images or another partition.
     """
     groups = groups_of(cache, laterals=config.data.laterals, test_share=config.data.test_share)
     parts = partition(
@@ -85,6 +108,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
         minimum=config.privacy.min_cell,
         seed=config.run.seed,
     )
+    table = "".join(f"{group},{name}\n" for name, members in parts.items() for group in members)
+    asked.same_data(out, cache, table)
     for name, members in parts.items():
         folder = out / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,10 +121,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "groups": "groups.txt",
         }
         (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))
-    with (out / "partition.csv").open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["group", "site"])
-        writer.writerows((group, name) for name, members in parts.items() for group in members)
+    (out / "partition.csv").write_text(f"group,site\n{table}")
     return sorted(parts)
 
 

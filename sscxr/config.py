@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import json
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -21,6 +20,7 @@ from typing import Any, cast, get_type_hints
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sscxr import ranges
 from sscxr.errors import SscxrError
 
 
@@ -155,14 +155,6 @@ class Config:
     probe: ProbeConfig = MISSING
     sim: SimConfig = MISSING
 
-
-# Names that settings choose from; what each stands for is listed where it is made, and a test compares them.
-OBJECTIVES = ("gmml",)
-CODECS = ("fp32", "fp16")
-SERVER_OPTIMISERS = ("fedavg", "nesterov")
-PARTITIONS = ("natural", "iid", "dirichlet", "quantity")
-# Runs' and sites' names become file names and table cells.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # What must be the same at every site and at the server for an update to mean the same thing.
 RECIPE_SECTIONS = ("data", "encoder", "augment", "pretrain", "gmml")
@@ -310,89 +302,7 @@ def _checked(merged: Any) -> Config:
     if missing:
         raise ConfigError(f"settings without a value: {', '.join(missing)}")
     config = cast(Config, OmegaConf.to_object(merged))
-    _check(config)
+    problem = ranges.problem(config)
+    if problem:
+        raise ConfigError(problem)
     return config
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
-
-
-def _check(config: Config) -> None:
-    """Ranges that a type does not express; each message repeats the value."""
-    encoder, pretrain, gmml, federation = config.encoder, config.pretrain, config.gmml, config.federation
-    _require(
-        encoder.patch_size > 0 and encoder.img_size > 0 and encoder.img_size % encoder.patch_size == 0,
-        f"encoder.img_size={encoder.img_size} is not a multiple of encoder.patch_size={encoder.patch_size}",
-    )
-    _require(
-        config.run.threads >= 1,
-        f"run.threads={config.run.threads}: give at least 1 (it is part of the recipe: it changes the bytes)",
-    )
-    _require(0 <= config.run.seed < 2**31, f"run.seed={config.run.seed} is outside 0 .. 2^31 - 1")
-    for key, name in [("run.name", config.run.name), *(("federation.sites", s) for s in federation.sites)]:
-        _require(
-            PLAIN_NAME.fullmatch(name) is not None,
-            f"{key} has {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores",
-        )
-    _require(pretrain.batch_size >= 1, f"pretrain.batch_size={pretrain.batch_size} is below 1")
-    _require(pretrain.views >= 1, f"pretrain.views={pretrain.views} is below 1")
-    _require(pretrain.lr > 0, f"pretrain.lr={pretrain.lr} is not above 0")
-    _require(
-        0 <= pretrain.warmup <= 0.1,
-        f"pretrain.warmup={pretrain.warmup}: a share of the run, at most a tenth (0 .. 0.1)",
-    )
-    _require(
-        pretrain.amp in ("auto", "bf16", "fp32"), f"pretrain.amp={pretrain.amp!r} is none of auto, bf16, fp32"
-    )
-    _require(len(pretrain.betas) == 2, f"pretrain.betas={pretrain.betas} wants two numbers")
-    _require(0 <= config.data.test_share < 1, f"data.test_share={config.data.test_share} is outside 0 .. 1")
-    _require(config.data.std > 0, f"data.std={config.data.std} is not above 0")
-    for name in ("drop_budget", "alien_budget"):
-        low_high = getattr(gmml, name)
-        _require(
-            len(low_high) == 2 and 0 < low_high[0] <= low_high[1] < 1,
-            f"gmml.{name}={low_high}: two shares of the image, 0 < low <= high < 1",
-        )
-    kinds = ("noise", "zeros", "alien")
-    _require(
-        bool(gmml.kinds) and set(gmml.kinds) <= set(kinds),
-        f"gmml.kinds={gmml.kinds}: one or more of {', '.join(kinds)}",
-    )
-    _require(0 < gmml.max_block <= 1, f"gmml.max_block={gmml.max_block}: a share of the side, 0 .. 1")
-    _require(
-        gmml.align >= 1 and encoder.img_size % gmml.align == 0,
-        f"gmml.align={gmml.align} does not divide encoder.img_size={encoder.img_size}",
-    )
-    _require(
-        gmml.max_block * encoder.img_size > gmml.align,
-        f"gmml.max_block={gmml.max_block} of {encoder.img_size} px is no longer than gmml.align={gmml.align} px",
-    )
-    _require(bool(gmml.blocks), "gmml.blocks is empty: name the encoder blocks whose outputs are averaged")
-    _require(federation.rounds >= 1, f"federation.rounds={federation.rounds} is below 1")
-    _require(federation.local_epochs >= 1, f"federation.local_epochs={federation.local_epochs} is below 1")
-    _require(0 < federation.quorum <= 1, f"federation.quorum={federation.quorum}: a share of the roster")
-    _require(federation.retries >= 0, f"federation.retries={federation.retries} is below 0")
-    _require(federation.deadline > 0, f"federation.deadline={federation.deadline} s is not above 0")
-    _require(federation.max_images >= 1, f"federation.max_images={federation.max_images} is below 1")
-    _require(
-        federation.max_update_norm > 0,
-        f"federation.max_update_norm={federation.max_update_norm} is not above 0: every update would be refused",
-    )
-    for key, value, known in [
-        ("pretrain.objective", pretrain.objective, OBJECTIVES),
-        ("federation.uplink", federation.uplink, CODECS),
-        ("federation.downlink", federation.downlink, CODECS),
-        ("federation.server.name", federation.server.name, SERVER_OPTIMISERS),
-        ("sim.partition", config.sim.partition, PARTITIONS),
-    ]:
-        _require(value in known, f"{key}={value!r} is none of {', '.join(known)}")
-    _require(config.privacy.min_cell >= 1, f"privacy.min_cell={config.privacy.min_cell} is below 1")
-    for name in ("crop_scale", "crop_ratio"):
-        low_high = getattr(config.augment, name)
-        _require(
-            len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
-            f"augment.{name}={low_high}: two numbers, 0 < low <= high",
-        )
-    _require(config.augment.crop_scale[1] <= 1, f"augment.crop_scale={config.augment.crop_scale} is above 1")

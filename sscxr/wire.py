@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 import sscxr
-from sscxr.config import PLAIN_NAME
 from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
+from sscxr.ranges import PLAIN_NAME
 
 WIRE_VERSION = 1
+RECORD = "sscxr"  # the name of the record that holds a message's fields
+ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
 
 # Figures beyond these are no images and no losses; sums of those within them stay finite.
 MAX_COUNT = 2**40

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from server.aggregate import server_optimiser
-from sim.partition import METHODS
 from sscxr import config as configs
 from sscxr.config import ConfigError
+from sscxr.ranges import CHOICES
 from sscxr.training.pretrain import build_objective
 from sscxr.wire import CODECS
 
@@ -137,6 +137,9 @@ def test_a_value_of_another_type_names_its_key(override: str, key: str) -> None:
             "federation.downlink=int3",
         ),
         *("federation.server.name=adam", "federation.max_images=0", "federation.max_update_norm=0"),
+        *("encoder.in_chans=3", "sim.alpha=0", "sim.phantoms=0", "probe.batch_size=0", "data.cache_size=-1"),
+        *("gmml.head_layers=-2", "pretrain.betas=[0.5,2]", "pretrain.lr=.inf", "pretrain.clip=0"),
+        *("federation.sites=[A,A]", "federation.max_images=100000000"),
         *("federation.sites=[a,'b c']", "privacy.min_cell=0", "sim.partition=fair"),
         *("augment.crop_scale=[0,1]", "augment.crop_scale=[0.5,1.5]", "augment.crop_ratio=[2,1]"),
     ],
@@ -146,6 +149,10 @@ def test_a_value_out_of_its_range_is_repeated_with_its_key(override: str) -> Non
     assert key in line
     digits = value.strip("[]'").split(",")[-1].strip("'")
     assert not digits or digits.lstrip(".").removesuffix(".0") in line
+
+
+def test_nesterov_without_momentum_is_no_second_name_for_fedavg() -> None:
+    assert "federation.server.momentum=0" in refused("federation.server.name=nesterov")
 
 
 @pytest.mark.parametrize("override", ["pretrain.lr", "=3", " =3", ""])
@@ -190,11 +197,10 @@ def test_a_section_that_is_a_value_names_the_override() -> None:
 
 
 def test_the_names_on_offer_are_those_that_exist() -> None:
-    assert tuple(CODECS) == configs.CODECS
-    assert configs.PARTITIONS == METHODS
-    for name in configs.SERVER_OPTIMISERS:
+    assert tuple(CODECS) == CHOICES["federation.uplink"] == CHOICES["federation.downlink"]
+    for name in CHOICES["federation.server.name"]:
         server_optimiser(configs.ServerOptimiserConfig(name=name, lr=1.0, momentum=0.0))
-    for name in configs.OBJECTIVES:
+    for name in CHOICES["pretrain.objective"]:
         build_objective(configs.load("smoke", [f"pretrain.objective={name}", "encoder.depth=2"]))
 
 

@@ -1,5 +1,6 @@
 """Self-supervised pretraining on one site's images: what a round does there, and how it is measured."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
@@ -28,6 +29,9 @@ def set_up(config: Config) -> torch.device:
     Raises:
         ConfigError: a device that is not there.
     """
+    if config.run.deterministic:
+        # Read when CUDA starts; without it cuBLAS may add in another order each time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.get_num_threads() != config.run.threads:
         torch.set_num_threads(config.run.threads)
     name = config.run.device
@@ -40,7 +44,9 @@ def set_up(config: Config) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"run.device={config.run.device}: {reason}") from None
     if device.type == "cuda":
-        torch.use_deterministic_algorithms(config.run.deterministic, warn_only=True)
+        torch.use_deterministic_algorithms(config.run.deterministic)
+        # Memory-efficient attention adds gradients in no fixed order; flash and plain attention do not.
+        torch.backends.cuda.enable_mem_efficient_sdp(not config.run.deterministic)
     return device
 
 

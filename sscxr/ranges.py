@@ -1,0 +1,150 @@
+"""What a setting may be, beyond its type; each answer repeats the value."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sscxr.config import Config
+
+# Runs' and sites' names become file names and table cells.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_TOTAL_WEIGHT = 2**25 - 1  # images in one round's average: what the server's integer sum holds
+
+_TINY = 1e-12  # stands for "above 0"
+# Lowest and highest value of every number, both allowed.
+NUMBERS: dict[str, tuple[float, float]] = {
+    "run.seed": (0, 2**31 - 1),
+    "run.threads": (1, 1024),
+    "data.cache_size": (16, 4096),
+    "data.test_share": (0, 0.9),
+    "data.mean": (0, 1),
+    "data.std": (1e-3, 10),
+    "encoder.img_size": (8, 4096),
+    "encoder.patch_size": (1, 512),
+    "encoder.in_chans": (1, 1),
+    "encoder.depth": (1, 256),
+    "encoder.drop_path": (0, 0.9),
+    "augment.crop_scale": (_TINY, 1),
+    "augment.crop_ratio": (0.1, 10),
+    "augment.flip": (0, 1),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.blur": (0, 1),
+    "pretrain.batch_size": (1, 2**16),
+    "pretrain.views": (1, 16),
+    "pretrain.lr": (_TINY, 10),
+    "pretrain.min_lr": (0, 10),
+    "pretrain.warmup": (0, 0.1),
+    "pretrain.betas": (0, 0.999999),
+    "pretrain.weight_decay": (0, 10),
+    "pretrain.weight_decay_end": (0, 10),
+    "pretrain.clip": (_TINY, 1e9),
+    "gmml.drop_budget": (_TINY, 0.999),
+    "gmml.alien_budget": (_TINY, 0.999),
+    "gmml.max_block": (_TINY, 1),
+    "gmml.align": (1, 512),
+    "gmml.blocks": (1, 256),
+    "gmml.head_layers": (0, 64),
+    "federation.rounds": (1, 10**6),
+    "federation.local_epochs": (1, 10**5),
+    "federation.quorum": (_TINY, 1),
+    "federation.deadline": (_TINY, 30 * 86400),
+    "federation.start_timeout": (0, 30 * 86400),
+    "federation.retries": (0, 1000),
+    "federation.max_images": (1, MAX_TOTAL_WEIGHT),
+    "federation.max_update_norm": (_TINY, 1e9),
+    "federation.keep_checkpoints": (1, 10**6),
+    "federation.evaluate_every": (0, 10**6),
+    "federation.server.lr": (_TINY, 100),
+    "federation.server.momentum": (0, 0.999),
+    "privacy.min_cell": (1, 10**6),
+    "probe.neighbours": (1, 10**5),
+    "probe.resamples": (1, 10**6),
+    "probe.min_cases": (1, 10**6),
+    "probe.batch_size": (1, 2**16),
+    "sim.alpha": (1e-3, 1e6),
+    "sim.phantoms": (1, 10**6),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "pretrain.objective": ("gmml",),
+    "pretrain.amp": ("auto", "bf16", "fp32"),
+    "gmml.kinds": ("noise", "zeros", "alien"),
+    "federation.uplink": ("fp32", "fp16"),
+    "federation.downlink": ("fp32", "fp16"),
+    "federation.server.name": ("fedavg", "nesterov"),
+    "sim.partition": ("natural", "iid", "dirichlet", "quantity"),
+}
+_PAIRS = ("augment.crop_scale", "augment.crop_ratio", "gmml.drop_budget", "gmml.alien_budget")
+
+
+def problem(config: "Config") -> str:
+    """The first setting that cannot be used, in one line; empty where all can."""
+    return next(_problems(config), "")
+
+
+def _problems(config: "Config") -> Iterator[str]:
+    for key, (low, high) in NUMBERS.items():
+        value = _get(config, key)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not (math.isfinite(number) and low <= number <= high):
+                above = "above 0" if low == _TINY else f"at least {low:g}"
+                yield f"{key}={value}: {above}, at most {high:.12g}"
+    for key, known in CHOICES.items():
+        value = _get(config, key)
+        for name in value if isinstance(value, list) else [value]:
+            if name not in known:
+                yield f"{key}={name!r} is none of {', '.join(known)}"
+    for key in _PAIRS:
+        value = _get(config, key)
+        if len(value) != 2 or value[0] > value[1]:
+            yield f"{key}={value}: give two numbers, the lower first"
+    yield from _names(config)
+    yield from _shapes(config)
+    yield from _rounds(config)
+
+
+def _names(config: "Config") -> Iterator[str]:
+    sites = config.federation.sites
+    for key, name in [("run.name", config.run.name), *(("federation.sites", site) for site in sites)]:
+        if not PLAIN_NAME.fullmatch(name):
+            yield f"{key} has {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores"
+    if len(set(sites)) != len(sites):
+        yield f"federation.sites={sites}: a site is named twice"
+
+
+def _shapes(config: "Config") -> Iterator[str]:
+    encoder, gmml = config.encoder, config.gmml
+    if encoder.img_size % encoder.patch_size:
+        yield f"encoder.img_size={encoder.img_size} is not a multiple of encoder.patch_size={encoder.patch_size}"
+    if encoder.img_size % gmml.align:
+        yield f"gmml.align={gmml.align} does not divide encoder.img_size={encoder.img_size}"
+    if gmml.max_block * encoder.img_size <= gmml.align:
+        yield (
+            f"gmml.max_block={gmml.max_block} of {encoder.img_size} px is no longer than gmml.align={gmml.align} px"
+        )
+    if not gmml.blocks:
+        yield "gmml.blocks is empty: name the encoder blocks whose outputs are averaged"
+    if not gmml.kinds:
+        yield "gmml.kinds is empty: name at least one kind of corruption"
+    if len(config.pretrain.betas) != 2:
+        yield f"pretrain.betas={config.pretrain.betas} wants two numbers"
+
+
+def _rounds(config: "Config") -> Iterator[str]:
+    federation = config.federation
+    if federation.server.name == "nesterov" and not federation.server.momentum:
+        yield "federation.server.momentum=0 makes nesterov plain fedavg; give one above 0, such as 0.5"
+    if len(federation.sites) * federation.max_images > MAX_TOTAL_WEIGHT:
+        yield (
+            f"{len(federation.sites)} sites of up to federation.max_images={federation.max_images} are more than "
+            f"{MAX_TOTAL_WEIGHT} images, which is all that the sum can hold; lower federation.max_images"
+        )
+
+
+def _get(config: "Config", key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
