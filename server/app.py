@@ -5,14 +5,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 import sscxr
 from server.aggregate import server_optimiser
-from server.ledger import Ledger, State
+from server.ledger import Ledger, State, read_sites
 from server.rounds import Federation, Listener, RunStopped
 from sscxr import config as configs
 from sscxr import release, report
@@ -125,16 +124,15 @@ def write_report(
     stopped: str = "",
 ) -> Path:
     """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
-    rounds_file, sites_file = out / "rounds.jsonl", out / "sites.csv"
+    rounds_file = out / "rounds.jsonl"
     rounds = (
         [json.loads(line) for line in rounds_file.read_text().splitlines()] if rounds_file.exists() else []
     )
-    sites = pd.read_csv(sites_file) if sites_file.exists() else pd.DataFrame()
     return report.write(
         out / "report.html",
         title=config.run.name,
         rounds=rounds,
-        sites=sites,
+        sites=read_sites(out / "sites.csv"),
         reconstructions=reconstructions,
         probes=probes,
         stopped=stopped,

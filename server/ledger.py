@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import safetensors.torch
 from torch import Tensor
 
@@ -206,6 +207,15 @@ class Ledger:
         older = sorted(old for old in self.checkpoints.glob("round-*") if old.is_dir())[: -max(1, keep)]
         for old in older:
             shutil.rmtree(old)
+
+
+def read_sites(file: Path) -> pd.DataFrame:
+    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
+    if not file.exists():
+        return pd.DataFrame(columns=[item.name for item in fields(SiteRow)])
+    words = dict.fromkeys(("site", "outcome", "reason"), str)
+    numbers = [item.name for item in fields(SiteRow) if item.name not in words]
+    return pd.read_csv(file, dtype=words, keep_default_na=False, na_values={key: [""] for key in numbers})
 
 
 def write_atomically(file: Path, data: bytes) -> None:

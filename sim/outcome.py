@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from client.site import StateStore
 from server.app import publish, write_report
-from server.ledger import Ledger, State, write_atomically
+from server.ledger import Ledger, State, read_sites, write_atomically
 from sscxr import seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
@@ -106,7 +105,7 @@ def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: Sta
 
 
 def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
-    sites = pd.read_csv(out / "sites.csv")
+    sites = read_sites(out / "sites.csv")
     table = Table(title="sites")
     for heading in (
         "site",
