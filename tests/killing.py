@@ -13,5 +13,14 @@ def limited(task: Task) -> Prepared | Refused:
     return attempt(task)
 
 
-def die() -> None:
+def greedy(task: Task) -> Prepared | Refused:
+    """What a decoder may do that is lied to about a size."""
+    try:
+        bytearray(int(task.file.name))
+    except MemoryError:
+        return Refused("too large")
+    return Refused("fits")
+
+
+def die(memory: int) -> None:
     os._exit(1)

@@ -4,8 +4,10 @@ The header decides first: modality, body part, intent, frames and size are check
 `greyscale.py` has the arithmetic of the pixel pipeline.
 """
 
+import zlib  # before gdcm: its own zlib, if it is loaded first, breaks Python's
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +15,15 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import ImplicitVRLittleEndian, JPEGExtended12Bit, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGExtended12Bit,
+    RLELossless,
+)
 
 from sscxr.data import greyscale, header
 from sscxr.data.facts import Facts, Refused
@@ -22,7 +31,10 @@ from sscxr.data.greyscale import Turning
 from sscxr.data.pictures import colour_to_grey
 
 MAX_PIXELS = 50_000_000  # twice the largest chest detectors; more is a mistake or a bomb
-MAX_HEADER_BYTES = 64 << 20  # of a file beside its pixels
+MAX_PIXEL_BYTES = 8  # a pixel, uncompressed: three channels of 16 bits, and to spare
+MAX_HEADER_BYTES = 64 << 20  # of a file beside its pixels, and of what of it is deflated
+CHUNK = 1 << 20  # bytes of a deflated file that are read at once
+PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 Grey = npt.NDArray[np.float32]
 
@@ -48,10 +60,12 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Grey, Facts, Turn
         Refused: the file is not one grey, displayable chest radiograph, or cannot be read.
         OSError: the file cannot be opened.
     """
+    if path.stat().st_size > max_pixels * MAX_PIXEL_BYTES + MAX_HEADER_BYTES:
+        raise Refused("too large", f"a file of {path.stat().st_size >> 20} MB")
     head = _parse(path, stop_before_pixels=True)
     header.check_kind(head)
-    _check_size(head, path, max_pixels)
-    dataset = _parse(path)
+    _check_size(head, max_pixels)
+    dataset = _parse(path, pixel_bytes=min(_pixel_bytes(head), max_pixels * MAX_PIXEL_BYTES))
     _check_pixel_data(dataset)
     samples = _decode(dataset, path)
     warnings = header.doubts(dataset)
@@ -65,8 +79,11 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Grey, Facts, Turn
     return greyscale.turn(grey, turning), facts, turning
 
 
-def _parse(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
+def _parse(path: Path, *, stop_before_pixels: bool = False, pixel_bytes: int = 0) -> Dataset:
     try:
+        dataset = _parse_deflated(path, stop_before_pixels=stop_before_pixels, pixel_bytes=pixel_bytes)
+        if dataset is not None:
+            return dataset
         try:
             return dcmread(path, stop_before_pixels=stop_before_pixels)
         except InvalidDicomError:  # no preamble: files from before PS3.10, or not DICOM at all
@@ -87,7 +104,75 @@ def _parse(path: Path, *, stop_before_pixels: bool = False) -> Dataset:
     return dataset
 
 
-def _check_size(head: Dataset, path: Path, max_pixels: int) -> None:
+def _parse_deflated(path: Path, *, stop_before_pixels: bool, pixel_bytes: int) -> Dataset | None:
+    """A deflated file (PS3.5 A.5), as if it had been written without; None: the file is not deflated.
+
+    pydicom would inflate all of it, a thousand times the file's size, before it shows the header. Here no more is
+    inflated than a header may have, and than the header says that the pixels have.
+    """
+    with path.open("rb") as file:
+        # As pydicom comes to the transfer syntax, so that no file is deflated to it that is not so here.
+        read_preamble(file, True)
+        meta = FileMetaDataset(_read_meta(file))
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return None
+        limit = MAX_HEADER_BYTES + pixel_bytes
+        inflated, whole = _inflate(file, limit)
+    if not whole and not stop_before_pixels:
+        raise Refused("too large", f"inflates to more than {limit >> 20} MB, its header says less")
+    at_pixels = False
+
+    def stop(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal at_pixels
+        at_pixels = at_pixels or tag in PIXEL_DATA
+        return at_pixels and stop_before_pixels
+
+    dataset = read_dataset(BytesIO(inflated), False, True, stop_when=stop)
+    if not whole and not at_pixels:
+        raise Refused("too large", f"its header inflates to more than {limit >> 20} MB")
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta = meta
+    return dataset
+
+
+def _read_meta(file: BinaryIO) -> Dataset:
+    """The elements of group 2 (PS3.10 7.1); the file is left behind them."""
+    start = file.tell()
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    try:
+        for element in list(meta.elements())[:1]:
+            _ = meta[element.tag]
+    except NotImplementedError:  # written without value representations, against the standard
+        file.seek(start)
+        meta = read_dataset(file, True, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    return meta
+
+
+def _inflate(file: BinaryIO, limit: int) -> tuple[bytes, bool]:
+    """What the rest of a file inflates to, at most `limit` bytes of it; whether that is all."""
+    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    while not inflater.eof and len(inflated) < limit:
+        chunk = inflater.unconsumed_tail or file.read(CHUNK)
+        if not chunk:
+            raise Refused("truncated", "the deflated data have no end")
+        inflated += inflater.decompress(chunk, limit - len(inflated))
+    if inflater.eof:
+        return bytes(inflated), True
+    # The end of the stream may still be to come when the last byte is there; one byte more tells.
+    more = inflater.decompress(inflater.unconsumed_tail + file.read(CHUNK), 1)
+    if not more and not inflater.eof:
+        raise Refused("truncated", "the deflated data have no end")
+    return bytes(inflated), not more
+
+
+def _pixel_bytes(head: Dataset) -> int:
+    """Bytes of uncompressed pixels, as the header says."""
+    numbers = (header.get(head, name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
+    rows, columns, samples, bits = (number if isinstance(number, int) else 1 for number in numbers)
+    return rows * columns * samples * bits // 8 + 1
+
+
+def _check_size(head: Dataset, max_pixels: int) -> None:
     """Refuse by the header's numbers alone, before any pixel is read."""
     rows, columns = header.get(head, "Rows"), header.get(head, "Columns")
     if not isinstance(rows, int) or not isinstance(columns, int):
@@ -97,8 +182,6 @@ def _check_size(head: Dataset, path: Path, max_pixels: int) -> None:
         raise Refused("multi-frame", f"{int(frames)} frames")
     if rows * columns > max_pixels:
         raise Refused("too large", f"{columns} x {rows} px, the limit is {max_pixels} px")
-    if path.stat().st_size > max_pixels * 8 + MAX_HEADER_BYTES:
-        raise Refused("too large", f"a file of {path.stat().st_size >> 20} MB")
     samples = header.get(head, "SamplesPerPixel")
     if samples not in (None, 1, 3):
         raise Refused("unreadable", f"{samples} samples a pixel")

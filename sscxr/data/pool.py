@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from sscxr.data.decode import Prepared, Task, attempt
@@ -17,7 +18,8 @@ from sscxr.errors import SscxrError
 
 IN_FLIGHT = 4  # tasks a worker has been handed: enough to keep it busy, few enough to bound memory
 TIME_LIMIT = 120  # seconds for one file; the largest take two
-MEMORY_LIMIT = 12 << 30  # bytes of address space a worker may take, libraries included
+MEMORY_LIMIT = 12 << 30  # bytes a worker may take, at most; all workers together at most what the machine has
+LEAST_MEMORY = 2 << 30  # bytes a worker wants; the largest images take less
 
 Key = TypeVar("Key")
 
@@ -27,8 +29,17 @@ class WorkerError(SscxrError):
 
 
 def default_workers() -> int:
-    """As many as there are cores for us, at most 8: reading is soon bound by the disk."""
-    return min(8, len(os.sched_getaffinity(0)))
+    """As many as there are cores and memory for, at most 8: reading is soon bound by the disk."""
+    return max(1, min(8, len(os.sched_getaffinity(0)), _physical_memory() // LEAST_MEMORY))
+
+
+def memory_share(workers: int) -> int:
+    """Bytes that each of so many workers may take."""
+    return min(MEMORY_LIMIT, _physical_memory() // max(workers, 1))
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Key, Prepared | Refused]]:
@@ -100,7 +111,8 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it is there.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_main_modules()])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    share = memory_share(workers)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(share,))
 
 
 def _main_modules() -> list[str]:
@@ -121,13 +133,13 @@ def _limited(task: Task) -> Prepared | Refused:
         signal.alarm(0)
 
 
-def _start_worker() -> None:
+def _start_worker(memory: int) -> None:
     """Quiet, bounded, and gone when the parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _silence_libraries()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and others print from C
-    _limit_memory()
+    _limit_memory(memory)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -150,9 +162,13 @@ def _silence_libraries() -> None:
         off()
 
 
-def _limit_memory() -> None:
+def _limit_memory(memory: int) -> None:
+    """Bound what is taken from now on; libraries reserve addresses that they never fill, and those do not count."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_LIMIT if soft == resource.RLIM_INFINITY else min(soft, MEMORY_LIMIT)
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
+    limit = pages * resource.getpagesize() + memory
+    if soft != resource.RLIM_INFINITY:
+        limit = min(soft, limit)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

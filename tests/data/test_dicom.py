@@ -1,5 +1,9 @@
 """The pixel pipeline against its formulas, every compression against none, every refusal by its reason."""
 
+import subprocess
+import sys
+import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +381,77 @@ def test_damaged_files_are_refused_or_read_and_never_crash(tmp_path: Path, synta
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(damaged)
         attempt(Task(path, None, "", 64, 1_000_000))
+
+
+def peak_of_reading(path: Path) -> tuple[str, int]:
+    """The refusal of a file in a fresh process, and the MB that reading it took there."""
+    program = (
+        "import resource, sys; from pathlib import Path; from sscxr.data import dicom, facts\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak()\n"
+        "try: dicom.read(Path(sys.argv[1]))\n"
+        "except facts.Refused as refusal: print(refusal)\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    reason, grown = done.stdout.splitlines()
+    return reason, int(grown)
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("pixels", "too large: inflates to more than 64 MB"),
+        ("private", "too large: its header inflates to more than 64 MB"),
+        ("no preamble", "too large: inflates to more than 64 MB"),
+    ],
+)
+def test_a_small_file_that_inflates_to_a_large_one_is_refused_before_it_is_one(
+    tmp_path: Path, where: str, reason: str
+) -> None:
+    path = save(dataset(chest(bits=8), bits=8), tmp_path / "image.dcm", "deflated")
+    whole = path.read_bytes()
+    meta = 144 + int.from_bytes(whole[140:144], "little")  # PS3.10 7.1: the group length is the first element
+    inside = zlib.decompress(whole[meta:], -zlib.MAX_WBITS)
+    at = inside.index(b"\xe0\x7f\x10\x00OB") if where != "private" else inside.index(b"\x08\x00\x60\x00CS")
+    tag = b"\xe0\x7f\x10\x00OB\0\0" if where != "private" else b"\x08\x00\x61\x00OB\0\0"
+    size = 390 << 20
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = deflate.compress(inside[:at] + tag + size.to_bytes(4, "little"))
+    bomb += b"".join(deflate.compress(bytes(1 << 20)) for _ in range(390)) + deflate.flush()
+    path.write_bytes(whole[132 if where == "no preamble" else 0 : meta] + bomb)
+    assert path.stat().st_size < 420_000
+    said, grown = peak_of_reading(path)
+    assert said.startswith(reason)
+    assert grown < 250
+
+
+def test_a_deflated_file_may_have_its_end_anywhere(tmp_path: Path) -> None:
+    path = save(dataset(chest()), tmp_path / "image.dcm", "deflated")
+    plain, facts, _ = dicom.read(save(dataset(chest()), tmp_path / "plain.dcm"))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0")  # padded to an even length (PS3.5 A.5)
+    grey, same, _ = dicom.read(path)
+    np.testing.assert_array_equal(grey, plain)
+    assert same == facts
+    path.write_bytes(whole[:-1000])
+    with pytest.raises(Refused, match="truncated: the deflated data have no end"):
+        dicom.read(path)
+    body = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    stream = body.compress(bytes(3 << 20)) + body.flush()
+    for limit in (1, (3 << 20) - 1, 3 << 20, (3 << 20) + 1):
+        data, all_of_it = dicom._inflate(BytesIO(stream), limit)
+        assert (len(data), all_of_it) == (min(limit, 3 << 20), limit >= 3 << 20)
+
+
+def test_a_file_above_the_limit_is_not_even_opened(tmp_path: Path) -> None:
+    path = tmp_path / "image.dcm"
+    with path.open("wb") as file:
+        file.truncate(70 << 20)
+    with pytest.raises(Refused, match="too large: a file of 70 MB"):
+        dicom.read(path, max_pixels=100_000)
 
 
 def test_truncated_pixels_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from dicoms import chest, dataset, save
 from PIL import Image
 
-from sscxr.data import assemble, decode, phantom, store
+from sscxr.data import assemble, decode, phantom, pool, store
 from sscxr.data.cache import Cache, CacheError, open_cache
 from sscxr.data.listing import SourceError
 from sscxr.data.manifest import ManifestError
@@ -547,6 +547,22 @@ def test_a_file_that_kills_its_worker_is_quarantined(tmp_path: Path, monkeypatch
     refused = {name: str(result) for name, result in results.items() if isinstance(result, Exception)}
     assert list(refused) == ["7.png"]
     assert refused["7.png"].startswith("kills its reader")
+
+
+def test_workers_share_the_memory_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import killing
+
+    monkeypatch.setattr(pool, "_physical_memory", lambda: 8 << 30)
+    assert pool.default_workers() <= 4
+    assert [pool.memory_share(workers) >> 30 for workers in (1, 2, 8)] == [8, 4, 1]
+    monkeypatch.setattr(pool, "_physical_memory", lambda: 1 << 40)
+    assert pool.memory_share(8) == pool.MEMORY_LIMIT
+    monkeypatch.setattr(pool, "_physical_memory", lambda: 1 << 30)
+    assert pool.default_workers() == 1
+    monkeypatch.setattr(pool, "_limited", killing.greedy)
+    tasks = [(size, decode.Task(tmp_path / str(size << 20), None, "L", 64, 10**6)) for size in (100, 600)]
+    results = {size: str(result) for size, result in decode_in_pool(tasks, 2)}
+    assert results == {100: "fits", 600: "too large"}
 
 
 def test_workers_that_do_not_start_are_no_fault_of_the_files(
