@@ -4,7 +4,7 @@ Columns, of which only the first is needed:
 
     file           the image, relative to the manifest's folder (`image` and `path` are understood too)
     source         the corpus or hospital; where absent, as `--source` says
-    patient_id     whose image it is
+    patient_id     whose image it is (`patient` is understood too, where there is no `patient_id`)
     split_group    patients to be kept together; wins over `patient_id`
     view, sex, age, age_group, licence
     mask           a lung mask, relative to the manifest's folder
@@ -117,7 +117,8 @@ def _table(path: Path) -> pd.DataFrame:
     table.columns = table.columns.str.strip()
     if table.empty:
         raise ManifestError(f"{path}: no rows below the header")
-    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+    table = pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+    return table if "patient_id" in table.columns else table.rename(columns={"patient": "patient_id"})
 
 
 def _file_column(path: Path, table: pd.DataFrame) -> str:

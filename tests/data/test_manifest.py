@@ -47,6 +47,16 @@ def test_every_column_of_the_contract(tmp_path: Path) -> None:
     assert (c.patient, c.group, c.view, c.age_band, c.labels) == ("", "", "L", "", {})
 
 
+def test_a_patient_may_be_called_patient(tmp_path: Path) -> None:
+    a, b = read(tmp_path, "image,patient,view,Mass,mask\na.png, p1 ,PA,1,m.png\nb.png,unknown,,0,\n")
+    assert (a.patient, a.group, a.labels, a.mask) == ("p1", "p1", {"Mass": 1}, tmp_path / "m.png")
+    assert (b.patient, b.group, b.labels) == ("", "", {"Mass": 0})
+    assert [row.patient for row in read(tmp_path, "file,patient_id,patient\na.png,p1,x\nb.png,,x\n")] == [
+        "p1",
+        "",
+    ]
+
+
 @pytest.mark.parametrize("column", ["file", "image", "path"])
 def test_a_file_column_and_labels_are_enough(tmp_path: Path, column: str) -> None:
     rows = read(tmp_path, f"{column},Oedema,Mass\na.png,1,0\nb.png,,-1\nc.png,nan,1.0\nd.png,NaN,\n")
