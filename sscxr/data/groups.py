@@ -1,6 +1,8 @@
 """Who belongs together, who is first, and who is set aside: rules over hashes, free of files.
 
-None of them depends on the salt, the order of the files, or in how many runs they came.
+None of them depends on the salt or on the order of the files of a run. A group's place is drawn from the images it
+had when it was first seen, and stays: the same files brought in over several runs may be set aside differently
+from the same files brought in by one.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ import pytest
 from dicoms import chest, dataset, save
 from PIL import Image
 
-from sscxr.data import assemble, decode, phantom, pool, store
+from sscxr.data import assemble, decode, groups, phantom, pool, store
 from sscxr.data.cache import Cache, CacheError, open_cache
 from sscxr.data.listing import SourceError
 from sscxr.data.manifest import ManifestError
@@ -252,6 +252,17 @@ def test_salt_workers_and_order_change_no_image_order_or_split(export: Path, tmp
     assert one.index[columns].equals(two.index[columns])
     assert set(one.index["image"]).isdisjoint(two.index["image"])
     assert set(one.index["group"]).isdisjoint(two.index["group"])
+
+
+def test_a_group_keeps_the_place_it_was_first_given_whatever_comes_later() -> None:
+    first, later = "f", "a"  # of the digests of one run, the first as text sets the place
+    links = [("x", "p"), ("y", "p")]
+    once = groups.assign([], [("x", first), ("y", later)], links)
+    member = groups.assign([], [("x", first)], links[:1])["x"]
+    twice = groups.assign([("x", member)], [("y", later)], links)
+    assert twice["x"] == twice["y"] == member
+    assert member.split == groups.place(first)
+    assert once["x"].split == groups.place(later) != member.split
 
 
 def test_patients_that_cannot_be_told_apart_are_a_warning(
