@@ -175,5 +175,8 @@ def test_each_tensor_is_clipped_by_its_own_norm() -> None:
 
 
 def test_nothing_to_clip_is_no_error() -> None:
-    optim.clip_per_tensor([nn.Parameter(torch.zeros(2))], 3.0)
+    untouched = nn.Parameter(torch.ones(2))
+    optim.clip_per_tensor([untouched], 3.0)
     optim.clip_per_tensor([], 3.0)
+    assert untouched.grad is None
+    assert torch.equal(untouched, torch.ones(2))
