@@ -1,0 +1,82 @@
+"""The coordinator's commands of `sscxr`. Thin: torch and Flower are imported when a command runs, not before."""
+
+import datetime
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from sscxr.join import PROBE, Join, Payload
+
+# Memory of a training process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
+# two moments and a copy; and for each image, token, channel and block what the backward pass keeps in fp32.
+_PROCESS_GB, _PARAMETER_BYTES, _ACTIVATION_BYTES = 0.6, 20, 90
+
+
+def join(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The settings that the run will have."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The federation's name.")] = "",
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="What SuperNodes connect to.")] = "",
+    ca: Annotated[
+        Path | None, typer.Option(help="The CA's certificate; none: the server's is publicly trusted.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("join.yaml"),
+) -> None:
+    """Write the join file that every hospital of a federation is sent; there is no secret in it."""
+    describe(recipe, overrides or [], name=name, superlink=superlink, ca=ca).write(out)
+    typer.echo(out)
+
+
+def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: str, ca: Path | None) -> Join:
+    """What a site has to know of a federation that runs a recipe.
+
+    Raises:
+        ConfigError: settings that cannot be used.
+        OSError: no such CA.
+    """
+    from omegaconf import OmegaConf
+    from timm.models.vision_transformer import VisionTransformer
+
+    from sscxr import codecs, wire
+    from sscxr import config as configs
+    from sscxr.training.pretrain import build_objective, shared_tensors
+
+    config = configs.load(recipe, overrides)
+    objective = build_objective(config)
+    shared = shared_tensors(objective, config)
+    federation, encoder = config.federation, cast(VisionTransformer, objective.encoder)
+    whole = configs.as_dict(config)
+    told = {"run": {"threads": config.run.threads}} | {key: whole[key] for key in configs.RECIPE_SECTIONS}
+    images = config.pretrain.batch_size * config.pretrain.views
+    tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
+    activations = images * tokens * encoder.embed_dim * len(encoder.blocks)
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    memory = _PROCESS_GB + 1e-9 * (_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
+    return Join(
+        federation=name,
+        superlink=superlink,
+        ca=ca.read_text() if ca else "",
+        versions={"python": platform.python_version()}
+        | {package: metadata.version(package) for package in ("sscxr", "flwr", "torch", "timm")},
+        fingerprint=wire.fingerprint(configs.recipe_hash(config)),
+        recipe=OmegaConf.to_yaml(OmegaConf.create(told)),
+        payload=Payload(
+            up_mb=round(codecs.payload_bytes(federation.uplink, shared) / 1e6, 3),
+            down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),
+        ),
+        deadline_s=federation.deadline,
+        memory_gb=round(memory, 1),
+        probe=PROBE,
+        issued=datetime.datetime.now(datetime.UTC).date().isoformat(),
+    )
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    app.command()(join)
