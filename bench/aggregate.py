@@ -21,8 +21,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from server.aggregate import server_optimiser
 from server.fold import ARRAYS, RECORD, Fold, to_arrays
+from sscxr import codecs, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.training.pretrain import build_encoder
 
 
@@ -53,7 +53,7 @@ def replies(
             state="new",
         )
         content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(said)))})
-        content[ARRAYS] = to_arrays(wire.encode(update, codec))
+        content[ARRAYS] = to_arrays(codecs.encode(update, codec, source))
         yield site, Message(content, reply_to=question)
 
 
@@ -90,7 +90,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sites", type=int, default=8)
-    parser.add_argument("--codec", choices=sorted(wire.CODECS), default="fp16")
+    parser.add_argument("--codec", choices=list(codecs.CODECS), default="fp16")
     parser.add_argument("--config", default="sscxr", help="the recipe whose encoder is folded")
     parser.add_argument("--json", help="where to write the figures")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")

@@ -16,14 +16,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from client.site import Site, SiteError, SiteSettings, read_settings
+from sscxr import codecs, seeds, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.config import Config, ConfigError
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 from sscxr.training.pretrain import SiteTraining, set_up
 from sscxr.wire import ARRAYS, RECORD
 
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
+_RESIDUAL = "residual."  # begins the names, in the site's state, of what the codec left out of the update
 _PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: of a virtual node that has no site of its own
 
 log = logging.getLogger("sscxr.site")
@@ -58,7 +59,7 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, _evaluate)
 
 
-Reply = tuple[wire.Message, wire.Arrays | None]
+Reply = tuple[wire.Message, codecs.Arrays | None]
 
 
 def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
@@ -68,7 +69,7 @@ def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
 def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
     rows = site.training_rows(config)
     site.store.keep_only(task.run, task.base)
-    training, state, received = _begin(site, task, config, message)
+    training, state, received, residual = _begin(site, task, config, message)
     show = display.on_step
     trained = training.train_round(
         site.cache.images,
@@ -80,9 +81,13 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
     )
     after = training.shared()
     update = {name: after[name].float() - received[name] for name in received}
-    arrays = wire.encode(update, config.federation.uplink)
-    generation = wire.generation(task.round, task.attempt)
-    site.store.save(task.run, generation, training.local())
+    source = seeds.generator("cpu", config.run.seed, "encode", site.name, task.round)
+    try:
+        arrays, residual = codecs.encode_update(update, residual, config.federation.uplink, source)
+    except wire.WireError as error:
+        raise SiteError("codec", f"the update cannot be sent: {error}") from None
+    kept = training.local() | {_RESIDUAL + name: tensor for name, tensor in residual.items()}
+    site.store.save(task.run, wire.generation(task.round, task.attempt), kept)
     reply = wire.TrainReply(
         site=site.name,
         round=task.round,
@@ -101,29 +106,35 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
     rows = site.held_out_rows(config)
     loss = 0.0
     if len(rows):
-        training, _, _ = _begin(site, task, config, message)
+        training, *_ = _begin(site, task, config, message)
         loss = training.held_out_loss(site.cache.images, rows, site=site.name)
     return wire.EvaluateReply(site.name, task.round, len(rows), loss, site.counts_of_run(config)), None
 
 
 def _begin(
     site: Site, task: wire.Task, config: Config, message: Message
-) -> tuple[SiteTraining, str, dict[str, torch.Tensor]]:
+) -> tuple[SiteTraining, str, codecs.Tensors, codecs.Tensors]:
     """The objective with the encoder that came and this site's own head and moments.
 
     Returns:
-        the training; whether the state was kept, is new or was lost; the encoder as decoded.
+        the training; whether the state was kept, is new or was lost; the encoder as decoded; what of the last
+        folded update did not arrive.
     """
     training = SiteTraining(config, set_up(config))
     arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
-    received = wire.decode(arrays, config.federation.downlink, training.shared())
+    received = codecs.decode(arrays, config.federation.downlink, training.shared())
     training.load_shared(received)
     tensors, state = site.store.load(task.run, task.base)
     if tensors is not None:
         training.load_local(tensors)
     if state == "lost":
         log.warning("state %s of run %s is missing or damaged; this site starts anew", task.base, task.run)
-    return training, state, received
+    residual = {
+        name.removeprefix(_RESIDUAL): tensor
+        for name, tensor in (tensors or {}).items()
+        if name.startswith(_RESIDUAL)
+    }
+    return training, state, received, residual
 
 
 def _answer(
@@ -162,7 +173,7 @@ def _answer(
     return _message(wire.Failure(name, failure), None, message)
 
 
-def _message(reply: wire.Message, arrays: wire.Arrays | None, to: Message) -> Message:
+def _message(reply: wire.Message, arrays: codecs.Arrays | None, to: Message) -> Message:
     content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(reply)))})
     if arrays is not None:
         content[ARRAYS] = ArrayRecord({name: Array(values) for name, values in arrays.items()})

@@ -3,6 +3,7 @@
 Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a site sends stops a round.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
 from server.ledger import SiteRow
-from sscxr import wire
+from sscxr import codecs, wire
 from sscxr.config import FederationConfig
 from sscxr.wire import ARRAYS, RECORD, WireError
 
@@ -55,14 +56,15 @@ class Fold:
         self.losses: dict[str, tuple[float, int]] = {}
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
-        self._bound = settings.max_update_norm * wire.norm(encoder)
+        self._bound = settings.max_update_norm * codecs.norm(encoder)
 
     def add(self, site: str, reply: Message) -> SiteRow:
         """Check one site's reply and add it to the sum; its arrays are dropped, whatever came of it."""
+        sent = _arrays_bytes(reply)
         try:
-            row = self._checked(site, reply)
+            row = self._checked(site, reply, sent)
         except (WireError, FoldError) as error:
-            return self.miss(site, "refused", str(error))
+            return self.miss(site, "refused", str(error), sent)
         except SiteFailedError as error:
             return self.miss(site, "failed", str(error))
         finally:
@@ -70,13 +72,13 @@ class Fold:
         self.rows.append(row)
         return row
 
-    def miss(self, site: str, outcome: str, reason: str) -> SiteRow:
-        """Note a site that has no part in the sum."""
-        row = SiteRow(self._round + 1, site, None, None, None, None, None, outcome, reason)
+    def miss(self, site: str, outcome: str, reason: str, sent: int | None = None) -> SiteRow:
+        """Note a site that has no part in the sum, and the bytes that it sent in vain."""
+        row = SiteRow(self._round + 1, site, None, None, None, None, sent, outcome, reason)
         self.rows.append(row)
         return row
 
-    def _checked(self, site: str, reply: Message) -> SiteRow:
+    def _checked(self, site: str, reply: Message, sent: int) -> SiteRow:
         said = wire.from_record(wire.TrainReply, fields_of(reply))
         expected = (site, self._round, self._attempt, self._fingerprint)
         if (said.site, said.round, said.attempt, said.fingerprint) != expected:
@@ -87,9 +89,9 @@ class Fold:
             raise WireError("loss out of range")
         if site in self.folded:
             raise WireError("a second reply")
-        arrays = arrays_of(reply, self._encoder)
-        update = wire.decode(arrays, self._settings.uplink, self._encoder)
-        size = wire.norm(update)
+        arrays = arrays_of(reply, codecs.layout(self._settings.uplink, self._encoder))
+        update = codecs.decode(arrays, self._settings.uplink, self._encoder)
+        size = codecs.norm(update)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
         self.total.add(update, min(said.images, self._settings.max_images))
@@ -102,10 +104,15 @@ class Fold:
             said.loss,
             size,
             said.seconds,
-            wire.payload_bytes(arrays),
+            sent,
             "folded",
             _STATE_NOTES.get(said.state, ""),
         )
+
+
+def _arrays_bytes(reply: Message) -> int:
+    records = reply.content.array_records.values() if reply.has_content() else ()
+    return sum(record_bytes(record) for record in records)
 
 
 def _drop_arrays(reply: Message) -> None:
@@ -135,12 +142,17 @@ def fields_of(reply: Message) -> dict[str, object]:
     return record
 
 
-def to_arrays(arrays: wire.Arrays) -> ArrayRecord:
+def to_arrays(arrays: codecs.Arrays) -> ArrayRecord:
     """Arrays in Flower's form."""
     return ArrayRecord({name: Array(values) for name, values in arrays.items()})
 
 
-def arrays_of(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
+def record_bytes(record: ArrayRecord) -> int:
+    """Bytes of a record's arrays as they travel: the values, and about a hundred for each array's header."""
+    return sum(len(array.data) for array in record.values())
+
+
+def arrays_of(reply: Message, expected: codecs.Layout) -> codecs.Arrays:
     """A reply's arrays, read without pickle and only as large as they may be.
 
     Raises:
@@ -151,9 +163,9 @@ def arrays_of(reply: Message, like: Mapping[str, Tensor]) -> wire.Arrays:
         raise WireError("a reply without its update")
     found = {}
     for name, array in records[ARRAYS].items():
-        if name not in like:
+        if name not in expected:
             raise WireError("unexpected tensor, of a name that the encoder lacks")  # no text of a site's own
-        if len(array.data) > like[name].numel() * 8 + 1024:
+        if len(array.data) > math.prod(expected[name][1]) * 8 + 1024:
             raise WireError(f"oversized tensor {name} ({len(array.data)} bytes)")
         try:
             values = array.numpy()

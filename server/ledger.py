@@ -43,7 +43,7 @@ class SiteRow:
         round: counted from 1, as in every figure that a person sees.
         loss: mean over the round's steps; None where there was no reply.
         update_norm: L2 norm of its update.
-        bytes: of its update as sent.
+        bytes: of its update as sent, folded or refused.
         outcome: folded, refused, failed, late, absent; a round without quorum folds nothing for good.
         reason: why, where it was not folded; a note where it was.
     """

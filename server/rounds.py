@@ -15,10 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.aggregate import ServerOptimiser
-from server.fold import Fold, SiteFailedError, fields_of, to_arrays
+from server.fold import Fold, SiteFailedError, fields_of, record_bytes, to_arrays
 from server.ledger import Ledger, SiteRow, State
+from sscxr import codecs, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.wire import ARRAYS, RECORD, WireError
@@ -61,6 +61,7 @@ class Federation:
         self._nodes: dict[str, int] = {}  # site -> node
         self._known: dict[int, str] = {}  # node -> site, empty where it is of no use now
         self._failed: dict[str, str] = {}  # site -> why it did not join
+        self._bytes_down = 0  # sent to sites in this attempt
 
     def run(self) -> State:
         """Run the rounds that are left.
@@ -172,7 +173,7 @@ class Federation:
         self.state.bases = {**self.state.bases, **fold.folded}
         self.state.images |= {site: images for site, (_, images) in fold.losses.items()}
         held_out = self._evaluate(attempt) if self._evaluates() else {}
-        self._commit(fold, held_out, wire.norm(mean), monotonic() - began)
+        self._commit(fold, held_out, codecs.norm(mean), monotonic() - began)
 
     def _evaluates(self) -> bool:
         every, rounds = self.config.federation.evaluate_every, self.config.federation.rounds
@@ -184,10 +185,11 @@ class Federation:
         settings = self.config.federation
         self._forget_useless()
         self._meet()
+        self._bytes_down = 0
         fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
         present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
         self.listener.started(self.state.round, attempt, sorted(present.values()))
-        arrays = to_arrays(wire.encode(self.state.encoder, settings.downlink))
+        arrays = to_arrays(codecs.encode(self.state.encoder, settings.downlink))
         task = self._task(attempt, settings.deadline)
         waiting = dict(present)
         for node, reply in self._ask(dict.fromkeys(present, arrays), "train", task, settings.deadline):
@@ -203,7 +205,7 @@ class Federation:
         """Held-out loss and aggregates of every site that is there; what fails is left out."""
         settings = self.config.federation
         present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
-        arrays = to_arrays(wire.encode(self.state.encoder, settings.downlink))
+        arrays = to_arrays(codecs.encode(self.state.encoder, settings.downlink))
         task = self._task(attempt, settings.deadline)
         found = {}
         for node, reply in self._ask(dict.fromkeys(present, arrays), "evaluate", task, settings.deadline):
@@ -233,6 +235,8 @@ class Federation:
             "held_out_images": sum(images for _, images in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in sorted(held_out.items())},
             "mean_update_norm": mean_norm,
+            "bytes_up": sum(row.bytes or 0 for row in fold.rows),
+            "bytes_down": self._bytes_down,
             "seconds": round(seconds, 3),
         }
         self.ledger.log_sites(_by_site(fold.rows))
@@ -269,6 +273,7 @@ class Federation:
             for identifier in self.grid.push_messages([message]):
                 if identifier:
                     waiting[identifier] = node
+                    self._bytes_down += 0 if arrays is None else record_bytes(arrays)
         while waiting and monotonic() < until:
             heard = False
             for identifier in list(waiting):

@@ -71,7 +71,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pretrain.objective": ("gmml",),
     "pretrain.amp": ("auto", "bf16", "fp32"),
     "gmml.kinds": ("noise", "zeros", "alien"),
-    "federation.uplink": ("fp32", "fp16"),
+    "federation.uplink": ("fp32", "fp16", "int8"),
     "federation.downlink": ("fp32", "fp16"),
     "federation.server.name": ("fedavg", "nesterov"),
     "sim.partition": ("natural", "iid", "dirichlet", "quantity"),

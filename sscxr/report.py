@@ -58,7 +58,7 @@ def write(
     Args:
         out: the HTML file; it appears whole or not at all.
         title: the run's name.
-        rounds: the records of rounds.jsonl: `round`, and `held_out_loss` where it was measured.
+        rounds: the records of rounds.jsonl: `round`; `held_out_loss`, `bytes_up`, `bytes_down` where measured.
         sites: the rows of sites.csv, `SITE_COLUMNS`; outcome is "folded", or what went wrong.
         reconstructions: pictures; none where no image is at hand.
         probes: the encoder against the untrained one; none without labels.
@@ -112,7 +112,7 @@ def _summary(
     total = "" if (counts.isna() | (counts < min_cell)).any() else f" on {int(counts.sum()):,} images"
     names, number = folded["site"].nunique(), folded["round"].nunique()
     lines = [f"{_many(names, 'site')} trained{total} over {_many(number, 'round')}."]
-    lines += [text for text in (_learned(folded, rounds), _probed(probes)) if text]
+    lines += [text for text in (_learned(folded, rounds), _probed(probes), _sent(rounds)) if text]
     return lines + _trouble(sites)
 
 
@@ -136,6 +136,14 @@ def _probed(probes: Sequence[Comparison]) -> str:
     worse = sum(pair.high < 0 for pair in probes)
     told = f"The features beat the untrained encoder's in {better} of {_many(len(probes), 'probe')}"
     return f"{told}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
+
+
+def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:
+    measured = [row for row in rounds if "bytes_up" in row and "bytes_down" in row]
+    if not measured:
+        return ""
+    up, down = (float(np.median([row[way] for row in measured])) / 1e6 for way in ("bytes_up", "bytes_down"))
+    return f"In the median round {up:,.1f} MB came from all sites together, and {down:,.1f} MB went to them."
 
 
 def _trouble(sites: pd.DataFrame) -> list[str]:

@@ -1,7 +1,7 @@
 """What crosses the network: both ends of every message, field by field, in one file.
 
 What leaves a site is what `Hello`, `TrainReply` and `EvaluateReply` list, and nothing else. A message is a flat
-record of numbers and short texts, and at most one set of named arrays. No pickle.
+record of numbers and short texts, and at most one set of named arrays (`sscxr.codecs`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
 """
@@ -12,11 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import timm
 import torch
-from torch import Tensor
 
 import sscxr
 from sscxr.data.cache import FORMAT_VERSION
@@ -31,12 +28,8 @@ ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
 MAX_COUNT = 2**40
 MAX_LOSS = 1e6
 
-Arrays = dict[str, npt.NDArray[Any]]
 Scalar = str | int | float | bool
 Record = dict[str, Scalar]
-
-# Codecs by name: the dtype in which tensors travel.
-CODECS: Final[dict[str, np.dtype[Any]]] = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
 
 # Why a site did not do what it was asked, in fixed words: an exception's own text never leaves.
 FAILURES: Final[dict[str, str]] = {
@@ -47,6 +40,7 @@ FAILURES: Final[dict[str, str]] = {
     "few images": "it has too few images",
     "time": "its training did not end within the time there was",
     "loss": "its loss became NaN or infinite",
+    "codec": "its update has values that the run's codec cannot hold",
     "memory": "it ran out of memory",
     "internal": "it failed; its own log says why",
 }
@@ -81,72 +75,6 @@ def fingerprint(recipe: str) -> str:
         "timm": timm.__version__,
     }
     return json.dumps(parts, sort_keys=True)
-
-
-# ---- arrays
-
-
-def encode(tensors: Mapping[str, Tensor], codec: str) -> Arrays:
-    """Tensors as arrays in the codec's dtype.
-
-    Raises:
-        WireError: an unknown codec, or a value that the codec cannot hold.
-    """
-    dtype = _codec(codec)
-    arrays = {}
-    for name, tensor in tensors.items():
-        values = tensor.detach().cpu().numpy()
-        if np.abs(values).max(initial=0.0) > np.finfo(dtype).max:
-            raise WireError(f"{name} has values beyond {codec}'s range; use the fp32 codec")
-        arrays[name] = np.ascontiguousarray(values, dtype=dtype)
-    return arrays
-
-
-def decode(
-    arrays: Mapping[str, npt.NDArray[Any]], codec: str, like: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Arrays as fp32 tensors, after every check that does not need their use.
-
-    Args:
-        like: tensors whose names and shapes the arrays must have.
-
-    Raises:
-        WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity.
-    """
-    dtype = _codec(codec)
-    missing, unexpected = sorted(like.keys() - arrays.keys()), sorted(arrays.keys() - like.keys())
-    if missing:
-        raise WireError(f"missing tensor {missing[0]} ({len(missing)} in all)")
-    if unexpected:
-        # Their names are the sender's words, and are not repeated.
-        raise WireError(f"unexpected tensor ({len(unexpected)} in all)")
-    tensors = {}
-    for name, wanted in like.items():
-        values = arrays[name]
-        if values.dtype != dtype:
-            raise WireError(f"wrong dtype {values.dtype.name} of {name}, expected {dtype}")
-        if values.shape != tuple(wanted.shape):
-            raise WireError(f"wrong shape {values.shape} of {name}, expected {tuple(wanted.shape)}")
-        if not np.isfinite(values).all():
-            raise WireError(f"NaN or infinity in {name}")
-        tensors[name] = torch.from_numpy(values.astype(np.float32))
-    return tensors
-
-
-def norm(tensors: Mapping[str, Tensor]) -> float:
-    """The L2 norm over all tensors together."""
-    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
-
-
-def payload_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Bytes of the arrays' values."""
-    return sum(values.nbytes for values in arrays.values())
-
-
-def _codec(name: str) -> np.dtype[Any]:
-    if name not in CODECS:
-        raise WireError(f"unknown codec {name!r}; there are: {', '.join(CODECS)}")
-    return CODECS[name]
 
 
 # ---- what the server asks

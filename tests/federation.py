@@ -17,8 +17,8 @@ from server.fold import RECORD, to_arrays
 from server.ledger import Ledger, State
 from server.rounds import Federation
 from sim.engine import InlineGrid
+from sscxr import codecs, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.config import Config
 from sscxr.training.pretrain import build_encoder
 
@@ -104,7 +104,7 @@ def ask(
     task = wire.Task(config.run.name, 0, 0, "", configs.dumps(config), fingerprint, 600.0)
     record = RecordDict({RECORD: ConfigRecord({**wire.to_record(task), **fields})})
     if encoder:
-        record[client.ARRAYS] = to_arrays(wire.encode(start(config).encoder, config.federation.downlink))
+        record[client.ARRAYS] = to_arrays(codecs.encode(start(config).encoder, config.federation.downlink))
     grid = InlineGrid(client.app, [site])
     (reply,) = grid.send_and_receive([Message(record, 1, kind)])
     return reply

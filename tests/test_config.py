@@ -7,10 +7,10 @@ import pytest
 
 from server.aggregate import server_optimiser
 from sscxr import config as configs
+from sscxr.codecs import CODECS, DOWN
 from sscxr.config import ConfigError
 from sscxr.ranges import CHOICES
 from sscxr.training.pretrain import build_objective
-from sscxr.wire import CODECS
 
 RECIPES = sorted(file.stem for file in (Path(configs.__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -134,7 +134,7 @@ def test_a_value_of_another_type_names_its_key(override: str, key: str) -> None:
             "federation.retries=-1",
             "federation.deadline=0",
             "federation.uplink=fp8",
-            "federation.downlink=int3",
+            "federation.downlink=int8",
         ),
         *("federation.server.name=adam", "federation.max_images=0", "federation.max_update_norm=0"),
         *("encoder.in_chans=3", "sim.alpha=0", "sim.phantoms=0", "probe.batch_size=0", "data.cache_size=-1"),
@@ -197,7 +197,8 @@ def test_a_section_that_is_a_value_names_the_override() -> None:
 
 
 def test_the_names_on_offer_are_those_that_exist() -> None:
-    assert tuple(CODECS) == CHOICES["federation.uplink"] == CHOICES["federation.downlink"]
+    assert tuple(CODECS) == CHOICES["federation.uplink"]
+    assert CHOICES["federation.downlink"] == DOWN
     for name in CHOICES["federation.server.name"]:
         server_optimiser(configs.ServerOptimiserConfig(name=name, lr=1.0, momentum=0.0))
     for name in CHOICES["pretrain.objective"]:

@@ -97,6 +97,13 @@ def test_says_what_went_wrong(tmp_path: Path) -> None:
         assert told in text
 
 
+def test_says_what_a_round_sends_where_the_ledger_knows(tmp_path: Path) -> None:
+    rounds = [{"round": number, "bytes_up": 43e6 * (1 + number), "bytes_down": 1.2e9} for number in (0, 1, 2)]
+    told = "In the median round 86.0 MB came from all sites together, and 1,200.0 MB went to them."
+    assert told in Page(write(tmp_path, rounds=rounds)).text
+    assert "median round" not in write(tmp_path, rounds=[{"round": 1}])
+
+
 def test_a_run_that_got_worse_is_not_praised(tmp_path: Path) -> None:
     rising = [{"round": number, "held_out_loss": 0.5 + 0.1 * number} for number in range(3)]
     assert "It did not learn" in write(tmp_path, rounds=rising)

@@ -7,110 +7,16 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from sscxr import wire
 from sscxr.wire import WireError
 
-LIKE = {"a.weight": torch.zeros(3, 4), "b.bias": torch.zeros(5)}
 TASK = wire.Task("run", 3, 1, "r00002-a00", "run: {}", "{}", 60.0)
 HELLO = wire.Hello("site-1", 40, "{}")
 TRAIN = wire.TrainReply("site-1", 3, 1, "{}", 40, 3, 0.5, 1.5, "kept")
 EVALUATE = wire.EvaluateReply("site-1", 3, 12, 0.25, "{}")
 FAILURE = wire.Failure("site-1", "memory")
-
-
-def tensors(seed: int = 0, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    source = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(like.shape, generator=source) * scale for name, like in LIKE.items()}
-
-
-# ---- arrays
-
-
-def test_fp32_carries_every_bit() -> None:
-    sent = tensors()
-    received = wire.decode(wire.encode(sent, "fp32"), "fp32", LIKE)
-    assert all(torch.equal(received[name], sent[name]) for name in LIKE)
-
-
-def test_fp16_carries_the_nearest_half_and_comes_back_as_fp32() -> None:
-    sent = tensors()
-    received = wire.decode(wire.encode(sent, "fp16"), "fp16", LIKE)
-    for name in LIKE:
-        assert received[name].dtype == torch.float32
-        assert torch.equal(received[name], sent[name].half().float())
-
-
-def test_fp16_halves_the_bytes() -> None:
-    sizes = {codec: wire.payload_bytes(wire.encode(tensors(), codec)) for codec in ("fp16", "fp32")}
-    assert sizes == {"fp16": 2 * 17, "fp32": 4 * 17}
-
-
-def test_what_decode_gives_is_not_the_message_memory() -> None:
-    arrays = wire.encode(tensors(), "fp32")
-    decoded = wire.decode(arrays, "fp32", LIKE)
-    arrays["b.bias"][:] = 7
-    assert not (decoded["b.bias"] == 7).any()
-
-
-@pytest.mark.parametrize("value", [65504.0, -65504.0])
-def test_fp16_holds_its_largest_value(value: float) -> None:
-    encoded = wire.encode({"b.bias": torch.full((5,), value)}, "fp16")
-    assert (encoded["b.bias"] == value).all()
-
-
-@pytest.mark.parametrize("value", [65536.0, -1e6, math.inf])
-def test_beyond_fp16_is_refused_at_the_sender(value: float) -> None:
-    with pytest.raises(WireError, match=r"b\.bias has values beyond fp16's range"):
-        wire.encode({"b.bias": torch.tensor([0.0, value])}, "fp16")
-
-
-def test_unknown_codec_names_the_known_ones() -> None:
-    for call in (lambda: wire.encode(LIKE, "int3"), lambda: wire.decode({}, "int3", LIKE)):
-        with pytest.raises(WireError, match="'int3'; there are: fp32, fp16"):
-            call()
-
-
-def malformed() -> dict[str, tuple[str, dict[str, Any]]]:
-    good = wire.encode(tensors(), "fp32")
-    bias = good["b.bias"]
-    spoilt = {value: bias.copy() for value in (math.nan, math.inf, -math.inf)}
-    for value, array in spoilt.items():
-        array[2] = value
-    structured = np.zeros(5, dtype=[("DOE_JANE", "<f4")])
-    return {
-        "missing": ("missing tensor b.bias", {"a.weight": good["a.weight"]}),
-        "nothing": ("missing tensor a.weight", {}),
-        "unexpected": (r"unexpected tensor \(1 in all\)", {**good, "DOE_JANE": bias}),
-        "fp64": ("wrong dtype float64", {**good, "b.bias": bias.astype(np.float64)}),
-        "fp16": ("wrong dtype float16", {**good, "b.bias": bias.astype(np.float16)}),
-        "integers": ("wrong dtype int32", {**good, "b.bias": bias.astype(np.int32)}),
-        "other byte order": ("wrong dtype", {**good, "b.bias": bias.astype(">f4")}),
-        "structured": ("wrong dtype void", {**good, "b.bias": structured}),
-        "longer": ("wrong shape", {**good, "b.bias": np.zeros(6, np.float32)}),
-        "transposed": ("wrong shape", {**good, "a.weight": good["a.weight"].T}),
-        "scalar": ("wrong shape", {**good, "b.bias": np.float32(0).reshape(())}),
-        "broadcastable": ("wrong shape", {**good, "b.bias": np.zeros(1, np.float32)}),
-        "NaN": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[math.nan]}),
-        "Inf": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[math.inf]}),
-        "-Inf": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[-math.inf]}),
-    }
-
-
-@pytest.mark.parametrize("case", malformed())
-def test_malformed_arrays_are_refused_with_the_right_word(case: str) -> None:
-    word, arrays = malformed()[case]
-    with pytest.raises(WireError, match=word) as error:
-        wire.decode(arrays, "fp32", LIKE)
-    assert "DOE" not in str(error.value)
-
-
-def test_norm_is_over_all_tensors() -> None:
-    together = torch.cat([tensor.flatten() for tensor in tensors().values()])
-    assert wire.norm(tensors()) == pytest.approx(float(together.norm()), rel=1e-6)
 
 
 # ---- messages

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def folded(tmp_path: Path, sites: int) -> dict[str, float]:
+def folded(tmp_path: Path, sites: int, codec: str = "fp16") -> dict[str, Any]:
     file = tmp_path / f"{sites}.json"
     command = [
         sys.executable,
@@ -19,7 +20,7 @@ def folded(tmp_path: Path, sites: int) -> dict[str, float]:
         "--sites",
         str(sites),
         "--codec",
-        "fp16",
+        codec,
         "--json",
         str(file),
     ]
@@ -32,6 +33,11 @@ def folded(tmp_path: Path, sites: int) -> dict[str, float]:
         capture_output=True,
     )
     return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_every_codec_goes_through_the_fold(tmp_path: Path, codec: str) -> None:
+    assert folded(tmp_path, 2, codec)["codec"] == codec
 
 
 @pytest.mark.slow

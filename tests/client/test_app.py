@@ -15,8 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from client import app as client
 from client.app import ARRAYS, RECORD
 from sim.engine import InlineGrid
+from sscxr import codecs, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 from sscxr.training.pretrain import SiteTraining
 
@@ -69,7 +69,7 @@ def test_training_replies_with_the_change_and_keeps_the_rest(site: Path) -> None
     assert read.state == "new"
     assert set(reply.content) == {RECORD, ARRAYS}
     arrays = {name: array.numpy() for name, array in reply.content.array_records[ARRAYS].items()}
-    assert wire.norm(wire.decode(arrays, "fp32", fed.start(config).encoder)) > 0
+    assert codecs.norm(codecs.decode(arrays, "fp32", fed.start(config).encoder)) > 0
     kept = safetensors.torch.load(states(site)["r00000-a00.safetensors"])
     assert {name.split(".")[0] for name in kept} == {"head", "exp_avg", "exp_avg_sq", "step"}
     assert not any(name.startswith("encoder.") for name in kept), "what is shared is not kept beside"
@@ -177,6 +177,19 @@ def test_the_text_of_an_exception_stays_in_the_log_of_the_site(
     assert not states(site), "nothing is kept of training that failed"
 
 
+@pytest.mark.parametrize(("codec", "value"), [("fp16", 1e6), ("int8", 1e9), ("int8", float("nan"))])
+def test_an_update_that_the_codec_cannot_hold_is_told_as_such(
+    site: Path, monkeypatch: pytest.MonkeyPatch, codec: str, value: float
+) -> None:
+    def far(self: SiteTraining) -> dict[str, torch.Tensor]:
+        return {name: torch.full_like(tensor, value) for name, tensor in real(self).items()}
+
+    real = SiteTraining.shared
+    monkeypatch.setattr(SiteTraining, "shared", far)
+    assert failure(fed.ask(fed.settings(f"federation.uplink={codec}"), site)) == "codec"
+    assert not states(site)
+
+
 def no_cache(site: Path) -> None:
     (site.parent / "cache" / "summary.json").unlink()
 
@@ -222,9 +235,10 @@ def test_a_node_without_a_site_says_so(monkeypatch: pytest.MonkeyPatch, site: Pa
 # ---- attempts
 
 
-def test_a_retry_equals_a_first_try_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_a_retry_equals_a_first_try_bit_for_bit(tmp_path: Path, codec: str) -> None:
     """Round 0 folded; round 1 tried, killed or dropped twice, then tried again: as if it had been the first."""
-    config = fed.settings("federation.rounds=3", "encoder.drop_path=0.3")
+    config = fed.settings("federation.rounds=3", "encoder.drop_path=0.3", f"federation.uplink={codec}")
     plain, retried = (fed.make_site(tmp_path / name / "anna", "anna", images=6) for name in ("p", "r"))
     for site in (plain, retried):
         fed.ask(config, site)
@@ -239,6 +253,36 @@ def test_a_retry_equals_a_first_try_bit_for_bit(tmp_path: Path) -> None:
     assert states(plain).keys() == {"r00000-a00.safetensors", "r00001-a00.safetensors"}
     assert states(retried).keys() == {"r00000-a00.safetensors", "r00001-a02.safetensors"}
     assert states(retried)["r00001-a02.safetensors"] == states(plain)["r00001-a00.safetensors"]
+
+
+def test_what_int8_left_out_of_a_folded_update_is_sent_with_the_next(tmp_path: Path) -> None:
+    """Beside a site that trains alike and sends fp32: what arrived and what is carried make up what was sent."""
+    config, whole = (
+        fed.settings("federation.rounds=3", f"federation.uplink={codec}") for codec in ("int8", "fp32")
+    )
+    site, other = (fed.make_site(tmp_path / name / "anna", "anna", images=6) for name in ("i", "f"))
+    like = fed.start(config).encoder
+
+    def trained(
+        number: int, attempt: int, base: str
+    ) -> tuple[codecs.Tensors, codecs.Tensors, codecs.Tensors]:
+        asked = {"round": number, "attempt": attempt, "base": base}
+        short, full = fed.ask(config, site, **asked), fed.ask(whole, other, **asked)
+        kept = safetensors.torch.load(states(site)[f"{wire.generation(number, attempt)}.safetensors"])
+        carried = {name: kept[f"residual.{name}"] for name in like}
+        arrays, exact = (
+            {n: a.numpy() for n, a in r.content.array_records[ARRAYS].items()} for r in (short, full)
+        )
+        return codecs.decode(arrays, "int8", like), carried, codecs.decode(exact, "fp32", like)
+
+    arrived, left, sent = trained(0, 0, "")
+    assert codecs.norm(left) > 0
+    for name in like:
+        torch.testing.assert_close(arrived[name] + left[name], sent[name], rtol=1e-6, atol=1e-9)
+    trained(1, 0, wire.generation(0, 0))  # refused or dropped: what it left out is not carried
+    arrived, now, sent = trained(1, 1, wire.generation(0, 0))
+    for name in like:
+        torch.testing.assert_close(arrived[name] + now[name], sent[name] + left[name], rtol=1e-6, atol=1e-9)
 
 
 def test_training_goes_on_from_what_was_kept(site: Path) -> None:

@@ -20,6 +20,7 @@ from server.fold import ARRAYS, RECORD
 from server.ledger import Ledger
 from server.rounds import Federation, RunStopped
 from sim.engine import InlineGrid
+from sscxr import codecs
 from sscxr.training.pretrain import SiteTraining
 
 NAMES = ["anna", "bona", "cora"]
@@ -232,6 +233,67 @@ def test_a_bad_reply_is_in_the_table_and_the_round_goes_on_without_it(
     (record,) = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
     assert (record["sites"], record["roster"]) == (2, 3)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state.encoder.values())
+
+
+SCALE = "blocks.0.attn.qkv.weight:scale"
+REFUSED_INT8: dict[str, tuple[fed.Damage, str]] = {
+    "scale beyond fp32": (
+        sent(lambda scales: scales.__setitem__(3, 1e38), SCALE),
+        "scale of blocks.0.attn.qkv",
+    ),
+    "negative scale": (sent(lambda scales: scales.__setitem__(3, -1.0), SCALE), "scale of blocks.0.attn.qkv"),
+    "NaN scale": (sent(lambda scales: scales.__setitem__(3, math.nan), SCALE), f"NaN or infinity in {SCALE}"),
+    "large scale": (sent(lambda scales: scales.__setitem__(3, 1e5), SCALE), "out of bounds"),
+    "no scales": (without(SCALE), f"missing tensor {SCALE}"),
+    "long scales": (sent(lambda scales: np.zeros(9999, np.float32), SCALE), f"oversized tensor {SCALE}"),
+    "fp16": (sent(lambda values: values.astype(np.float16)), "wrong dtype float16"),
+    "another's scales": (with_more(f"{PATIENT}:scale"), "unexpected"),
+}
+
+
+@pytest.fixture(scope="module")
+def replies_int8(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Message]:
+    config = fed.settings("federation.rounds=1", "federation.uplink=int8")
+    sites = fed.make_sites(tmp_path_factory.mktemp("sites"), NAMES)
+    return {site.parent.name: fed.ask(config, site) for site in sites}
+
+
+@pytest.mark.parametrize("case", REFUSED_INT8)
+def test_a_bad_int8_reply_is_refused(tmp_path: Path, replies_int8: dict[str, Message], case: str) -> None:
+    damage, reason = REFUSED_INT8[case]
+    config = fed.settings("federation.rounds=1", "federation.quorum=0.6", "federation.uplink=int8")
+    grid = Replay(sites(tmp_path), replies_int8, {"bona": damage})
+    state = fed.federation(grid, config, tmp_path / "out").run()
+    rows = {row["site"]: row for row in table(tmp_path / "out")}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "anna": "folded",
+        "bona": "refused",
+        "cora": "folded",
+    }
+    assert reason in rows["bona"]["reason"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.encoder.values())
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8"])
+def test_the_ledger_counts_the_bytes_of_each_round(
+    tmp_path: Path, replies: dict[str, Message], replies_int8: dict[str, Message], codec: str
+) -> None:
+    """Up: every update, a refused one too. Down: the encoder, once to train and once to be measured."""
+    good = {"fp16": replies, "int8": replies_int8}[codec]
+    config = fed.settings(
+        *("federation.rounds=1", "federation.quorum=0.6", "federation.evaluate_every=1"),
+        f"federation.uplink={codec}",
+    )
+    grid = Replay(sites(tmp_path), good, {"bona": said(images=0)})
+    state = fed.federation(grid, config, tmp_path / "out").run()
+    update = sum(len(array.data) for array in arrays(good["anna"]).values())
+    assert [int(float(row["bytes"])) for row in table(tmp_path / "out")] == [update] * 3
+    (record,) = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
+    assert record["bytes_up"] == 3 * update
+    values, headers = codecs.payload_bytes(codec, state.encoder), 128 * len(arrays(good["anna"]))
+    assert update == values + headers
+    down = codecs.payload_bytes("fp32", state.encoder) + 128 * len(state.encoder)
+    assert record["bytes_down"] == 2 * 3 * down
 
 
 def test_a_refused_reply_leaves_the_sum_as_if_it_had_never_come(

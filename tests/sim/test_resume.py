@@ -91,6 +91,22 @@ def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole
     resumed(killer, argv, tmp_path / "out", whole.out)
 
 
+def test_killed_with_int8_what_a_site_carries_is_that_of_the_folded_round(
+    killer: Killer, cache: Path, tmp_path: Path
+) -> None:
+    def asked(name: str) -> list[str]:
+        return arguments(tmp_path / name, "federation.uplink=int8", data=cache)
+
+    ended = killer.run(asked("whole"))
+    assert ended.status == 0, ended.log
+    for number, point in enumerate(("between a site's state and its reply", "before a reply is folded")):
+        at, call, when = POINTS[point]
+        out = tmp_path / f"out-{number}"
+        ended = killer.run(asked(out.name), at=at, call=call, when=when)
+        assert ended.status == -signal.SIGKILL, ended.log
+        resumed(killer, asked(out.name), out, tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "draw",
     [number if number == 0 else pytest.param(number, marks=pytest.mark.slow) for number in range(DRAWS)],

@@ -1,0 +1,191 @@
+"""How tensors travel: fp32 and fp16 as they are, int8 with scales, rounded at random, its error carried on.
+
+int8 is for updates alone. A tensor becomes whole numbers in -127..127 and fp32 scales, one for each index of its
+first dimension where it has two dimensions or more, else one. Rounding is stochastic, as in QSGD
+(arXiv 1610.02132): the mean of what is sent is the update, so that the errors of many sites cancel in their
+average. What rounding left out is kept at the site and added to its next update, as in EF-SGD
+(arXiv 1901.09847): over rounds the errors do not add up, and what has not arrived yet is one rounding error.
+
+The two do not get in each other's way. Rounding errs by less than one scale, 1/127 of the channel's largest
+value, for whatever is rounded; so with updates of size at most U what is carried stays below U / 126.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sscxr.wire import WireError
+
+Arrays = dict[str, npt.NDArray[Any]]
+Tensors = dict[str, Tensor]
+Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+
+# The way up: the dtype in which values travel.
+CODECS: Final[dict[str, np.dtype[Any]]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+    "int8": np.dtype(np.int8),
+}
+# The way down: weights are sent whole, every time, with no later message to make up for a rounding error.
+DOWN: Final[tuple[str, ...]] = ("fp32", "fp16")
+
+SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
+_LEVELS = 127
+_MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 of it far below fp32's end
+_MIN_SCALE = float(np.finfo(np.float32).tiny)  # below, division loses its precision; 0 is sent
+
+
+def layout(codec: str, like: Mapping[str, Tensor]) -> Layout:
+    """The dtype and shape of every array that a codec makes of such tensors.
+
+    Raises:
+        WireError: an unknown codec.
+    """
+    if codec not in CODECS:
+        raise WireError(f"unknown codec {codec!r}; there are: {', '.join(CODECS)}")
+    arrays: Layout = {name: (CODECS[codec], tuple(tensor.shape)) for name, tensor in like.items()}
+    if codec == "int8":
+        scales = {name + SCALE: (np.dtype(np.float32), (_channels(t),)) for name, t in like.items()}
+        arrays |= scales
+    return arrays
+
+
+def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator | None = None) -> Arrays:
+    """Tensors as the arrays that travel.
+
+    Args:
+        generator: on the CPU; int8 rounds by it, the others need none.
+
+    Raises:
+        WireError: an unknown codec, or a value that the codec cannot hold.
+    """
+    dtypes = layout(codec, tensors)
+    arrays: Arrays = {}
+    for name in sorted(tensors):  # the generator's numbers do not depend on the order given
+        tensor = tensors[name].detach().cpu()
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if not math.isfinite(largest):
+            raise WireError(f"{name} has NaN or infinity")
+        if largest > _limit(codec):
+            raise WireError(f"{name} has values beyond {codec}'s range ({largest:.3g}); use the fp32 codec")
+        if codec == "int8":
+            if generator is None:
+                raise ValueError("int8 rounds at random: give a generator")
+            values, scales = _quantise(tensor.float(), generator)
+            arrays[name], arrays[name + SCALE] = values.numpy(), scales.numpy()
+        else:
+            arrays[name] = np.ascontiguousarray(tensor.numpy(), dtype=dtypes[name][0])
+    return arrays
+
+
+def decode(arrays: Mapping[str, npt.NDArray[Any]], codec: str, like: Mapping[str, Tensor]) -> Tensors:
+    """Arrays as fp32 tensors, all finite, after every check that does not need their use.
+
+    Args:
+        like: tensors whose names and shapes the decoded ones must have.
+
+    Raises:
+        WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity, a value or a scale
+            out of range.
+    """
+    expected = layout(codec, like)
+    missing, unexpected = sorted(expected.keys() - arrays.keys()), arrays.keys() - expected.keys()
+    if missing:
+        raise WireError(f"missing tensor {missing[0]} ({len(missing)} in all)")
+    if unexpected:
+        # Their names are the sender's words, and are not repeated.
+        raise WireError(f"unexpected tensor ({len(unexpected)} in all)")
+    for name, (dtype, shape) in expected.items():
+        values = arrays[name]
+        if values.dtype != dtype:
+            raise WireError(f"wrong dtype {values.dtype.name} of {name}, expected {dtype}")
+        if values.shape != shape:
+            raise WireError(f"wrong shape {values.shape} of {name}, expected {shape}")
+        if not np.isfinite(values).all():
+            raise WireError(f"NaN or infinity in {name}")
+    if codec != "int8":
+        return {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in like}
+    for name in like:
+        values, scales = arrays[name], arrays[name + SCALE]
+        if values.size and int(values.min()) < -_LEVELS:
+            raise WireError(f"values of {name} out of range (below {-_LEVELS})")
+        if not ((scales >= 0) & (scales <= _MAX_SCALE)).all():
+            raise WireError(f"scale of {name} out of range (0 to {_MAX_SCALE:g})")
+    return {name: _dequantise(_tensor(arrays[name]), _tensor(arrays[name + SCALE])) for name in like}
+
+
+def encode_update(
+    update: Mapping[str, Tensor], residual: Mapping[str, Tensor], codec: str, generator: torch.Generator
+) -> tuple[Arrays, Tensors]:
+    """An update as it travels, and what of it does not arrive: the residual to hand in with the next update.
+
+    Args:
+        update: fp32 tensors.
+        residual: what the update before this one left out, where there is something; it is sent along.
+        generator: on the CPU; the same one gives the same arrays.
+
+    Returns:
+        the arrays; the new residual, empty but for int8, whose errors alone are large enough to carry.
+
+    Raises:
+        WireError: as `encode`.
+    """
+    if codec != "int8":
+        return encode(update, codec), {}
+    wanted = {
+        name: tensor + residual[name] if name in residual else tensor for name, tensor in update.items()
+    }
+    arrays = encode(wanted, codec, generator)
+    arrived = decode(arrays, codec, wanted)
+    return arrays, {name: tensor - arrived[name] for name, tensor in wanted.items()}
+
+
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """The L2 norm over all tensors together."""
+    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
+def payload_bytes(codec: str, like: Mapping[str, Tensor]) -> int:
+    """Bytes of the values that a codec sends of such tensors; each array's header adds about a hundred."""
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout(codec, like).values())
+
+
+def _quantise(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """fp32 values as int8 [of their shape] and fp32 scales [channels]; values = int8 * scale on average.
+
+    A value that is a whole multiple of its scale is never moved, so zeros stay zeros.
+    """
+    rows = values.reshape(_channels(values), -1)
+    scales = torch.linalg.vector_norm(rows, math.inf, dim=1) / _LEVELS
+    scales = torch.where(scales < _MIN_SCALE, 0.0, scales)
+    levels = rows / torch.where(scales > 0, scales, math.inf)[:, None]
+    lower = levels.floor()
+    up = torch.rand(levels.shape, generator=generator) < levels - lower
+    # The division's own rounding may lead one step beyond the end.
+    whole = (lower + up).clamp(-_LEVELS, _LEVELS).to(torch.int8)
+    return whole.reshape(values.shape), scales
+
+
+def _dequantise(values: Tensor, scales: Tensor) -> Tensor:
+    """int8 values times the scales [channels], fp32; both ends of the wire compute it, to the same bits."""
+    rows = values.float().reshape(len(scales), -1)
+    return (rows * scales[:, None]).reshape(values.shape)
+
+
+def _channels(tensor: Tensor) -> int:
+    """How many scales a tensor has."""
+    return tensor.shape[0] if tensor.dim() > 1 else 1
+
+
+def _limit(codec: str) -> float:
+    """The largest size of a value that a codec holds."""
+    return _MAX_SCALE * _LEVELS if codec == "int8" else float(np.finfo(CODECS[codec]).max)
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

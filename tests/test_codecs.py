@@ -1,0 +1,300 @@
+"""Codecs: what arrives is what was sent, as far as the codec can; what is malformed is refused."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+
+from sscxr import codecs, seeds
+from sscxr import config as configs
+from sscxr.codecs import CODECS, SCALE, encode_update
+from sscxr.training.pretrain import build_encoder
+from sscxr.wire import WireError
+
+LIKE = {"a.weight": torch.zeros(3, 4), "b.bias": torch.zeros(5)}
+
+
+def tensors(seed: int = 0, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(like.shape, generator=source) * scale for name, like in LIKE.items()}
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def through(sent: dict[str, torch.Tensor], codec: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    return codecs.decode(codecs.encode(sent, codec, draws(seed)), codec, sent)
+
+
+# ---- fp32, fp16
+
+
+def test_fp32_carries_every_bit() -> None:
+    sent = tensors()
+    received = through(sent, "fp32")
+    assert all(torch.equal(received[name], sent[name]) for name in LIKE)
+
+
+def test_fp16_carries_the_nearest_half_and_comes_back_as_fp32() -> None:
+    sent = tensors()
+    received = through(sent, "fp16")
+    for name in LIKE:
+        assert received[name].dtype == torch.float32
+        assert torch.equal(received[name], sent[name].half().float())
+
+
+def test_what_decode_gives_is_not_the_message_memory() -> None:
+    arrays = codecs.encode(tensors(), "fp32")
+    decoded = codecs.decode(arrays, "fp32", LIKE)
+    arrays["b.bias"][:] = 7
+    assert not (decoded["b.bias"] == 7).any()
+
+
+@pytest.mark.parametrize("value", [65504.0, -65504.0])
+def test_fp16_holds_its_largest_value(value: float) -> None:
+    encoded = codecs.encode({"b.bias": torch.full((5,), value)}, "fp16")
+    assert (encoded["b.bias"] == value).all()
+
+
+@pytest.mark.parametrize(
+    ("codec", "value"), [("fp16", 65536.0), ("fp16", -1e6), ("int8", 1.4e8), ("int8", -3e38)]
+)
+def test_beyond_the_codec_is_refused_at_the_sender(codec: str, value: float) -> None:
+    with pytest.raises(WireError, match=rf"b\.bias has values beyond {codec}'s range .*; use the fp32 codec"):
+        codecs.encode({"b.bias": torch.tensor([0.0, value])}, codec, draws())
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_at_the_sender(codec: str, value: float) -> None:
+    with pytest.raises(WireError, match=r"b\.bias has NaN or infinity"):
+        codecs.encode({"b.bias": torch.tensor([0.0, value])}, codec, draws())
+
+
+def test_unknown_codec_names_the_known_ones() -> None:
+    for call in (lambda: codecs.encode(LIKE, "int3"), lambda: codecs.decode({}, "int3", LIKE)):
+        with pytest.raises(WireError, match="'int3'; there are: fp32, fp16, int8"):
+            call()
+
+
+# ---- int8
+
+
+def scale_of(values: torch.Tensor) -> torch.Tensor:
+    """The size of one step, for each value: 1/127 of the largest of its channel."""
+    rows = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(1, -1)
+    return (rows.abs().amax(dim=1, keepdim=True) / 127).expand_as(rows).reshape(values.shape)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,), (4, 1, 3, 3), (1, 7, 2), ()], ids=str)
+@pytest.mark.parametrize("size", [1e-20, 1e-4, 1.0, 1e6])
+def test_int8_errs_by_less_than_a_step_of_its_channel(shape: tuple[int, ...], size: float) -> None:
+    sent = {"t": torch.randn(shape, generator=draws(1)) * size}
+    arrays = codecs.encode(sent, "int8", draws())
+    assert (arrays["t"].dtype, arrays["t" + SCALE].dtype) == (np.int8, np.float32)
+    assert arrays["t"].shape == shape
+    assert arrays["t" + SCALE].shape == (shape[0] if len(shape) > 1 else 1,)
+    error = (codecs.decode(arrays, "int8", sent)["t"] - sent["t"]).abs()
+    assert (error <= scale_of(sent["t"]) * (1 + 1e-5)).all()
+
+
+def test_int8_gives_a_quiet_channel_its_own_scale() -> None:
+    sent = torch.randn(2, 64, generator=draws(1)) * torch.tensor([[1.0], [1e-4]])
+    received = through({"t": sent}, "int8")["t"]
+    assert float((received - sent)[1].norm() / sent[1].norm()) < 0.02
+
+
+def test_int8_rounds_so_that_the_mean_is_what_was_sent() -> None:
+    sent = {"t": torch.linspace(-1, 1, 101)}
+    source, number = draws(), 4000
+    total = sum(
+        codecs.decode(codecs.encode(sent, "int8", source), "int8", sent)["t"].double() for _ in range(number)
+    )
+    # A step is 1/127 and the standard deviation at most half of it: five standard errors of the mean.
+    assert float((total / number - sent["t"]).abs().max()) < 5 * 0.5 / 127 / math.sqrt(number)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-44, -1e-38])
+def test_int8_of_nothing_or_next_to_nothing_is_nothing(value: float) -> None:
+    arrays, left = encode_update({"t": torch.full((3, 2), value)}, {}, "int8", draws())
+    assert not arrays["t"].any()
+    assert not arrays["t" + SCALE].any()
+    assert (left["t"] == value).all(), "it waits until there is more of it"
+
+
+def test_int8_leaves_zeros_and_the_largest_values_where_they_are() -> None:
+    sent = torch.randn(50, 50, generator=draws(3))
+    sent[:, ::2] = 0
+    received = through({"t": sent}, "int8")["t"]
+    assert not received[:, ::2].any()
+    for row, got in zip(sent, received, strict=True):
+        at = int(row.abs().argmax())
+        assert float(got[at]) == pytest.approx(float(row[at]), rel=1e-6)
+
+
+def test_int8_depends_on_the_generator_and_on_no_order_of_names() -> None:
+    sent = tensors()
+    one = codecs.encode(sent, "int8", draws(4))
+    same = codecs.encode(dict(reversed(sent.items())), "int8", draws(4))
+    other = codecs.encode(sent, "int8", draws(5))
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_int8_without_a_generator_is_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="give a generator"):
+        codecs.encode(tensors(), "int8")
+
+
+# ---- what rounding left out
+
+
+def test_what_int8_leaves_out_arrives_later() -> None:
+    """After any number of rounds, what arrived and what is carried make up all that was sent."""
+    carried: dict[str, torch.Tensor] = {}
+    sent, arrived = torch.zeros(3, 4), torch.zeros(3, 4)
+    for number in range(50):
+        update = tensors(seed=number, scale=1e-3)
+        arrays, carried = encode_update(update, carried, "int8", draws(number))
+        sent += update["a.weight"]
+        arrived += codecs.decode(arrays, "int8", LIKE)["a.weight"]
+        torch.testing.assert_close(arrived + carried["a.weight"], sent, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("rounding", ["worst case", "drawn"])
+def test_what_is_carried_stays_below_a_126th_of_the_largest_update(rounding: str) -> None:
+    carried: dict[str, torch.Tensor] = {}
+    for number in range(200):
+        update = {"t": torch.randn(4, 300, generator=draws(number)).clamp(-1, 1)}
+        if rounding == "worst case" and carried:
+            update["t"] = carried["t"].sign()  # every update pushes on where the last one fell short
+        _, carried = encode_update(update, carried, "int8", draws(number))
+        assert float(carried["t"].abs().max()) <= 1 / 126 * (1 + 1e-5)
+
+
+def test_small_values_beside_a_large_one_are_not_lost() -> None:
+    """A hundredth of a step each time: most messages send nothing of it, all together send all of it."""
+    update = {"t": torch.tensor([1.0] + [0.01 / 127] * 200)}
+    carried: dict[str, torch.Tensor] = {}
+    arrived = torch.zeros(201, dtype=torch.float64)
+    for number in range(300):
+        arrays, carried = encode_update(update, carried, "int8", draws(number))
+        arrived += codecs.decode(arrays, "int8", update)["t"].double()
+    torch.testing.assert_close(arrived[1:].mean(), torch.tensor(3 / 127).double(), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+def test_other_codecs_carry_nothing(codec: str) -> None:
+    arrays, carried = encode_update(tensors(), {}, codec, draws())
+    assert not carried
+    assert all(np.array_equal(arrays[name], codecs.encode(tensors(), codec)[name]) for name in LIKE)
+
+
+# ---- what is refused
+
+Case = tuple[str, dict[str, Any]]
+
+
+def malformed() -> dict[str, Case]:
+    good = codecs.encode(tensors(), "fp32")
+    bias = good["b.bias"]
+    spoilt = {value: bias.copy() for value in (math.nan, math.inf, -math.inf)}
+    for value, array in spoilt.items():
+        array[2] = value
+    structured = np.zeros(5, dtype=[("DOE_JANE", "<f4")])
+    return {
+        "missing": ("missing tensor b.bias", {"a.weight": good["a.weight"]}),
+        "nothing": ("missing tensor a.weight", {}),
+        "unexpected": (r"unexpected tensor \(1 in all\)", {**good, "DOE_JANE": bias}),
+        "fp64": ("wrong dtype float64", {**good, "b.bias": bias.astype(np.float64)}),
+        "fp16": ("wrong dtype float16", {**good, "b.bias": bias.astype(np.float16)}),
+        "integers": ("wrong dtype int32", {**good, "b.bias": bias.astype(np.int32)}),
+        "other byte order": ("wrong dtype", {**good, "b.bias": bias.astype(">f4")}),
+        "structured": ("wrong dtype void", {**good, "b.bias": structured}),
+        "longer": ("wrong shape", {**good, "b.bias": np.zeros(6, np.float32)}),
+        "transposed": ("wrong shape", {**good, "a.weight": good["a.weight"].T}),
+        "scalar": ("wrong shape", {**good, "b.bias": np.float32(0).reshape(())}),
+        "broadcastable": ("wrong shape", {**good, "b.bias": np.zeros(1, np.float32)}),
+        "NaN": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[math.nan]}),
+        "Inf": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[math.inf]}),
+        "-Inf": ("NaN or infinity in b.bias", {**good, "b.bias": spoilt[-math.inf]}),
+    }
+
+
+def malformed_int8() -> dict[str, Case]:
+    good = codecs.encode(tensors(), "int8", draws())
+    scales = "a.weight" + SCALE
+
+    def changed(name: str, value: float) -> dict[str, Any]:
+        array = good[name].copy()
+        array.flat[1] = value
+        return {**good, name: array}
+
+    return {
+        "no scales": (f"missing tensor {scales}", {n: a for n, a in good.items() if n != scales}),
+        "scales alone": ("missing tensor a.weight", {n: a for n, a in good.items() if n != "a.weight"}),
+        "unexpected": (r"unexpected tensor \(1 in all\)", {**good, "DOE_JANE": good["b.bias"]}),
+        "scales of scales": ("unexpected tensor", {**good, scales + SCALE: good[scales]}),
+        "fp32 values": ("wrong dtype float32", {**good, "b.bias": good["b.bias"].astype(np.float32)}),
+        "unsigned": ("wrong dtype uint8", {**good, "b.bias": good["b.bias"].astype(np.uint8)}),
+        "fp64 scales": ("wrong dtype float64", {**good, scales: good[scales].astype(np.float64)}),
+        "integer scales": ("wrong dtype int32", {**good, scales: np.ones(3, np.int32)}),
+        "one scale": ("wrong shape", {**good, scales: good[scales][:1]}),
+        "a scale each": ("wrong shape", {**good, scales: np.ones((3, 4), np.float32)}),
+        "scales of the last dimension": ("wrong shape", {**good, scales: np.ones(4, np.float32)}),
+        "transposed": ("wrong shape", {**good, "a.weight": good["a.weight"].T}),
+        "NaN scale": (f"NaN or infinity in {scales}", changed(scales, math.nan)),
+        "infinite scale": (f"NaN or infinity in {scales}", changed(scales, math.inf)),
+        "negative scale": ("scale of a.weight out of range", changed(scales, -1e-30)),
+        "scale beyond fp32": ("scale of a.weight out of range", changed(scales, 1e38)),
+        "large scale": ("scale of a.weight out of range", changed(scales, 2e6)),
+        "-128": ("values of a.weight out of range", changed("a.weight", -128)),
+    }
+
+
+def refused(codec: str, case: Callable[[], dict[str, Case]], name: str) -> None:
+    word, arrays = case()[name]
+    with pytest.raises(WireError, match=word) as error:
+        codecs.decode(arrays, codec, LIKE)
+    assert "DOE" not in str(error.value)
+
+
+@pytest.mark.parametrize("case", malformed())
+def test_malformed_arrays_are_refused_with_the_right_word(case: str) -> None:
+    refused("fp32", malformed, case)
+
+
+@pytest.mark.parametrize("case", malformed_int8())
+def test_malformed_int8_is_refused_with_the_right_word(case: str) -> None:
+    refused("int8", malformed_int8, case)
+
+
+def test_the_largest_that_int8_accepts_decodes_to_finite_values() -> None:
+    arrays = {"t": np.full((2, 3), -127, np.int8), "t" + SCALE: np.full(2, 2.0**20, np.float32)}
+    decoded = codecs.decode(arrays, "int8", {"t": torch.zeros(2, 3)})["t"]
+    assert (decoded == -127 * 2.0**20).all()
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(("codec", "most"), [("fp32", 86), ("fp16", 43), ("int8", 22)])
+def test_a_vit_s_takes_no_more_megabytes_than_promised(codec: str, most: int) -> None:
+    """configs/sscxr.yaml: ViT-S/16, one channel, 224 px; 1 MB is 10^6 bytes, array headers and scales included."""
+    encoder = dict(build_encoder(configs.load("sscxr", [])).state_dict())
+    assert (encoder["blocks.11.attn.qkv.weight"].shape, encoder["pos_embed"].shape) == (
+        (1152, 384),
+        (1, 197, 384),
+    )
+    source = seeds.generator("cpu", 0, "payload")
+    arrays = codecs.encode(encoder, codec, source)
+    values = sum(array.nbytes for array in arrays.values())
+    assert values == codecs.payload_bytes(codec, encoder)
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    serialised = sum(len(array.data) for array in record.values())
+    assert values < serialised <= most * 10**6
