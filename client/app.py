@@ -4,6 +4,7 @@ The outermost layer catches everything: Flower would send an exception's text to
 a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -11,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.site import Site, SiteError, SiteSettings, read_settings
+from client.settings import SiteError, SiteSettings, check_allowed, limit_memory, read_settings
+from client.site import Site
 from sscxr import codecs, seeds, wire
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
@@ -63,7 +66,8 @@ Reply = tuple[wire.Message, codecs.Arrays | None]
 
 
 def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
-    return wire.Hello(site.name, len(site.training_rows(config)), wire.fingerprint("")), None
+    own = wire.fingerprint(configs.recipe_hash(config))
+    return wire.Hello(site.name, len(site.training_rows(config)), own), None
 
 
 def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
@@ -103,12 +107,14 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
 
 
 def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
-    rows = site.held_out_rows(config)
+    metrics = site.settings.metrics
+    rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
+    counts = site.counts_of_run(config) if "counts" in metrics else "{}"
     loss = 0.0
     if len(rows):
         training, *_ = _begin(site, task, config, message)
         loss = training.held_out_loss(site.cache.images, rows, site=site.name)
-    return wire.EvaluateReply(site.name, task.round, len(rows), loss, site.counts_of_run(config)), None
+    return wire.EvaluateReply(site.name, task.round, len(rows), loss, counts), None
 
 
 def _begin(
@@ -143,15 +149,23 @@ def _answer(
     """Do what was asked and reply; whatever goes wrong becomes one of the fixed words."""
     name, failure = "unknown", "internal"
     try:
-        site = _site(context)
-        name = site.name
-        task = wire.from_record(wire.Task, dict(message.content.config_records[RECORD]))
-        config = configs.loads(task.config)
-        if task.fingerprint != wire.fingerprint(configs.recipe_hash(config)):
-            raise SiteError(
-                "fingerprint", f"the run's fingerprint is {task.fingerprint}, another than this site's"
-            )
-        reply, arrays = do(site, task, config, message)
+        settings = _settings(context)
+        name = settings.name
+        try:
+            task = wire.from_record(wire.Task, dict(message.content.config_records[RECORD]))
+            config = configs.loads(task.config)
+        except (wire.WireError, ConfigError, KeyError) as error:
+            log.error("request refused: %s", error)
+            if do is _hello:  # asked by other code, perhaps: its server can tell from the fingerprint
+                return _message(wire.Hello(name, 0, wire.fingerprint("")), None, message)
+            return _message(wire.Failure(name, "request"), None, message)
+        own = wire.fingerprint(configs.recipe_hash(config))
+        if do is not _hello and task.fingerprint != own:
+            raise SiteError("fingerprint", f"the run's fingerprint is {task.fingerprint}, this site's {own}")
+        check_allowed(settings, config, "pretrain")
+        limit_memory(settings)
+        config.run.device = settings.device or config.run.device
+        reply, arrays = do(Site(settings), task, config, message)
         return _message(reply, arrays, message)
     except SiteError as error:
         failure = error.failure
@@ -165,12 +179,21 @@ def _answer(
     except NonFiniteLossError as error:
         failure = "loss"
         log.error("%s", error)
-    except (MemoryError, torch.OutOfMemoryError):
-        failure = "memory"
-        log.exception("out of memory")
-    except Exception:
-        log.exception("failed")
+    except Exception as error:
+        failure = _kind(error)
+        log.exception("failed: %s", wire.FAILURES[failure])
     return _message(wire.Failure(name, failure), None, message)
+
+
+def _kind(error: Exception) -> str:
+    """Which of the fixed words an unforeseen exception is."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors and torch's allocator of main memory have no exception classes for these.
+    if full or "No space left on device" in str(error):
+        return "disk"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "memory"
+    return "internal"
 
 
 def _message(reply: wire.Message, arrays: codecs.Arrays | None, to: Message) -> Message:
@@ -180,11 +203,11 @@ def _message(reply: wire.Message, arrays: codecs.Arrays | None, to: Message) -> 
     return Message(content, reply_to=to)
 
 
-def _site(context: Context) -> Site:
-    """The site that this node is: its `site.yaml`, or one of the simulation's virtual sites."""
+def _settings(context: Context) -> SiteSettings:
+    """What the site that this node is allows: its `site.yaml`, or one of the simulation's virtual sites."""
     file = context.node_config.get("site")
     if file:
-        return Site(read_settings(Path(str(file)).expanduser()))
+        return read_settings(Path(str(file)).expanduser())
     number = context.node_config.get("partition-id")
     if number is None:
         raise SiteError(
@@ -196,8 +219,8 @@ def _site(context: Context) -> Site:
         files = sorted(Path(str(folder)).expanduser().glob("*/site.yaml"))
         if int(number) >= len(files):
             raise SiteError("settings", f"{folder} has {len(files)} virtual sites, this is number {number}")
-        return Site(read_settings(files[int(number)]))
-    return Site(_phantom_hospital(int(number)))
+        return read_settings(files[int(number)])
+    return _phantom_hospital(int(number))
 
 
 def _check_own_code() -> None:
@@ -238,4 +261,4 @@ def _phantom_hospital(number: int) -> SiteSettings:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one
         manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
         prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, progress=False)
-    return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"))
+    return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"), min_cell=1)

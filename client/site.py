@@ -1,4 +1,4 @@
-"""This hospital: its settings, its cache, and the state that it keeps on its own disk between messages.
+"""This hospital: its cache, and the state that it keeps on its own disk between messages.
 
 Flower starts a fresh process for each message, so whatever must last lies in files: the reconstruction head and
 the optimiser's moments, in one generation a try at a round. The server names the generation to start from, the
@@ -10,78 +10,23 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import safetensors
 import safetensors.torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
-from sscxr.errors import SscxrError
 
 Rows = npt.NDArray[np.int64]
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
-
-
-class SiteError(SscxrError):
-    """Something at this site that keeps it from working: a key of `wire.FAILURES`, and a line for the local log."""
-
-    def __init__(self, failure: str, line: str) -> None:
-        super().__init__(line)
-        self.failure = failure
-
-
-@dataclass
-class SiteSettings:
-    """What `site.yaml` says. Relative paths are relative to its folder.
-
-    Attributes:
-        name: this site's name in the federation.
-        cache: the prepared cache.
-        state: where state is kept between rounds.
-        groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
-            sites share one cache through it.
-    """
-
-    name: str = MISSING
-    cache: str = MISSING
-    state: str = MISSING
-    groups: str = ""
-
-
-def read_settings(file: Path) -> SiteSettings:
-    """Read a `site.yaml`.
-
-    Raises:
-        SiteError: unreadable, an unknown key, or one that is missing.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.load(file))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise SiteError("settings", f"{file}: no value for {', '.join(missing)}")
-        settings = cast(SiteSettings, OmegaConf.to_object(merged))
-        wire.check_name(settings.name, "site")
-    except (OSError, OmegaConfBaseException, wire.WireError) as error:
-        raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
-    except SiteError:
-        raise
-    except Exception as error:
-        raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
-    for name in ("cache", "state", "groups"):
-        value = getattr(settings, name)
-        if value:
-            setattr(settings, name, str(file.parent / value))
-    return settings
 
 
 class Site:
@@ -89,6 +34,7 @@ class Site:
 
     Attributes:
         name: its name in the federation.
+        settings: what it allows.
         cache: its images.
         store: its state on disk.
     """
@@ -99,7 +45,7 @@ class Site:
         Raises:
             SiteError: no usable cache, or an unreadable list of groups.
         """
-        self.name = settings.name
+        self.name, self.settings = settings.name, settings
         try:
             self.cache: Cache = open_cache(settings.cache)
         except CacheError as error:
@@ -113,6 +59,10 @@ class Site:
             self._mine = self.cache.index["group"].isin(groups).to_numpy()
         self.store = StateStore(Path(settings.state))
 
+    def min_cell(self, config: Config) -> int:
+        """No count below this is told: the larger of the run's and this site's own."""
+        return max(config.privacy.min_cell, self.settings.min_cell)
+
     def usable_rows(self, config: Config) -> Rows:
         """Rows of this site that may be used at all."""
         rows = self.cache.rows(laterals=config.data.laterals)
@@ -122,14 +72,17 @@ class Site:
         """Rows to train on: all but the held-out patients'.
 
         Raises:
-            SiteError: fewer than the minimum cell.
+            SiteError: fewer than the minimum cell, or than this site takes part with.
         """
         rows = self.usable_rows(config)
         rows = rows[~self.cache.held_out(config.data.test_share)[rows]]
-        if len(rows) < config.privacy.min_cell:
+        least = max(self.min_cell(config), self.settings.min_images)
+        if len(rows) < least:
             raise SiteError(
                 "few images",
-                f"{len(rows)} images to train on, privacy.min_cell={config.privacy.min_cell} are needed",
+                f"{len(rows)} images to train on, {least} are needed (the largest of privacy.min_cell="
+                f"{config.privacy.min_cell} of the run, min_cell={self.settings.min_cell} and min_images="
+                f"{self.settings.min_images} of this site)",
             )
         return rows
 
@@ -137,7 +90,7 @@ class Site:
         """Rows of patients that are never trained on; none where they are fewer than the minimum cell."""
         rows = self.usable_rows(config)
         rows = rows[self.cache.held_out(config.data.test_share)[rows]]
-        return rows if len(rows) >= config.privacy.min_cell else rows[:0]
+        return rows if len(rows) >= self.min_cell(config) else rows[:0]
 
     def counts_of_run(self, config: Config) -> str:
         """The counts as they were when this run first asked; the difference of two would be single patients."""
@@ -169,7 +122,7 @@ class Site:
                 present, absent = int((values > 0.5).sum()), int((values <= 0.5).sum())
                 unknown = len(values) - present - absent
                 tables[f"label:{label}"] = {"present": present, "absent": absent, "unknown": unknown}
-        return wire.counts_to_json(tables, config.privacy.min_cell)
+        return wire.counts_to_json(tables, self.min_cell(config))
 
 
 def _tally(values: "pd.Series[Any]", cells: tuple[str, ...]) -> dict[str, int]:

@@ -4,23 +4,28 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import sscxr
+from server import status
 from server.aggregate import server_optimiser
 from server.ledger import Ledger, State, read_sites
-from server.rounds import Federation, Listener, RunStopped
+from server.mail import RunStopped
+from server.rounds import Federation, Listener
 from sscxr import config as configs
 from sscxr import release, report
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
+from sscxr.errors import SscxrError
 from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
 from sscxr.report import Reconstruction
-from sscxr.training.pretrain import build_encoder, set_up
+from sscxr.training.pretrain import build_encoder, build_objective, set_up, shared_tensors, split_head
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()
@@ -39,46 +44,72 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         ConfigError, LedgerError, RunStopped: one line that says why; what was done is saved.
     """
+    if not logging.getLogger().handlers:  # in a process of Flower's own
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = context.run_config
-    config = configs.load(
-        str(settings.get("config") or "default"),
-        configs.split_overrides(str(settings.get("overrides") or "")),
-    )
-    out = str(settings.get("out") or "") or f"~/.sscxr/runs/{config.run.name}"
-    run(grid, config, Path(out).expanduser(), resume=bool(settings.get("resume")))
+    overrides = configs.split_overrides(str(settings.get("overrides") or ""))
+    resume = str(settings.get("resume") or "")
+    out = status.folder_of(resume or str(settings.get("out") or ""))
+    recipe = str(settings.get("config") or "default")
+    if resume and (out / "config.yaml").exists():
+        recipe = str(out / "config.yaml")
+    config = configs.load(recipe, overrides)
+    if not (resume or settings.get("out")):
+        out = status.folder_of(config.run.name)
+    run(grid, config, out, resume=bool(resume))
 
 
 def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
-    """Run the rounds that are left in `out`, then write `out/encoder`."""
+    """Run the rounds that are left in `out`, then write `out/encoder`.
+
+    How it ended is in `out/status.json`, and in the exception or the last line of the log.
+    """
     set_up(config)
     # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
     start = None if (out / "config.yaml").exists() else _start(config)
-    ledger = Ledger(out, config, resume=resume)
-    state = ledger.last()
-    if state is None:
-        state = State(round=0, encoder=start or _start(config), optimiser={})
+    rounds = config.federation.rounds
+    with status.held(out):
+        ledger = Ledger(out, config, resume=resume)
+        state = ledger.last()
+        if state is None:
+            state = State(round=0, encoder=start or _start(config), optimiser={})
+        if state.round >= rounds and (out / "encoder").is_dir():
+            log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
+            return
+        status.write(out, "running", done=state.round, rounds=rounds)
+        try:
+            _run(grid, config, ledger, state)
+        except BaseException as error:
+            kind = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
+            reason = str(error) if isinstance(error, SscxrError) else type(error).__name__
+            ended = status.write(out, kind, done=state.round, rounds=rounds, reason=reason)
+            write_report(config, out, stopped=reason)
+            if isinstance(error, RunStopped):
+                raise RunStopped(ended.line()) from None
+            log.error("run %s %s", out, ended.line())
+            raise
+        ended = status.write(out, "finished", done=state.round, rounds=rounds)
+        log.info("run %s %s", out, ended.line())
+
+
+def _run(grid: Grid, config: Config, ledger: Ledger, state: State) -> None:
     optimiser = server_optimiser(config.federation.server)
     optimiser.load(state.optimiser)
-    if state.round >= config.federation.rounds and (out / "encoder").is_dir():
-        log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
-        return
-    try:
-        state = Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
-    except RunStopped as error:
-        write_report(config, out, stopped=str(error))
-        raise
-    write_report(config, out)
+    Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
+    write_report(config, ledger.out)
     # Last, since a folder with an encoder is that of a finished run.
-    publish(config, state, out / "encoder", [SiteData(site, state.images.get(site)) for site in state.roster])
+    data = [SiteData(site, state.images.get(site)) for site in state.roster]
+    publish(config, state, ledger.out / "encoder", data)
 
 
 def _start(config: Config) -> dict[str, Tensor]:
-    encoder = build_encoder(config)
+    objective = build_objective(config)
     if config.encoder.start:
+        encoder = cast(VisionTransformer, objective.encoder)
         missing = encoders.load_start(encoder, Path(config.encoder.start).expanduser())
         if missing:
             log.warning("the start has no %s; they begin at random", ", ".join(missing))
-    return {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in shared_tensors(objective, config).items()}
 
 
 def publish(config: Config, state: State, folder: Path, data: list[SiteData], **card: object) -> Path:
@@ -89,7 +120,7 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
         card: further fields of the model card.
     """
     encoder = build_encoder(config)
-    encoder.load_state_dict(state.encoder)
+    encoder.load_state_dict(split_head(state.encoder)[0])
     settings = config.encoder
     return release.write_encoder(
         encoder,

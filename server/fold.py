@@ -12,6 +12,7 @@ from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
 from server.ledger import SiteRow
+from server.mail import record_bytes
 from sscxr import codecs, wire
 from sscxr.config import FederationConfig
 from sscxr.wire import ARRAYS, RECORD, WireError
@@ -145,11 +146,6 @@ def fields_of(reply: Message) -> dict[str, object]:
 def to_arrays(arrays: codecs.Arrays) -> ArrayRecord:
     """Arrays in Flower's form."""
     return ArrayRecord({name: Array(values) for name, values in arrays.items()})
-
-
-def record_bytes(record: ArrayRecord) -> int:
-    """Bytes of a record's arrays as they travel: the values, and about a hundred for each array's header."""
-    return sum(len(array.data) for array in record.values())
 
 
 def arrays_of(reply: Message, expected: codecs.Layout) -> codecs.Arrays:

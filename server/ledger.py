@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
     f"federation.{name}" for name in ("quorum", "deadline", "start_timeout", "retries", "keep_checkpoints")
 )
 Tensors = dict[str, Tensor]
+_SAVED = ("round", "bases", "roster", "images", "counts", "keys")  # of a State, beside its tensors
 
 
 class LedgerError(SscxrError):
@@ -71,6 +72,7 @@ class State:
         roster: the sites expected.
         images: site -> the images it trains on, as it last said.
         counts: site -> its aggregate tables, as it last told them.
+        keys: site -> SHA-256 of the public key that it is registered with, where it is registered by name.
     """
 
     round: int
@@ -80,6 +82,7 @@ class State:
     roster: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -145,7 +148,7 @@ class Ledger:
             state = State(
                 encoder=encoder,
                 optimiser=optimiser,
-                **{name: saved[name] for name in ("round", "bases", "roster", "images", "counts")},
+                **{name: saved[name] for name in _SAVED},
             )
         except LedgerError:
             raise
@@ -196,7 +199,7 @@ class Ledger:
         partial.mkdir()
         safetensors.torch.save_file(_sorted(state.encoder), partial / "encoder.safetensors")
         safetensors.torch.save_file(_sorted(state.optimiser), partial / "optimiser.safetensors")
-        saved = {name: getattr(state, name) for name in ("round", "bases", "roster", "images", "counts")}
+        saved = {name: getattr(state, name) for name in _SAVED}
         saved["format_version"] = FORMAT_VERSION
         saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
         (partial / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
@@ -257,6 +260,12 @@ def _plain(value: object) -> str:
         return f"{value:.6g}"
     text = " ".join(str(value).split())
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def may_change(config: Config) -> list[str]:
+    """The settings that a run may be resumed with others of, as overrides."""
+    sections = configs.as_dict(config)
+    return [f"{key}={sections[key.split('.')[0]][key.split('.')[1]]}" for key in sorted(MAY_CHANGE)]
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,30 +6,24 @@ for ever, and no reply, however malformed, stops a round.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
+from server import status
 from server.aggregate import ServerOptimiser
-from server.fold import Fold, SiteFailedError, fields_of, record_bytes, to_arrays
+from server.fold import Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, SiteRow, State
+from server.mail import Mail, RunStopped
+from server.roster import Roster
 from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.config import Config
-from sscxr.errors import SscxrError
-from sscxr.wire import ARRAYS, RECORD, WireError
-
-_POLL = 0.5  # seconds between looks for replies that have not come yet
-_ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
-_HELLO_TIME = 60.0  # seconds a site has to say who it is
-
-
-class RunStopped(SscxrError):  # noqa: N818  (no defect: the state is saved and the run can go on)
-    """The run cannot go on now; its state is saved. One line that says why and how to go on."""
+from sscxr.wire import WireError
 
 
 @dataclass(frozen=True)
@@ -53,94 +47,28 @@ class Federation:
         optimiser: ServerOptimiser,
         listener: Listener | None = None,
     ) -> None:
-        self.grid, self.config, self.ledger = grid, config, ledger
+        self.config, self.ledger = config, ledger
         self.state, self.optimiser = state, optimiser
         self.listener = listener or Listener()
         self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
         self._settings_text = configs.dumps(config)
-        self._nodes: dict[str, int] = {}  # site -> node
-        self._known: dict[int, str] = {}  # node -> site, empty where it is of no use now
-        self._failed: dict[str, str] = {}  # site -> why it did not join
-        self._bytes_down = 0  # sent to sites in this attempt
+        self.mail = Mail(grid)
+        self.roster = Roster(
+            config.federation, state, self.mail, self.fingerprint, lambda budget: self._task(0, budget)
+        )
 
     def run(self) -> State:
         """Run the rounds that are left.
 
         Raises:
-            RunStopped: too few sites at the start, or a round without quorum after its retries.
+            RunStopped: too few sites at the start, a round without quorum after its retries, or no SuperLink.
         """
         settings = self.config.federation
         if self.state.round < settings.rounds:
-            self._gather()
+            self.roster.gather()
         while self.state.round < settings.rounds:
             self._round()
         return self.state
-
-    # ---- who is there
-
-    def _gather(self) -> None:
-        """Wait for the roster; without one, take the sites that are there."""
-        settings = self.config.federation
-        until = monotonic() + settings.start_timeout
-        expected = self._expected()
-        again = monotonic() + _ASK_AGAIN
-        while True:
-            self._meet()
-            present = sorted(self._nodes)
-            if expected and set(expected) <= set(present):
-                break
-            if not expected and present and len(self._known) == len(list(self.grid.get_node_ids())):
-                expected = present
-                break
-            if monotonic() > until:
-                break
-            if monotonic() > again:
-                self._forget_useless()
-                again = monotonic() + _ASK_AGAIN
-            sleep(_POLL)
-        if len(set(expected) & set(present)) < self._quorum(expected or ["?"]):
-            missing = sorted(set(expected) - set(present))
-            told = [f"{site} ({self._failed[site]})" if site in self._failed else site for site in missing]
-            who = f"missing: {', '.join(told[:10])}" if missing else "no site answered"
-            raise RunStopped(
-                f"{len(present)} of {len(expected)} sites came within federation.start_timeout="
-                f"{settings.start_timeout:g} s ({who}); start them and resume"
-            )
-        self.state.roster = sorted(expected)
-
-    def _meet(self) -> None:
-        """Ask nodes that are not known yet who they are."""
-        nodes = set(self.grid.get_node_ids())
-        for node in self._known.keys() - nodes:
-            site = self._known.pop(node)
-            if self._nodes.get(site) == node:
-                del self._nodes[site]
-        new = sorted(nodes - self._known.keys())
-        for node, reply in self._ask(dict.fromkeys(new), "query", self._task(0, _HELLO_TIME), _HELLO_TIME):
-            try:
-                hello = wire.from_record(wire.Hello, fields_of(reply))
-                site = wire.check_name(hello.site, "site")
-            except (WireError, SiteFailedError) as error:
-                self._known[node] = ""
-                if isinstance(error, SiteFailedError) and error.site in self._expected():
-                    self._failed[error.site] = str(error)
-                continue
-            if site in self._nodes:
-                self._known[node] = ""  # a second node under a name that is taken is not listened to
-                continue
-            self._known[node] = site
-            self._nodes[site] = node
-            self._failed.pop(site, None)
-
-    def _forget_useless(self) -> None:
-        """Whoever was no use before may be by now: a mended cache, a node whose predecessor has gone."""
-        self._known = {node: site for node, site in self._known.items() if site}
-
-    def _expected(self) -> list[str]:
-        return list(self.config.federation.sites) or self.state.roster
-
-    def _quorum(self, roster: list[str]) -> int:
-        return max(1, math.ceil(self.config.federation.quorum * len(roster) - 1e-9))
 
     # ---- one round
 
@@ -150,7 +78,7 @@ class Federation:
         for _ in range(settings.retries + 1):
             attempt = self.ledger.next_attempt(self.state.round)
             fold = self._attempt(attempt)
-            if len(fold.folded) >= self._quorum(self.state.roster):
+            if len(fold.folded) >= self.roster.quorum():
                 break
             # Their updates are dropped with the attempt: the rows say so, and the sites discard their state.
             self.ledger.log_sites(
@@ -164,7 +92,7 @@ class Federation:
         else:
             raise RunStopped(
                 f"round {self.state.round + 1}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
-                f"{settings.retries + 1} attempts, the quorum is {self._quorum(self.state.roster)}; sites.csv says "
+                f"{settings.retries + 1} attempts, the quorum is {self.roster.quorum()}; sites.csv says "
                 "why; resume when they are back"
             )
         mean = fold.total.mean()
@@ -183,32 +111,35 @@ class Federation:
     def _attempt(self, attempt: int) -> Fold:
         """Ask every site of the roster once, fold what may be folded."""
         settings = self.config.federation
-        self._forget_useless()
-        self._meet()
-        self._bytes_down = 0
+        self.roster.meet()
+        present = self.roster.present()
+        self.mail.bytes_sent = 0
         fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
-        present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
         self.listener.started(self.state.round, attempt, sorted(present.values()))
-        arrays = to_arrays(codecs.encode(self.state.encoder, settings.downlink))
-        task = self._task(attempt, settings.deadline)
         waiting = dict(present)
-        for node, reply in self._ask(dict.fromkeys(present, arrays), "train", task, settings.deadline):
+        for node, reply in self.mail.ask(
+            self._tasks(attempt, present), "train", settings.deadline, self._encoded()
+        ):
             self.listener.heard(fold.add(waiting.pop(node), reply))
         for site in waiting.values():
             self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))
-        for site in sorted(set(self.state.roster) - set(present.values())):
-            outcome = "failed" if site in self._failed else "absent"
-            self.listener.heard(fold.miss(site, outcome, self._failed.get(site, "not connected")))
+        for site, (outcome, reason) in self.roster.absent().items():
+            self.listener.heard(fold.miss(site, outcome, reason))
+        while self.roster.intruders:
+            site, reason = self.roster.intruders.pop(0)
+            self.listener.heard(fold.miss(site, "refused", reason))
         return fold
+
+    def _encoded(self) -> ArrayRecord:
+        return to_arrays(codecs.encode(self.state.encoder, self.config.federation.downlink))
 
     def _evaluate(self, attempt: int) -> dict[str, tuple[float, int]]:
         """Held-out loss and aggregates of every site that is there; what fails is left out."""
-        settings = self.config.federation
-        present = {self._nodes[site]: site for site in self.state.roster if site in self._nodes}
-        arrays = to_arrays(codecs.encode(self.state.encoder, settings.downlink))
-        task = self._task(attempt, settings.deadline)
+        present = self.roster.present()
         found = {}
-        for node, reply in self._ask(dict.fromkeys(present, arrays), "evaluate", task, settings.deadline):
+        for node, reply in self.mail.ask(
+            self._tasks(attempt, present), "evaluate", self.config.federation.deadline, self._encoded()
+        ):
             try:
                 said = wire.from_record(wire.EvaluateReply, fields_of(reply))
                 if (said.site, said.round) != (present[node], self.state.round):
@@ -236,52 +167,30 @@ class Federation:
             "held_out": {site: loss for site, (loss, _) in sorted(held_out.items())},
             "mean_update_norm": mean_norm,
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
-            "bytes_down": self._bytes_down,
+            "bytes_down": self.mail.bytes_sent,
             "seconds": round(seconds, 3),
         }
         self.ledger.log_sites(_by_site(fold.rows))
         self.ledger.log_round(record)
         self.state.round += 1
         self.ledger.commit(self.state, keep=self.config.federation.keep_checkpoints)
+        status.write(self.ledger.out, "running", done=self.state.round, rounds=self.config.federation.rounds)
         self.listener.committed(record)
 
-    # ---- messages
-
-    def _task(self, attempt: int, budget: float) -> wire.Task:
+    def _task(self, attempt: int, budget: float, site: str = "") -> wire.Task:
         return wire.Task(
             run=self.config.run.name,
             round=self.state.round,
             attempt=attempt,
-            base="",
+            base=self.state.bases.get(site, ""),
             config=self._settings_text,
             fingerprint=self.fingerprint,
             budget=float(budget),
         )
 
-    def _ask(
-        self, nodes: Mapping[int, ArrayRecord | None], kind: str, task: wire.Task, deadline: float
-    ) -> Iterator[tuple[int, Message]]:
-        """Send a task to nodes and yield their replies as they come, one at a time, until the deadline."""
-        waiting: dict[str, int] = {}
-        until = monotonic() + deadline
-        for node, arrays in nodes.items():
-            base = self.state.bases.get(self._known.get(node, ""), "")
-            record = RecordDict({RECORD: ConfigRecord({**wire.to_record(task), "base": base})})
-            if arrays is not None:
-                record[ARRAYS] = arrays
-            message = Message(record, node, kind, ttl=deadline, group_id=str(task.round))
-            for identifier in self.grid.push_messages([message]):
-                if identifier:
-                    waiting[identifier] = node
-                    self._bytes_down += 0 if arrays is None else record_bytes(arrays)
-        while waiting and monotonic() < until:
-            heard = False
-            for identifier in list(waiting):
-                for reply in self.grid.pull_messages([identifier]):
-                    heard = True
-                    yield waiting.pop(identifier), reply
-            if waiting and not heard:
-                sleep(_POLL)
+    def _tasks(self, attempt: int, nodes: Mapping[int, str]) -> dict[int, wire.Task]:
+        deadline = self.config.federation.deadline
+        return {node: self._task(attempt, deadline, site) for node, site in nodes.items()}
 
 
 def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:

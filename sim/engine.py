@@ -34,6 +34,8 @@ _LONGEST_FOLDER = 40  # letters; Ray puts sockets below it, whose paths may have
 class LocalGrid(Grid):
     """A Grid without a network: node n, from 1, is the n-th site. Who answers is left to `pull_messages`."""
 
+    in_process = True  # its calls may take as long as training does, and stay in their thread
+
     def __init__(self, sites: Sequence[Path]) -> None:
         """Args: each node's `site.yaml`."""
         self._contexts = {

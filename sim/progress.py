@@ -19,7 +19,7 @@ from server.app import Hooks
 from server.ledger import SiteRow
 from server.rounds import Listener
 from sscxr.config import Config
-from sscxr.training.pretrain import batches_per_epoch
+from sscxr.training.pretrain import steps_of_round
 
 
 class Show:
@@ -37,6 +37,7 @@ class Show:
             console=console,
             disable=not console.is_terminal,
         )
+        self._round = 0
         self._rounds = self.progress.add_task("rounds", total=config.federation.rounds, note="")
         self._sites = self.progress.add_task("sites", total=None, note="")
         self._steps = self.progress.add_task("steps", total=None, note="")
@@ -54,14 +55,14 @@ class Show:
         Hooks.listener, display.on_step = None, None
 
     def _started(self, round_number: int, attempt: int, sites: list[str]) -> None:
+        self._round = round_number
         self.progress.update(self._rounds, completed=round_number)
         self.progress.reset(self._sites, total=len(sites), note="")
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
-        settings = self.config.federation
-        total = settings.local_epochs * batches_per_epoch(images, self.config.pretrain.batch_size)
         if step == 1:
-            self.progress.reset(self._steps, total=total)
+            size, epochs = self.config.pretrain.batch_size, self.config.federation.local_epochs
+            self.progress.reset(self._steps, total=len(steps_of_round(images, size, epochs, self._round)))
         self.progress.update(
             self._steps, completed=step, note=f"{site}  loss {loss:.4f}" if loss == loss else site
         )

@@ -39,7 +39,7 @@ def run(
     ] = None,
     config: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "demo",
     rounds: Annotated[int | None, typer.Option(help="federation.rounds")] = None,
-    local_epochs: Annotated[int | None, typer.Option(help="federation.local_epochs")] = None,
+    local_epochs: Annotated[float | None, typer.Option(help="federation.local_epochs")] = None,
     partition: Annotated[str | None, typer.Option(help="natural, iid, dirichlet or quantity")] = None,
     engine_name: Annotated[
         str, typer.Option("--engine", help="inline, or ray: Flower's own engine")
@@ -106,6 +106,7 @@ def _simulate(
 
     import client.app
     from server.app import app as server_app
+    from server.ledger import may_change
     from sim import engine
     from sim.outcome import finish
     from sim.progress import Show
@@ -120,8 +121,9 @@ def _simulate(
     files = [out / "sites" / name / "site.yaml" for name in config.federation.sites]
     run_config = {
         "config": str(write_config(config, out).resolve()),
+        "overrides": shlex.join(may_change(config)),
         "out": str(out.resolve()),
-        "resume": resume,
+        "resume": str(out.resolve()) if resume else "",
     }
     with Show(config, console):
         if engine_name == "inline":

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -130,8 +131,15 @@ def _quarantined(cache: Cache) -> Counter[str]:
     return Counter(reason.split(":")[0] for reason in load(cache.folder).quarantine.values())
 
 
+def _add_commands() -> None:
+    """The commands of the layers above, which this one does not import: they name themselves when installed."""
+    for entry in sorted(entry_points(group="sscxr.commands")):
+        entry.load()(app)
+
+
 def main() -> None:
     """The entry point `sscxr`."""
+    _add_commands()
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer's answer to Ctrl-C

@@ -106,7 +106,7 @@ class ServerOptimiserConfig:
 @dataclass
 class FederationConfig:
     rounds: int = MISSING
-    local_epochs: int = MISSING
+    local_epochs: float = MISSING
     sites: list[str] = MISSING
     quorum: float = MISSING
     deadline: float = MISSING
@@ -114,6 +114,7 @@ class FederationConfig:
     retries: int = MISSING
     uplink: str = MISSING
     downlink: str = MISSING
+    share_head: bool = MISSING
     max_images: int = MISSING
     max_update_norm: float = MISSING
     keep_checkpoints: int = MISSING
@@ -195,6 +196,8 @@ def loads(text: str) -> Config:
 
 @functools.lru_cache(maxsize=4)  # every message of a run carries the same text; reading it takes 50 ms
 def _loaded(text: str) -> Config:
+    if "${" in text:  # would be filled in from this machine's environment
+        raise ConfigError("resolved config: '${' has no place in it")
     try:
         layer = OmegaConf.create(text)
     except Exception as error:

@@ -48,7 +48,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "gmml.blocks": (1, 256),
     "gmml.head_layers": (0, 64),
     "federation.rounds": (1, 10**6),
-    "federation.local_epochs": (1, 10**5),
+    "federation.local_epochs": (1e-3, 10**5),
     "federation.quorum": (_TINY, 1),
     "federation.deadline": (_TINY, 30 * 86400),
     "federation.start_timeout": (0, 30 * 86400),

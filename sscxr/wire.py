@@ -8,6 +8,7 @@ Updates are deltas: the encoder after local training minus the encoder as the si
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeVar
@@ -34,7 +35,9 @@ Record = dict[str, Scalar]
 # Why a site did not do what it was asked, in fixed words: an exception's own text never leaves.
 FAILURES: Final[dict[str, str]] = {
     "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
-    "request": "the request was malformed or not allowed here",
+    "request": "the request was malformed",
+    "not allowed": "the run asks for what its site settings do not allow",
+    "paused": "it is paused",
     "settings": "its site settings cannot be used",
     "cache": "its cache cannot be used",
     "few images": "it has too few images",
@@ -42,8 +45,12 @@ FAILURES: Final[dict[str, str]] = {
     "loss": "its loss became NaN or infinite",
     "codec": "its update has values that the run's codec cannot hold",
     "memory": "it ran out of memory",
+    "disk": "its disk is full",
     "internal": "it failed; its own log says why",
 }
+
+
+_PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint
 
 
 class WireError(SscxrError):
@@ -75,6 +82,21 @@ def fingerprint(recipe: str) -> str:
         "timm": timm.__version__,
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def read_fingerprint(text: str) -> str:
+    """Another's fingerprint, fit to be shown.
+
+    Raises:
+        WireError: none.
+    """
+    try:
+        parts = json.loads(text[:1000])
+        if isinstance(parts, dict) and all(_PLAIN_PART.fullmatch(f"{k}={v}") for k, v in parts.items()):
+            return json.dumps(parts, sort_keys=True)
+    except (ValueError, RecursionError):
+        pass
+    raise WireError("its fingerprint is none")
 
 
 # ---- what the server asks
@@ -117,7 +139,8 @@ class Hello:
     Attributes:
         site: its name.
         images: how many it trains on.
-        fingerprint: of its installation; the recipe's part is left empty.
+        fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty where it
+            could not read what came.
     """
 
     site: str

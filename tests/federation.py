@@ -51,7 +51,7 @@ def make_site(folder: Path, name: str, *, images: int = 12, seed: int = 0, **ind
     pixels = np.random.default_rng(seed).integers(0, 256, (images, 32, 32), dtype=np.uint8)
     make_cache(folder / "cache", pixels, {"split": (np.arange(images) + 0.5) / images, **index})
     file = folder / "site.yaml"
-    file.write_text(OmegaConf.to_yaml({"name": name, "cache": "cache", "state": "state"}))
+    file.write_text(OmegaConf.to_yaml({"name": name, "cache": "cache", "state": "state", "min_cell": 1}))
     return file
 
 

@@ -1,5 +1,7 @@
 """Self-supervised pretraining on one site's images: what a round does there, and how it is measured."""
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +23,7 @@ from sscxr.training.loop import Stretch, Trained, train
 
 Rows = npt.NDArray[np.int64]
 Images = npt.NDArray[np.uint8]
+_HEAD = "head."  # of the reconstruction head's tensors among others; a released encoder has none
 
 
 def set_up(config: Config) -> torch.device:
@@ -93,6 +96,22 @@ def build_objective(config: Config) -> GMML:
         )
 
 
+def shared_tensors(objective: GMML, config: Config) -> dict[str, Tensor]:
+    """The tensors that the server averages, on the CPU: the encoder's, and with `share_head` the head's."""
+    encoder = {name: tensor.detach().cpu() for name, tensor in objective.encoder.state_dict().items()}
+    return encoder | _head(objective) if config.federation.share_head else encoder
+
+
+def split_head(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The encoder's tensors, and the reconstruction head's without their prefix."""
+    head = {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}, head
+
+
+def _head(objective: GMML) -> dict[str, Tensor]:
+    return {f"{_HEAD}{name}": tensor.detach().cpu() for name, tensor in objective.head.state_dict().items()}
+
+
 def schedule(config: Config) -> optim.Schedule:
     """The run's learning-rate and weight-decay schedule."""
     settings = config.pretrain
@@ -108,7 +127,8 @@ def schedule(config: Config) -> optim.Schedule:
 class SiteTraining:
     """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
 
-    What is shared are the encoder's parameters, by timm's names; what is local are the head and the moments.
+    What is shared are the encoder's parameters, by timm's names, and with `federation.share_head` the
+    reconstruction head's, as `head.*`; what is local are the moments, and else the head.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -119,24 +139,25 @@ class SiteTraining:
         )
 
     def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the encoder that the server sent."""
-        self.objective.encoder.load_state_dict(dict(tensors), strict=True)
+        """Take the encoder that the server sent, and the head where it is shared."""
+        encoder, head = split_head(tensors)
+        self.objective.encoder.load_state_dict(encoder, strict=True)
+        if self.config.federation.share_head:
+            self.objective.head.load_state_dict(head, strict=True)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the head and the moments that `local` gave after an earlier round."""
-        head = {k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")}
-        self.objective.head.load_state_dict(head, strict=True)
+        """Take up what `local` gave after an earlier round."""
+        if not self.config.federation.share_head:
+            self.objective.head.load_state_dict(split_head(tensors)[1], strict=True)
         optim.restore_moments(self.optimiser, self.objective, tensors)
 
     def shared(self) -> dict[str, Tensor]:
-        """The encoder's parameters as they are now, on the CPU."""
-        return {name: tensor.detach().cpu() for name, tensor in self.objective.encoder.state_dict().items()}
+        """What is averaged, as it is now, on the CPU."""
+        return shared_tensors(self.objective, self.config)
 
     def local(self) -> dict[str, Tensor]:
-        """The head and the moments, on the CPU."""
-        head = {
-            f"head.{name}": tensor.detach().cpu() for name, tensor in self.objective.head.state_dict().items()
-        }
+        """What stays at the site between rounds, on the CPU."""
+        head = {} if self.config.federation.share_head else _head(self.objective)
         return head | optim.moments(self.optimiser, self.objective)
 
     def train_round(
@@ -159,15 +180,15 @@ class SiteTraining:
         """
         settings, federation = self.config.pretrain, self.config.federation
         place = (self.config.run.seed, "train", site, round_number)
-        steps = federation.local_epochs * batches_per_epoch(len(rows), settings.batch_size)
+        steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
         begin = round_number / federation.rounds
-        stretch = Stretch(steps, begin, (round_number + 1) / federation.rounds)
+        stretch = Stretch(len(steps), begin, (round_number + 1) / federation.rounds)
         source = seeds.generator(self.device, *place, "corrupt")
         with seeds.forked(*place, "drop-path"):
             return train(
                 self.objective,
                 self.optimiser,
-                self._views(images, rows, place),
+                self._views(images, rows, site, steps, seeds.generator(self.device, *place, "views")),
                 lambda batch: cast(Tensor, self.objective(batch, source)),
                 stretch=stretch,
                 schedule=schedule(self.config),
@@ -179,12 +200,14 @@ class SiteTraining:
             )
 
     def _views(
-        self, images: Images, rows: Rows, place: tuple[int, str, str, int]
+        self, images: Images, rows: Rows, site: str, steps: range, source: torch.Generator
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        source = seeds.generator(self.device, *place, "views")
-        order = seeds.generator("cpu", *place, "order")
-        for _ in range(self.config.federation.local_epochs):
-            for batch in epoch(rows, self.config.pretrain.batch_size, order):
+        size = self.config.pretrain.batch_size
+        per_epoch = batches_per_epoch(len(rows), size)
+        for number, steps_of_epoch in itertools.groupby(steps, lambda step: step // per_epoch):
+            batches = epoch(rows, size, seeds.generator("cpu", self.config.run.seed, "order", site, number))
+            for step in steps_of_epoch:
+                batch = batches[step % per_epoch]
                 pixels = torch.from_numpy(images[batch]).to(self.device)
                 pixels = pixels.repeat(self.config.pretrain.views, 1, 1)
                 yield views(pixels, self.config, source), batch.tolist()
@@ -205,6 +228,16 @@ class SiteTraining:
 def batches_per_epoch(images: int, batch_size: int) -> int:
     """How many batches of at most `batch_size` hold so many images."""
     return max(1, -(-images // batch_size))
+
+
+def steps_of_round(images: int, batch_size: int, local_epochs: float, round_number: int) -> range:
+    """The steps of a round, counted from the run's first: `local_epochs` passes, or that share of one.
+
+    Where a share is less than one batch, a round has one all the same.
+    """
+    per_round = local_epochs * batches_per_epoch(images, batch_size)
+    first, last = (math.floor(number * per_round + 1e-6) for number in (round_number, round_number + 1))
+    return range(first, max(last, first + 1))
 
 
 def epoch(rows: Rows, batch_size: int, order: torch.Generator) -> list[Rows]:

@@ -1,6 +1,10 @@
 """The ClientApp: whatever goes wrong becomes a fixed word, and a retry is as good as a first try."""
 
+import errno
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from omegaconf import OmegaConf
 
 from client import app as client
 from client.app import ARRAYS, RECORD
@@ -56,7 +61,7 @@ def states(site: Path) -> dict[str, bytes]:
 def test_hello_says_who_it_is_and_no_more(site: Path) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False)
     hello = wire.from_record(wire.Hello, said(reply))
-    assert hello == wire.Hello("anna", 8, wire.fingerprint(""))
+    assert hello == wire.Hello("anna", 8, wire.fingerprint(configs.recipe_hash(fed.settings())))
     assert set(reply.content) == {RECORD}
     assert not states(site)
 
@@ -101,8 +106,7 @@ def test_a_task_of_another_recipe_is_refused_before_any_work(site: Path) -> None
     assert not states(site)
 
 
-@pytest.mark.parametrize("kind", ["train", "evaluate", "query"])
-@pytest.mark.parametrize(
+MALFORMED = pytest.mark.parametrize(
     "fields",
     [
         {"round": "3"},
@@ -117,8 +121,94 @@ def test_a_task_of_another_recipe_is_refused_before_any_work(site: Path) -> None
     ],
     ids=str,
 )
+
+
+@MALFORMED
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_malformed_task_is_refused(site: Path, kind: str, fields: dict[str, object]) -> None:
     assert failure(fed.ask(fed.settings(), site, kind, encoder=False, **fields)) == "request"
+
+
+@MALFORMED
+def test_a_server_whose_question_cannot_be_read_learns_the_code_that_this_is(
+    site: Path, fields: dict[str, object]
+) -> None:
+    reply = fed.ask(fed.settings(), site, "query", encoder=False, **fields)
+    assert said(reply) == {"site": "anna", "images": 0, "fingerprint": wire.fingerprint("")}
+
+
+# ---- what this hospital allows
+
+
+def allow(site: Path, **values: object) -> None:
+    settings = OmegaConf.merge(OmegaConf.load(site), values)
+    site.write_text(OmegaConf.to_yaml(settings))
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"paused": True}, "paused"),
+        ({"stages": []}, "not allowed"),
+        ({"threads": 1}, "not allowed"),
+        ({"min_images": 9}, "few images"),
+        ({"min_cell": 9}, "few images"),
+        ({"dp": {"enabled": True}}, "settings"),
+        ({"device": "cuda:77"}, "request"),
+    ],
+)
+def test_what_the_site_does_not_allow_is_refused_and_it_can_come_back(
+    site: Path, values: dict[str, object], word: str
+) -> None:
+    config, before = fed.settings("run.threads=2"), site.read_text()
+    allow(site, **values)
+    for kind in ("train", "evaluate", "query"):
+        if word != "request" or kind == "train":
+            assert failure(fed.ask(config, site, kind)) == word
+    assert not states(site)
+    site.write_text(before)
+    assert said(fed.ask(config, site))["images"] == 8
+
+
+@pytest.mark.parametrize("metrics", [[], ["counts"], ["held_out_loss"], ["held_out_loss", "counts"]])
+def test_only_the_metrics_that_the_site_allows_are_told(site: Path, metrics: list[str]) -> None:
+    allow(site, metrics=metrics)
+    told = said(fed.ask(fed.settings(), site, "evaluate"))
+    assert (told["images"] > 0) == (told["loss"] > 0) == ("held_out_loss" in metrics)
+    assert (told["counts"] != "{}") == ("counts" in metrics)
+
+
+def test_a_full_disk_is_told_and_the_state_before_is_kept(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = fed.settings()
+    fed.ask(config, site)
+    kept = states(site)
+
+    def full(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("client.site.safetensors.torch.save_file", full)
+    assert failure(fed.ask(config, site, round=1, base="r00000-a00")) == "disk"
+    assert states(site) == kept
+
+
+def test_training_is_held_to_the_memory_that_the_site_allows(site: Path) -> None:
+    allow(site, memory_gb=0.05)
+    code = (
+        "import federation as fed, sys; from pathlib import Path; from sscxr.wire import RECORD\n"
+        "config = fed.settings('encoder.depth=12', 'encoder.name=vit_base_patch16_224')\n"
+        "print(dict(fed.ask(config, Path(sys.argv[1])).content.config_records[RECORD])['failure'])"
+    )
+    here = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(site)],
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.stdout.strip() == "memory", run.stderr
 
 
 @pytest.mark.parametrize("fields", [{"run": "../up"}, {"run": ""}, {"run": "a b"}], ids=str)
@@ -205,7 +295,7 @@ def bad_settings(site: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "word", "name"),
     [
-        (no_cache, "cache", "unknown"),
+        (no_cache, "cache", "anna"),
         (no_settings, "settings", "unknown"),
         (bad_settings, "settings", "unknown"),
     ],

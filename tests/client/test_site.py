@@ -13,7 +13,8 @@ import torch
 from caches import make_cache
 
 from client import site as sites
-from client.site import Site, SiteError, SiteSettings, StateStore, read_settings
+from client.settings import SiteError, SiteSettings, read_settings
+from client.site import Site, StateStore
 from sscxr.wire import FAILURES, WireError
 
 # ---- site.yaml
@@ -89,7 +90,7 @@ def mixed_site(folder: Path, groups: list[str] | None = None, **index: Any) -> S
     if groups is not None:
         listed = str(folder / "groups.txt")
         Path(listed).write_text("\n".join(groups))
-    return Site(SiteSettings("a", str(folder / "cache"), str(folder / "state"), listed))
+    return Site(SiteSettings("a", str(folder / "cache"), str(folder / "state"), listed, min_cell=1))
 
 
 @pytest.mark.parametrize("share", ["0.0", "0.1", "0.5"])

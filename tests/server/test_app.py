@@ -8,7 +8,7 @@ import safetensors.torch
 
 from client import app as client
 from server import app as server
-from server.rounds import RunStopped
+from server.mail import RunStopped
 from sim.engine import run_inline
 from sscxr.config import ConfigError
 
@@ -22,14 +22,14 @@ def run(out: Path, sites: list[Path], *overrides: str, **settings: object) -> No
 
 def test_a_run_ends_in_a_released_encoder_and_a_second_resume_does_nothing(tmp_path: Path) -> None:
     sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=6), tmp_path / "out"
-    run(out, sites, resume=True)
+    run(out, sites, resume=str(out))
     released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
     kept = safetensors.torch.load_file(out / "checkpoints" / "round-00001" / "encoder.safetensors")
     assert kept.keys() <= released.keys()
     assert all((released[name] == kept[name]).all() for name in kept)
-    before = {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*")}
-    run(out, sites, resume=True)
-    assert {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*")} == before
+    before = {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*.*")}
+    run(out, sites, resume=str(out))
+    assert {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*.*")} == before
 
 
 def test_a_run_that_stops_says_why_in_one_line_and_keeps_its_folder(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from client import app as client
-from server import rounds
+from server import mail, roster, rounds
 from server.fold import ARRAYS, RECORD
 from server.ledger import Ledger
-from server.rounds import Federation, RunStopped
+from server.mail import RunStopped
+from server.rounds import Federation
 from sim.engine import InlineGrid
 from sscxr import codecs
 from sscxr.training.pretrain import SiteTraining
@@ -388,7 +389,9 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         monkeypatch.setattr(rounds, "monotonic", lambda: self.now)
-        monkeypatch.setattr(rounds, "sleep", self.sleep)
+        for module in (mail, roster):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now)
+            monkeypatch.setattr(module, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -461,7 +464,7 @@ def test_a_site_that_fails_at_its_hello_stops_nobody_else(
     config = fed.settings("federation.rounds=1", "federation.quorum=0.6", "federation.sites=[anna,bona,cora]")
     fed.federation(Replay(files, replies, {}), config, tmp_path / "out").run()
     outcomes = {row["site"]: row["outcome"] for row in table(tmp_path / "out")}
-    assert outcomes == {"anna": "folded", "bona": "absent", "cora": "folded"}
+    assert outcomes == {"anna": "folded", "bona": "failed", "cora": "folded"}
 
 
 class Changing(InlineGrid):
@@ -481,7 +484,11 @@ def test_a_second_node_under_a_taken_name_is_not_listened_to_until_the_first_has
     running = fed.federation(grid, config, tmp_path / "out")
     state = running.run()
     assert state.roster == ["anna"]
-    assert [(row["site"], row["outcome"]) for row in table(tmp_path / "out")] == [("anna", "folded")] * 2
+    assert [(row["round"], row["outcome"], row["reason"]) for row in table(tmp_path / "out")] == [
+        ("1", "folded", ""),
+        ("1", "refused", "a second node claimed this name; refused"),
+        ("2", "folded", "its state was missing or damaged; it started anew"),
+    ]
     kept = [list((folder / "state").rglob("*.safetensors")) for folder in (one.parent, other.parent)]
     assert [[file.stem for file in files] for files in kept] == [["r00000-a00"], ["r00001-a00"]]
 
@@ -539,14 +546,15 @@ def test_without_quorum_the_run_stops_with_its_state_saved_and_goes_on_to_the_sa
 
 
 @pytest.mark.parametrize(
-    ("share", "roster", "needed"),
+    ("share", "sites", "needed"),
     [(0.75, 8, 6), (0.75, 4, 3), (0.75, 3, 3), (0.1, 3, 1), (1.0, 7, 7), (1 / 3, 3, 1), (0.7, 10, 7)],
 )
-def test_the_quorum_is_the_share_rounded_up(tmp_path: Path, share: float, roster: int, needed: int) -> None:
+def test_the_quorum_is_the_share_rounded_up(tmp_path: Path, share: float, sites: int, needed: int) -> None:
     config = fed.settings(f"federation.quorum={share}")
-    ledger = Ledger(tmp_path, config, resume=False)
-    running = Federation(InlineGrid(client.app, []), config, ledger, fed.start(config), None)  # type: ignore[arg-type]
-    assert running._quorum([f"site-{number}" for number in range(roster)]) == needed
+    ledger, state = Ledger(tmp_path, config, resume=False), fed.start(config)
+    state.roster = [f"site-{number}" for number in range(sites)]
+    running = Federation(InlineGrid(client.app, []), config, ledger, state, None)  # type: ignore[arg-type]
+    assert running.roster.quorum() == needed
 
 
 def test_a_run_with_momentum_goes_on_alike(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""`site.yaml`: what this hospital is called, where its files lie, and what it lets a run do here."""
+
+import os
+import resource
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from string import Template
+from typing import Any, cast
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sscxr import wire
+from sscxr.config import Config
+from sscxr.errors import SscxrError
+from sscxr.join import Join
+
+STAGES = ("pretrain",)
+METRICS = ("held_out_loss", "counts")
+_PATHS = ("cache", "state", "groups", "key", "ca", "join")
+_KEY, _CA = "node-key", "ca.crt"
+
+
+class SiteError(SscxrError):
+    """Something at this site that keeps it from working: a key of `wire.FAILURES`, and a line for the local log."""
+
+    def __init__(self, failure: str, line: str) -> None:
+        super().__init__(line)
+        self.failure = failure
+
+
+@dataclass
+class PrivateTraining:
+    """Differentially private training at the site. Not implemented: anything but its absence is refused."""
+
+    enabled: bool = False
+    clip: float = 1.0
+    noise: float = 0.0
+
+
+@dataclass
+class SiteSettings:
+    """What `site.yaml` says. Relative paths are relative to its folder; `init` writes each with its meaning.
+
+    Attributes:
+        groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
+            sites share one cache through it.
+        key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
+    """
+
+    name: str = MISSING
+    cache: str = MISSING
+    state: str = MISSING
+    groups: str = ""
+    device: str = ""
+    threads: int = 0
+    memory_gb: float = 0.0
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    min_cell: int = 10
+    min_images: int = 0
+    paused: bool = False
+    key: str = ""
+    superlink: str = ""
+    ca: str = ""
+    join: str = ""
+    dp: PrivateTraining = field(default_factory=PrivateTraining)
+
+
+def read_settings(file: Path) -> SiteSettings:
+    """Read a `site.yaml`.
+
+    Raises:
+        SiteError: unreadable, an unknown key, one that is missing, or a value that cannot be used.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.load(file))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise SiteError("settings", f"{file}: no value for {', '.join(missing)}")
+        settings = cast(SiteSettings, OmegaConf.to_object(merged))
+        wire.check_name(settings.name, "site")
+        problem = _problem(settings)
+    except (OSError, OmegaConfBaseException, wire.WireError) as error:
+        raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
+    except SiteError:
+        raise
+    except Exception as error:
+        raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
+    if problem:
+        raise SiteError("settings", f"{file}: {problem}")
+    for name in _PATHS:
+        value = getattr(settings, name)
+        if value:
+            setattr(settings, name, str(file.parent / value))
+    return settings
+
+
+def _problem(settings: SiteSettings) -> str:
+    for key, known in (("stages", STAGES), ("metrics", METRICS)):
+        strange = [name for name in getattr(settings, key) if name not in known]
+        if strange:
+            return f"{key}: {strange[0]!r} is not known; there are: {', '.join(known)}"
+    for key, least in (("threads", 0), ("memory_gb", 0), ("min_cell", 1), ("min_images", 0)):
+        if not getattr(settings, key) >= least:
+            return f"{key}={getattr(settings, key)}: at least {least}"
+    if settings.dp.enabled:
+        return (
+            "dp.enabled=true: differentially private training is not implemented yet; this site takes part "
+            "only with dp.enabled=false"
+        )
+    return ""
+
+
+def check_allowed(settings: SiteSettings, config: Config, stage: str) -> None:
+    """See that this hospital lets the run do what it asks for.
+
+    Raises:
+        SiteError: "paused", or "not allowed" with the setting that forbids it.
+    """
+    if settings.paused:
+        raise SiteError("paused", "this site is paused: paused=true in site.yaml")
+    if stage not in settings.stages:
+        raise SiteError("not allowed", f"the run asks for {stage}, site.yaml allows {settings.stages}")
+    if 0 < settings.threads < config.run.threads:
+        raise SiteError(
+            "not allowed",
+            f"the run asks for run.threads={config.run.threads}, site.yaml allows threads={settings.threads}",
+        )
+
+
+def limit_memory(settings: SiteSettings) -> None:
+    """Hold this process to the site's `memory_gb` of main memory; beyond it an allocation fails."""
+    if settings.memory_gb:
+        bound = int(settings.memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = None) -> Path:
+    """Write a commented `site.yaml`, a node key (P-384) and the server's CA.
+
+    Args:
+        folder: made where it is not there; what is in it already is kept.
+        name: the site's name, as the coordinator registers it.
+        cache: the prepared cache; relative to the folder.
+        join: the coordinator's join file.
+
+    Returns:
+        The settings file.
+
+    Raises:
+        SiteError: a file that is there already.
+        JoinError, WireError: a join file or a name that cannot be used.
+    """
+    wire.check_name(name, "site")
+    invitation = Join.read(join) if join else None
+    file, key = folder / "site.yaml", folder / _KEY
+    for path in (file, key, key.with_suffix(".pub")):
+        if path.exists():
+            raise SiteError("settings", f"{path} is there already; remove it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = ""
+    if invitation and join:
+        written = "join.yaml"
+        if join.resolve() != (folder / written).resolve():
+            (folder / written).write_bytes(join.read_bytes())
+        if invitation.ca:
+            (folder / _CA).write_text(invitation.ca)
+    _write_key(key)
+    values = {
+        "name": name,
+        "cache": cache,
+        "superlink": invitation.superlink if invitation else "",
+        "ca": _CA if invitation and invitation.ca else "",
+        "join": written,
+    }
+    template = Template((Path(__file__).parent / "site.template.yaml").read_text())
+    file.write_text(template.substitute({key: _scalar(value) for key, value in values.items()}))
+    return file
+
+
+def _scalar(value: Any) -> str:
+    return OmegaConf.to_yaml([value]).removeprefix("- ").rstrip("\n")
+
+
+def _write_key(file: Path) -> None:
+    # Imported here: the ClientApp reads settings at every message and makes no keys.
+    from cryptography.hazmat.primitives import serialization as forms
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP384R1())  # the curve that Flower's node authentication asks for
+    private = key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption())
+    public = key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+        handle.write(private)
+    file.with_suffix(".pub").write_bytes(public + b"\n")
+
+
+def known_keys() -> list[str]:
+    """The names of all settings."""
+    return [item.name for item in fields(SiteSettings)]

@@ -1,0 +1,161 @@
+"""Who is there: which node speaks for which site, and why another does not.
+
+A coordinator registers a site's key under the site's name; Flower tells both, and a node registered under one
+name does not speak for another. Where nodes have no registered names, as in a simulation, the first to claim a
+name has it as long as it is connected.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from time import monotonic, sleep
+from typing import Any
+
+from server.fold import SiteFailedError, fields_of
+from server.ledger import State
+from server.mail import Mail, RunStopped
+from sscxr import wire
+from sscxr.config import FederationConfig
+from sscxr.wire import WireError
+
+_LOOK = 0.5  # seconds between looks for new nodes
+_ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
+_HELLO_TIME = 60.0  # seconds a site has to say who it is
+
+
+class Roster:
+    """The sites of a run, and the nodes that speak for them.
+
+    Attributes:
+        intruders: (site, why) of nodes that claimed a site's name and were refused; whoever reads it empties it.
+    """
+
+    def __init__(
+        self,
+        settings: FederationConfig,
+        state: State,
+        mail: Mail,
+        fingerprint: str,
+        task: Callable[[float], wire.Task],
+    ) -> None:
+        """Args: task: the question who is there, with so many seconds to answer."""
+        self._settings, self._state, self._mail, self._task = settings, state, mail, task
+        self._fingerprint = fingerprint
+        self._nodes: dict[str, int] = {}  # site -> node
+        self._known: dict[int, str] = {}  # node -> site, empty where it is of no use now
+        self._failed: dict[str, tuple[str, str]] = {}  # site -> outcome and reason of its not joining
+        self.intruders: list[tuple[str, str]] = []
+
+    def quorum(self) -> int:
+        """How many sites must have replied for a round to count."""
+        return max(1, math.ceil(self._settings.quorum * len(self._expected() or ["?"]) - 1e-9))
+
+    def present(self) -> dict[int, str]:
+        """The roster's sites that are there, by node."""
+        return {self._nodes[site]: site for site in self._state.roster if site in self._nodes}
+
+    def absent(self) -> dict[str, tuple[str, str]]:
+        """The roster's other sites: outcome and reason."""
+        missing = sorted(set(self._state.roster) - set(self.present().values()))
+        return {site: self._failed.get(site, ("absent", "not connected")) for site in missing}
+
+    def gather(self) -> None:
+        """Wait for the roster; without one, take the sites that are there.
+
+        Raises:
+            RunStopped: too few came.
+        """
+        until = monotonic() + self._settings.start_timeout
+        expected = self._expected()
+        again = monotonic() + _ASK_AGAIN
+        while True:
+            self._meet()
+            present = sorted(self._nodes)
+            if expected and set(expected) <= set(present):
+                break
+            if not expected and present and len(self._known) == len(self._mail.nodes()):
+                expected = present
+                break
+            if monotonic() > until:
+                break
+            if monotonic() > again:
+                self._forget_useless()
+                again = monotonic() + _ASK_AGAIN
+            sleep(_LOOK)
+        if len(set(expected) & set(present)) < self.quorum():
+            missing = sorted(set(expected) - set(present))
+            told = [f"{site} ({self._failed[site][1]})" if site in self._failed else site for site in missing]
+            who = f"missing: {', '.join(told[:10])}" if missing else "no site answered"
+            raise RunStopped(
+                f"{len(present)} of {len(expected)} sites came within federation.start_timeout="
+                f"{self._settings.start_timeout:g} s ({who}); start them and resume"
+            )
+        self._state.roster = sorted(expected)
+
+    def meet(self) -> None:
+        """See who has come and gone since the last look; whoever was no use then is asked again."""
+        self._forget_useless()
+        self._meet()
+
+    def _meet(self) -> None:
+        nodes = self._mail.nodes()
+        for node in self._known.keys() - nodes.keys():
+            site = self._known.pop(node)
+            if self._nodes.get(site) == node:
+                del self._nodes[site]
+        new = sorted(nodes.keys() - self._known.keys())
+        for node, reply in self._mail.ask(dict.fromkeys(new, self._task(_HELLO_TIME)), "query", _HELLO_TIME):
+            self._known[node] = self._heard(node, reply, nodes)
+
+    def _heard(self, node: int, reply: Any, nodes: Mapping[int, Any]) -> str:
+        """Take a node's word for who it is, or not; the site that it speaks for, empty for none."""
+        registered = str(nodes[node].name or "")
+        try:
+            hello = wire.from_record(wire.Hello, fields_of(reply))
+            site = wire.check_name(hello.site, "site")
+        except (WireError, SiteFailedError) as error:
+            told = getattr(error, "site", "")
+            site = registered or told
+            if site in self._expected() and site not in self._nodes:
+                self._failed[site] = ("failed", str(error))
+            return ""
+        problem = self._not_its_name(site, node, nodes)
+        if problem:
+            if site in self._expected():
+                self.intruders.append((site, problem))
+            return ""
+        problem = self._other_code(hello.fingerprint)
+        if problem:
+            self._failed[site] = ("refused", problem)
+            return ""
+        if registered:
+            self._state.keys[site] = hashlib.sha256(nodes[node].public_key).hexdigest()
+        self._nodes[site] = node
+        self._failed.pop(site, None)
+        return site
+
+    def _not_its_name(self, site: str, node: int, nodes: Mapping[int, Any]) -> str:
+        registered = str(nodes[node].name or "")
+        if registered and registered != site:
+            return "another site's node claimed this name; refused"
+        if not registered and (self._state.keys or any(info.name for info in nodes.values())):
+            return "a node registered without a name claimed this one; refused (register it with --name)"
+        if site in self._nodes:
+            return "a second node claimed this name; refused"
+        return ""
+
+    def _other_code(self, told: str) -> str:
+        try:
+            theirs = wire.read_fingerprint(told)
+        except WireError as error:
+            return str(error)
+        if theirs == self._fingerprint:
+            return ""
+        return f"its code or recipe is another: {theirs}, the run's is {self._fingerprint}"
+
+    def _forget_useless(self) -> None:
+        # A mended cache, a node whose predecessor has gone.
+        self._known = {node: site for node, site in self._known.items() if site}
+
+    def _expected(self) -> list[str]:
+        return list(self._settings.sites) or self._state.roster

@@ -1,0 +1,91 @@
+"""No call on the Grid waits for ever: a SuperLink that hangs or ends stops the run with its state saved."""
+
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import federation as fed
+import pytest
+from flwr.app import Message
+
+from client import app as client
+from server import app as server
+from server import mail, roster, status
+from server.mail import RunStopped
+from sim.engine import InlineGrid
+
+
+class Remote(InlineGrid):
+    """A Grid whose calls end in time or not at all: `broken` names the call that does not."""
+
+    in_process = False
+    broken = ""
+    error: Exception | None = None
+
+    def _maybe(self, call: str) -> None:
+        if call == self.broken:
+            if self.error:
+                raise self.error
+            threading.Event().wait()
+
+    def get_nodes(self) -> Iterable[Any]:
+        self._maybe("nodes")
+        return super().get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._maybe("push")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._maybe("pull")
+        return list(super().pull_messages(message_ids))
+
+
+@pytest.mark.parametrize("call", ["nodes", "push", "pull"])
+@pytest.mark.parametrize("error", [None, ConnectionError("DOE^JANE")], ids=["hangs", "raises"])
+def test_a_call_that_does_not_return_stops_the_run_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception | None
+) -> None:
+    monkeypatch.setattr(mail, "_PATIENCE", 0.3)
+    monkeypatch.setattr(roster, "_HELLO_TIME", 0.5)
+    config, out = fed.settings("federation.rounds=3", "federation.deadline=0.5"), tmp_path / "out"
+    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna"], images=6))
+    federation = fed.federation(grid, config, out)
+    grid.broken, grid.error = call, error
+    began = monotonic()
+    with pytest.raises(RunStopped, match="resume the run") as stopped:
+        federation.run()
+    assert monotonic() - began < 5
+    assert "DOE" not in str(stopped.value)
+
+
+def test_a_superlink_that_goes_away_between_rounds_costs_no_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mail, "_PATIENCE", 0.3)
+    out, files = tmp_path / "out", fed.make_sites(tmp_path, ["anna", "bona"], images=6)
+    plain = fed.make_sites(tmp_path / "plain", ["anna", "bona"], images=6)
+    text = " ".join([*fed.SMALL, "federation.rounds=3", "federation.deadline=600"])
+    expected = fed.federation(
+        InlineGrid(client.app, plain), fed.settings("federation.rounds=3"), tmp_path / "p"
+    ).run()
+    grid = Remote(client.app, files)
+    committed = server.Federation._commit
+
+    def then_break(self: Any, *args: Any) -> None:
+        committed(self, *args)
+        grid.broken = "nodes" if self.state.round == 2 else ""
+
+    monkeypatch.setattr(server.Federation, "_commit", then_break)
+    config = server.configs.load("smoke", text.split())
+    with pytest.raises(RunStopped, match=r"stopped after round 2 of 3: the SuperLink did not answer"):
+        server.run(grid, config, out, resume=False)
+    assert status.read(out).state == "stopped"
+    assert "did not answer" in status.read(out).reason
+    server.run(InlineGrid(client.app, files), config, out, resume=True)
+    assert status.read(out) == status.Status("finished", 3, 3, "", status.read(out).updated)
+    found = server.Ledger(out, config, resume=True).last()
+    assert found is not None
+    assert all((found.encoder[name] == expected.encoder[name]).all() for name in expected.encoder)
