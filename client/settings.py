@@ -81,7 +81,10 @@ def read_settings(file: Path) -> SiteSettings:
         settings = cast(SiteSettings, OmegaConf.to_object(merged))
         wire.check_name(settings.name, "site")
         problem = _problem(settings)
-    except (OSError, OmegaConfBaseException, wire.WireError) as error:
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise SiteError("settings", f"{file}: {key}{str(error).splitlines()[0]}") from None
+    except (OSError, wire.WireError) as error:
         raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
     except SiteError:
         raise

@@ -77,6 +77,18 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
     )
 
 
+def run_status(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+) -> None:
+    """Say how a run stands. Exit code: 0 finished, 3 running, 1 anything else."""
+    from server import status
+
+    found = status.read(status.folder_of(run))
+    typer.echo(f"{found.line()} ({found.updated})")
+    raise typer.Exit(status.EXIT_CODES.get(found.state, 1))
+
+
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
     app.command()(join)
+    app.command("run-status")(run_status)
