@@ -1,0 +1,208 @@
+"""The site's own images: a sample of the export through the decoder, and the health of the cache.
+
+Large caches are sampled: every check takes seconds, reads through the memory map, and says how many it looked at.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from client.doctor.checks import Check, failed, judged, ok, warning
+from client.settings import SiteSettings
+from client.site import Site
+from sscxr import wire
+from sscxr.config import Config
+from sscxr.data.cache import LABEL_PREFIX, Cache
+from sscxr.errors import SscxrError
+
+FILES = 20  # of an export that are decoded
+LOOKED_AT = 512  # images whose posture is judged
+COMPARED = 50_000  # images that are compared with each other, by one row of pixels first
+_LISTED = 20_000  # files of an export among which the sample is drawn
+_MAX_PIXELS = 50_000_000  # as `sscxr prepare` has it
+# Above this share of the sample, a line is more than the detector's false alarms (docs/posture.md).
+_TURNED_FAILED, _MIRRORED_WARNING = 0.02, 0.05
+
+Rows = npt.NDArray[np.int64]
+
+
+def files(folder: Path) -> Iterator[Check]:
+    """How many of a folder's files decode, and why the others do not, in the decoder's fixed words."""
+    from sscxr.data import pool
+    from sscxr.data.decode import Task
+    from sscxr.data.facts import Refused
+
+    found = list(islice(_walk(folder), _LISTED))
+    sample = [found[place] for place in _evenly(len(found), FILES)]
+    if not sample:
+        yield failed("files", "the folder has none, or cannot be read", "name the folder of the export")
+        return
+    tasks = ((number, Task(file, None, "", 256, _MAX_PIXELS)) for number, file in enumerate(sample))
+    results = [result for _, result in pool.decode(tasks, workers=1)]
+    reasons = Counter(result.kind for result in results if isinstance(result, Refused))
+    good = len(results) - reasons.total()
+    value = f"{good} of a sample of {len(results)} decode"
+    if reasons:
+        value += "; refused: " + ", ".join(f"{count} {kind}" for kind, count in reasons.most_common())
+    advice = "`sscxr prepare` sets such files aside; look at its quarantine.csv before training"
+    yield judged("files", value, fails=not good, warns=bool(reasons), advice=advice)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(place) / name for name in sorted(names))
+
+
+def _evenly(count: int, most: int) -> Rows:
+    """At most `most` of `count` places, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.arange(0)
+
+
+def cache(settings: SiteSettings, config: Config) -> Iterator[Check]:
+    """The cache opens, is large enough, and holds what it should."""
+    try:
+        site = Site(settings)
+        rows = site.usable_rows(config)
+    except SscxrError as error:
+        yield failed("cache", str(error), "see cache in site.yaml")
+        return
+    opened = site.cache
+    held = opened.held_out(config.data.test_share)
+    yield _counts(site, rows, held[rows], config)
+    if opened.size < config.data.cache_size:
+        advice = f"prepare it again with --size {config.data.cache_size}"
+        yield warning(
+            "cache size", f"{opened.size} px, the recipe expects {config.data.cache_size} px", advice
+        )
+    if len(rows):
+        yield from splits(opened, held, rows)
+        yield from contents(opened, held, rows)
+        yield from postures(opened, rows)
+
+
+def _counts(site: Site, rows: Rows, held: npt.NDArray[np.bool_], config: Config) -> Check:
+    opened = site.cache
+    training, out = int((~held).sum()), int(held.sum())
+    value = f"{training} images to train on, {out} held out, {opened.size} px"
+    cell = site.min_cell(config)
+    detail = tuple(tables(opened.index.iloc[rows]))
+    least = max(cell, site.settings.min_images)
+    if training < least:
+        advice = f"at least {least} are needed (min_cell, min_images); prepare more"
+        return Check("cache", "failed", value, advice, detail)
+    if out < cell:
+        advice = f"fewer than min_cell={cell} held out: this site can tell no held-out loss"
+        return Check("cache", "warning", value, advice, detail)
+    return ok("cache", value, detail)
+
+
+def tables(index: pd.DataFrame) -> Iterator[str]:
+    """Counts by view, age band and label, for this terminal alone: nothing is suppressed."""
+    for column, name in (("view", "view"), ("age_band", "age")):
+        counts = Counter(cell or "unknown" for cell in index[column])
+        cells = [cell for cell in wire.COUNT_TABLES[name] if counts[cell]]
+        yield f"{name}: " + ", ".join(f"{cell} {counts[cell]}" for cell in cells)
+    for column in sorted(name for name in index.columns if name.startswith(LABEL_PREFIX)):
+        values = index[column]
+        present, unknown = int((values > 0.5).sum()), int(values.isna().sum())
+        absent = len(values) - present - unknown
+        name = column.removeprefix(LABEL_PREFIX)
+        yield f"{name}: {present} present, {absent} absent, {unknown} unknown"
+
+
+def splits(opened: Cache, held: npt.NDArray[np.bool_], rows: Rows) -> Iterator[Check]:
+    """No patient group is both trained on and held out."""
+    sides = pd.Series(held[rows]).groupby(opened.index["group"].to_numpy()[rows]).nunique()
+    both = int((sides > 1).sum())
+    if both:
+        yield failed(
+            "splits",
+            f"{both} patient groups are both trained on and held out",
+            "the index was changed by hand, or by another program; prepare the cache anew",
+        )
+    else:
+        yield ok("splits", f"{len(sides)} patient groups, none both trained on and held out")
+
+
+def contents(opened: Cache, held: npt.NDArray[np.bool_], rows: Rows) -> Iterator[Check]:
+    """No image is constant, is there twice, or has its like on the other side of the split."""
+    sample = rows[_evenly(len(rows), COMPARED)]
+    constant, alike = _compare(opened.images, sample)
+    twice = sum(len(same) - 1 for same in alike)
+    across = sum(len({bool(held[row]) for row in same}) > 1 for same in alike)
+    looked = f"of {len(sample)} images" + (f" (sampled of {len(rows)})" if len(sample) < len(rows) else "")
+    anew = "prepare the cache anew from the export"
+    if across:
+        value = f"{across} pictures {looked} are both trained on and held out, pixel for pixel"
+        yield failed("duplicates", value, anew)
+    else:
+        yield judged("duplicates", f"{twice} {looked}", fails=False, warns=twice > 0, advice=anew)
+    yield judged("constant", f"{constant} {looked}", fails=False, warns=constant > 0, advice=anew)
+
+
+def _compare(images: npt.NDArray[np.uint8], rows: Rows) -> tuple[int, list[list[int]]]:
+    """How many images are of one grey level, and the lists of those that are equal.
+
+    The middle row is read of each, and the whole image only where that is constant or equal to another's.
+    """
+    middle = images.shape[1] // 2
+    suspects: dict[bytes, list[int]] = {}
+    constant = 0
+    for row in rows:
+        line = images[row, middle]
+        if line.min() == line.max() and images[row].min() == images[row].max():
+            constant += 1
+        else:
+            suspects.setdefault(line.tobytes(), []).append(int(row))
+    alike: dict[bytes, list[int]] = {}
+    for same in suspects.values():
+        if len(same) > 1:
+            for row in same:
+                digest = hashlib.sha256(images[row].tobytes()).digest()
+                alike.setdefault(digest, []).append(row)
+    return constant, [same for same in alike.values() if len(same) > 1]
+
+
+def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
+    """Frontal images lie upright, with bright bone, and mostly unmirrored, in the detector's judgement."""
+    from sscxr.data import posture
+
+    index = opened.index
+    frontal = rows[index["view"].isin(("PA", "AP", "AP supine")).to_numpy()[rows]]
+    sample = frontal[_evenly(len(frontal), LOOKED_AT)]
+    if not len(sample):
+        yield warning(
+            "posture", "no image is known to be frontal: none looked at", "state the views, see docs/data"
+        )
+        return
+    seen = [posture.look(_content(opened, row)) for row in sample]
+    turned = sum(one.rotation != 0 for one in seen)
+    inverted = sum(one.inverted for one in seen)
+    mirrored = sum(one.mirrored for one in seen)
+    wrong = sum(bool(one.problems()) for one in seen)
+    value = (
+        f"{turned} turned, {inverted} inverted, {mirrored} mirrored of {len(seen)} frontal images looked at"
+    )
+    yield judged(
+        "posture",
+        value,
+        fails=wrong > _TURNED_FAILED * len(seen),
+        warns=wrong > 0 or mirrored > _MIRRORED_WARNING * len(seen),
+        advice="look at the cache's sheet.png; put the export right and prepare it anew",
+    )
+
+
+def _content(opened: Cache, row: int) -> npt.NDArray[np.float32]:
+    """float32 [H, W] in 0..1, without the padding."""
+    names = ("top", "left", "content_height", "content_width")
+    top, left, height, width = (int(opened.index[name].to_numpy()[row]) for name in names)
+    image = opened.images[row, top : top + height, left : left + width]
+    return (image if image.size else opened.images[row]).astype(np.float32) / np.float32(255)

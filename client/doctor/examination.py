@@ -1,0 +1,130 @@
+"""Every check in its order: the two files, this machine, the way to the server, the site's images."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from client.doctor import bandwidth, data, fleet, machine, network
+from client.doctor.checks import Check, failed, guarded, warning
+from client.doctor.network import Server
+from client.settings import SiteError, SiteSettings, read_settings
+from sscxr import config as configs
+from sscxr.config import Config, ConfigError
+from sscxr.join import Join, JoinError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to examine.
+
+    Attributes:
+        site: the `site.yaml`; None: the coordinator's machine.
+        join: the join file, in place of the one that `site.yaml` names.
+        out: the coordinator's folder of runs.
+        files: a folder of the site's own files, of which some are decoded.
+        clock: this machine's, seconds since 1970.
+    """
+
+    site: Path | None = None
+    join: Path | None = None
+    out: Path | None = None
+    files: Path | None = None
+    clock: fleet.Clock = time.time
+
+
+def examine(asked: Asked) -> Iterator[Check]:
+    """Every check, as soon as it is done. What rests on a check that failed is left out."""
+    settings = None
+    try:
+        settings = read_settings(asked.site) if asked.site else None
+    except SiteError as error:
+        yield failed("settings", str(error), "correct site.yaml; `sscxr site init` writes one with every key")
+    file = asked.join or (Path(settings.join) if settings and settings.join else None)
+    join, recipe = None, configs.load()
+    try:
+        join = Join.read(file) if file else None
+        recipe = _recipe(join) if join else recipe
+    except JoinError as error:
+        yield failed("join file", str(error), "ask the coordinator for it anew")
+    except ConfigError as error:
+        yield failed("recipe", str(error), "install the coordinator's version of sscxr")
+    if join or not file:
+        yield from machine.settings_and_join(settings, join)
+    yield from _machine(asked, settings, join, recipe)
+    yield from _network(asked, settings, join)
+    if asked.files:
+        yield from guarded("files", data.files, asked.files)
+    if settings:
+        yield from guarded("cache", data.cache, settings, recipe)
+
+
+def _recipe(join: Join) -> Config:
+    """The run's settings as far as the join file tells them."""
+    told = OmegaConf.merge(OmegaConf.create(configs.dumps(configs.load())), OmegaConf.create(join.recipe))
+    return configs.loads(OmegaConf.to_yaml(told))
+
+
+def _machine(
+    asked: Asked, settings: SiteSettings | None, join: Join | None, recipe: Config
+) -> Iterator[Check]:
+    if join:
+        yield from guarded("versions", machine.versions, join)
+        yield from guarded("recipe", machine.recipe, join, recipe)
+    if settings:
+        yield from guarded("device", machine.device, join, settings, recipe)
+        yield from guarded("threads", machine.threads, recipe, settings)
+        yield from guarded("disk", machine.disk, "disk", Path(settings.state), join)
+        yield from guarded("cache disk", machine.cache_disk, settings)
+    if asked.out:
+        yield from guarded("disk", machine.disk, "disk", asked.out, join)
+
+
+def _network(asked: Asked, settings: SiteSettings | None, join: Join | None) -> Iterator[Check]:
+    if settings is None and join is None:
+        return
+    if not (settings and settings.superlink) and join is None:
+        yield warning(
+            "server", "none named: the way to it is not looked at", "give a join file, or set superlink"
+        )
+        return
+    try:
+        server = _server(settings, join)
+    except (OSError, ValueError) as error:
+        yield failed("server", f"{error}", "correct superlink and ca in site.yaml")
+        return
+    yield from guarded("proxy", network.proxy, server)
+    for name, check in (
+        ("host name", network.resolves),
+        ("port", network.listens),
+        ("certificate", network.certificate),
+    ):
+        found = list(guarded(name, check, server))
+        yield from found
+        if any(one.state == "failed" for one in found):
+            return
+    yield from _handshake(asked, settings, server)
+    if join:
+        yield from guarded("bandwidth", bandwidth.bandwidth, server, join)
+
+
+def _handshake(asked: Asked, settings: SiteSettings | None, server: Server) -> Iterator[Check]:
+    key = None
+    if settings and settings.key:
+        key, found = fleet.read_key(Path(settings.key))
+        yield found
+    elif settings:
+        yield warning("key file", "none named", "set key in site.yaml; `sscxr site init` makes one")
+    yield from guarded("node keys", fleet.fleet, server, key, asked.clock)
+
+
+def _server(settings: SiteSettings | None, join: Join | None) -> Server:
+    """Where the SuperNode will connect to: what the site says, or else the join file."""
+    address = (settings.superlink if settings else "") or (join.superlink if join else "")
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"superlink {address!r} is not host:port")
+    ca = Path(settings.ca).read_text() if settings and settings.ca else (join.ca if join else "")
+    return Server(host.strip("[]"), int(port), ca)
