@@ -5,12 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sscxr.errors import SscxrError
-
-
-class CommandError(SscxrError):
-    """A command that cannot be carried out as it was given."""
-
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
@@ -60,7 +54,8 @@ def doctor(
     from client.doctor.examination import Asked, examine
 
     if site is None and join is None:
-        raise CommandError("give a SITE.yaml, or the coordinator's --join FILE")
+        typer.echo("error: give a SITE.yaml, or the coordinator's --join FILE", err=True)
+        raise typer.Exit(2)
     checks = []
     for check in examine(Asked(site, join, out, files)):
         checks.append(check)

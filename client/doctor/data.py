@@ -19,7 +19,7 @@ from client.settings import SiteSettings
 from client.site import Site
 from sscxr import wire
 from sscxr.config import Config
-from sscxr.data.cache import LABEL_PREFIX, Cache
+from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS, Cache
 from sscxr.errors import SscxrError
 
 FILES = 20  # of an export that are decoded
@@ -172,30 +172,34 @@ def _compare(images: npt.NDArray[np.uint8], rows: Rows) -> tuple[int, list[list[
 
 
 def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
-    """Frontal images lie upright, with bright bone, and mostly unmirrored, in the detector's judgement."""
-    from sscxr.data import posture
+    """Frontal images lie upright, with bright bone, and mostly unmirrored, in the detector's judgement.
 
-    index = opened.index
-    frontal = rows[index["view"].isin(("PA", "AP", "AP supine")).to_numpy()[rows]]
+    Where the view is unknown, an image may be a lateral: it counts only beyond the odds that laterals reach.
+    """
+    from sscxr.data import posture
+    from sscxr.data.decode import LATERAL_ODDS
+
+    views = opened.index["view"].to_numpy()
+    frontal = rows[~np.isin(views[rows], LATERAL_VIEWS)]
     sample = frontal[_evenly(len(frontal), LOOKED_AT)]
     if not len(sample):
-        yield warning(
-            "posture", "no image is known to be frontal: none looked at", "state the views, see docs/data"
-        )
+        yield ok("posture", "no frontal images")
         return
-    seen = [posture.look(_content(opened, row)) for row in sample]
-    turned = sum(one.rotation != 0 for one in seen)
-    inverted = sum(one.inverted for one in seen)
-    mirrored = sum(one.mirrored for one in seen)
-    wrong = sum(bool(one.problems()) for one in seen)
+    turned = inverted = mirrored = wrong = 0
+    for row in sample:
+        seen, known = posture.look(_content(opened, row)), bool(views[row])
+        turns = seen.rotation != 0 and (known or seen.rotation_odds > LATERAL_ODDS)
+        inverts = seen.inverted and (known or seen.inversion_odds > LATERAL_ODDS)
+        turned, inverted, wrong = turned + turns, inverted + inverts, wrong + (turns or inverts)
+        mirrored += seen.mirrored and known
     value = (
-        f"{turned} turned, {inverted} inverted, {mirrored} mirrored of {len(seen)} frontal images looked at"
+        f"{turned} turned, {inverted} inverted, {mirrored} mirrored of {len(sample)} frontal images looked at"
     )
     yield judged(
         "posture",
         value,
-        fails=wrong > _TURNED_FAILED * len(seen),
-        warns=wrong > 0 or mirrored > _MIRRORED_WARNING * len(seen),
+        fails=wrong > _TURNED_FAILED * len(sample),
+        warns=wrong > 0 or mirrored > _MIRRORED_WARNING * len(sample),
         advice="look at the cache's sheet.png; put the export right and prepare it anew",
     )
 

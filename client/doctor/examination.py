@@ -1,5 +1,6 @@
 """Every check in its order: the two files, this machine, the way to the server, the site's images."""
 
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -127,4 +128,9 @@ def _server(settings: SiteSettings | None, join: Join | None) -> Server:
     if not colon or not port.isdigit():
         raise ValueError(f"superlink {address!r} is not host:port")
     ca = Path(settings.ca).read_text() if settings and settings.ca else (join.ca if join else "")
-    return Server(host.strip("[]"), int(port), ca)
+    server = Server(host.strip("[]"), int(port), ca)
+    try:
+        server.context()
+    except (ssl.SSLError, ValueError):
+        raise ValueError("the file that ca names is no certificate in PEM") from None
+    return server

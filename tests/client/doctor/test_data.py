@@ -67,9 +67,15 @@ def test_a_mirrored_cache_is_a_warning(tmp_path: Path, upright: Images) -> None:
     assert "0 turned, 0 inverted" in check.value
 
 
-def test_lateral_and_unknown_views_are_not_judged(tmp_path: Path, upright: Images) -> None:
+def test_images_of_unknown_view_are_judged_and_laterals_are_not(tmp_path: Path, upright: Images) -> None:
     turned = np.rot90(upright, axes=(1, 2))
-    assert examined(tmp_path, turned, view="")["posture"].value.startswith("no image is known to be frontal")
+    check = examined(tmp_path / "unknown", turned, view="")["posture"]
+    assert check.state == "failed"
+    assert int(check.value.split()[0]) > 0.9 * COUNT
+    assert examined(tmp_path / "upright", upright, view="")["posture"].state == "ok"
+    views = ["L"] * 5 + ["PA"] * (COUNT - 5)
+    mixed = np.concatenate([turned[:5], upright[5:]])
+    assert examined(tmp_path / "laterals", mixed, view=views)["posture"].state == "ok"
 
 
 def test_a_patient_in_both_splits(tmp_path: Path, upright: Images) -> None:

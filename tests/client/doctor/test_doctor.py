@@ -154,6 +154,21 @@ def test_a_join_file_that_cannot_be_read(hospital: Path, tmp_path: Path) -> None
     assert states(hospital / "site" / "site.yaml", "--join", tmp_path / "join.yaml")["join file"] == "failed"
 
 
+@pytest.mark.parametrize(("text", "said"), [("no PEM", "no certificate in PEM"), (None, "No such file")])
+def test_a_ca_that_is_none(hospital: Path, tmp_path: Path, text: str | None, said: str) -> None:
+    if text:
+        (tmp_path / "ca").write_text(text)
+    site = hospital / "site" / "bad-ca.yaml"
+    site.write_text(
+        (hospital / "site" / "site.yaml").read_text().replace("ca: ca.crt", f"ca: {tmp_path / 'ca'}")
+    )
+    done = run("doctor", site, "--json")
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert found["server"]["state"] == "failed"
+    assert said in found["server"]["value"]
+    assert "certificate" not in found
+
+
 def test_a_site_without_a_server_yet(hospital: Path) -> None:
     text = (hospital / "site" / "site.yaml").read_text()
     site = hospital / "site" / "early.yaml"
@@ -166,7 +181,8 @@ def test_a_site_without_a_server_yet(hospital: Path) -> None:
 
 def test_something_must_be_named() -> None:
     done = run("doctor")
-    assert isinstance(done.exception, commands.CommandError)
+    assert done.exit_code == 2
+    assert "give a SITE.yaml" in done.stderr
 
 
 def test_a_check_that_breaks_is_a_line_without_its_text(
