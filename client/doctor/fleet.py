@@ -164,10 +164,9 @@ def fleet(
                 yield warning("clock", value, "try again; if it stays, tell the coordinator")
                 return
             yield _clock(skew)
-            if (
-                key is not None
-            ):  # signed as of the server's time, so that a wrong clock does not hide the answer
-                yield _registration(key, handshake.ask(skew - 1.0).word)
+            if key is not None:
+                # Signed as of the server's time, so that a wrong clock does not hide the answer.
+                yield _registration(handshake.ask(skew - 1.0).word)
         except httpx.HTTPError as error:
             yield failed(
                 "node keys", f"no answer ({type(error).__name__})", "see that the server runs, and try again"
@@ -198,7 +197,7 @@ def _clock(skew: float) -> Check:
     return judged("clock", value, fails=fails, warns=warns, advice="set this machine's clock by NTP (chrony)")
 
 
-def _registration(key: ec.EllipticCurvePrivateKey, word: str) -> Check:
+def _registration(word: str) -> Check:
     if word == REGISTERED:
         return ok("registration", "the server knows this site's key")
     if word == UNKNOWN_KEY:
