@@ -1,0 +1,288 @@
+"""What a fault costs. Each is brought about in a federation that runs, and the run's folder is read afterwards.
+
+`docs/faults.md` has the table; the seconds in it are what these tests print with `-s`.
+"""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from deployments import NGINX, SETTINGS, SITES, Deployment, wait_until
+from omegaconf import OmegaConf
+from simulations import ROOT, weights
+
+from server import status
+
+pytestmark = pytest.mark.slow
+A, B, C = SITES
+LONG = ("federation.local_epochs=150", "federation.evaluate_every=0", "federation.quorum=0.6")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("faults")
+    with Deployment(folder, behind_nginx=NGINX is not None) as deployment:
+        deployment.start_all(wires=[C])
+        for site in SITES:
+            deployment.wait_for_node(site)
+        yield deployment
+    assert deployment.pids() == []
+
+
+@pytest.fixture
+def small_disk(federation: Deployment) -> Iterator[Path | None]:
+    """The folder of hospital-b's state, on a disk of 16 MB; None where this user may not mount one."""
+    folder = federation.site(B) / "state"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0
+    yield folder if mounted else None
+    if mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "sites.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def came_of(out: Path, round_number: int) -> dict[str, tuple[str, str]]:
+    """Site -> what became of it in a round, and why."""
+    return {
+        row["site"]: (row["outcome"], row["reason"]) for row in rows(out) if row["round"] == str(round_number)
+    }
+
+
+def in_round(out: Path, number: int, limit: float = 240) -> None:
+    """Wait until the server has sent out a round, from 1."""
+
+    def there() -> bool:
+        try:
+            return int(json.loads((out / "checkpoints" / "attempt.json").read_text())["round"]) == number - 1
+        except (OSError, ValueError):
+            return False
+
+    wait_until(there, limit, f"round {number} begins", every=0.05)
+
+
+def working(federation: Deployment, site: str, limit: float = 120) -> int:
+    """The pid of a site's client process, once there is one and it trains."""
+
+    def busy() -> int:
+        for pid in federation.pids(site, "flwr-clientapp"):
+            try:
+                ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(ticks[11]) > 5 * os.sysconf("SC_CLK_TCK"):  # of CPU; starting up takes 3 to 4
+                return pid
+        return 0
+
+    return int(wait_until(busy, limit, f"{site} trains", every=0.1))
+
+
+def after_round(out: Path, number: int, limit: float = 300) -> dict[str, Any]:
+    """Wait until a round is committed, and give its line."""
+
+    def line() -> dict[str, Any] | None:
+        if not (out / "rounds.jsonl").exists():
+            return None
+        lines = [json.loads(text) for text in (out / "rounds.jsonl").read_text().splitlines()]
+        return lines[number - 1] if len(lines) >= number else None
+
+    found: dict[str, Any] = wait_until(line, limit, f"round {number} ends", every=0.2)
+    return found
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full."""
+    with file.open("wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(1 << 12)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+def raising_app(folder: Path) -> Path:
+    """The two apps, but hospital-a's client raises in round 1, past everything that catches."""
+    shutil.copytree(ROOT, folder, ignore=lambda at, names: set(names) - _APP if at == str(ROOT) else _CACHES)
+    text = (folder / "client" / "app.py").read_text()
+    start = '    """Train the encoder that came on this site\'s images; reply with what changed."""\n'
+    assert start in text
+    fault = (
+        f'    if "/{A}/" in str(context.node_config["site"]) and message.content[RECORD]["round"] == 0:\n'
+        '        raise RuntimeError("the words of this exception stay here")\n'
+    )
+    (folder / "client" / "app.py").write_text(text.replace(start, start + fault))
+    return folder
+
+
+_APP = {"client", "server", "pyproject.toml", "LICENSE", "README.md"}
+_CACHES = {"__pycache__", "doctor"}
+
+
+def test_sites_that_raise_fill_their_disk_or_are_late_cost_their_own_round_alone(
+    federation: Deployment, small_disk: Path | None, tmp_path: Path
+) -> None:
+    out = federation.folder / "out-sites"
+    federation.app = raising_app(tmp_path / "app")
+    try:
+        federation.run(out, *LONG, "federation.rounds=4", "federation.deadline=90", "run.name=sites")
+    finally:
+        federation.app = ROOT
+    first = after_round(out, 1)
+    assert came_of(out, 1) == {
+        A: ("failed", "no usable reply (Flower error 2)"),
+        B: ("folded", ""),
+        C: ("folded", ""),
+    }
+
+    in_round(out, 2)
+    if small_disk:
+        fill(small_disk / "filler")
+    second = after_round(out, 2)
+    if small_disk:
+        (small_disk / "filler").unlink()
+        assert came_of(out, 2)[B] == ("failed", "its disk is full")
+    assert came_of(out, 2)[A] == came_of(out, 2)[C] == ("folded", "")
+
+    in_round(out, 3)
+    stopped = working(federation, C)
+    os.kill(stopped, signal.SIGSTOP)
+    third = after_round(out, 3)
+    os.kill(stopped, signal.SIGCONT)
+    assert came_of(out, 3) == {A: ("folded", ""), B: ("folded", ""), C: ("late", "no reply in 90 s")}
+    assert 90 <= third["seconds"] < 120
+
+    ended = federation.wait(out)
+    assert (ended.state, ended.round) == ("finished", 4)
+    # Its late reply counted nowhere, and it went on from the state of round 2, the last that was folded.
+    assert came_of(out, 4) == dict.fromkeys(SITES, ("folded", ""))
+    times = [line["seconds"] for line in (first, second, third)]
+    print("\nseconds of a round: a client raises {}, a disk is full {}, a site is late {}".format(*times))
+
+
+def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_round_at_most(
+    federation: Deployment,
+) -> None:
+    out = federation.folder / "out-kills"
+    federation.run(out, *LONG, "federation.rounds=4", "federation.deadline=180", "run.name=kills")
+    in_round(out, 1)
+    os.kill(working(federation, A), signal.SIGKILL)
+    began = monotonic()
+    after_round(out, 1)
+    client = monotonic() - began
+    assert came_of(out, 1)[A][0] == "failed"
+
+    in_round(out, 2)
+    working(federation, B)
+    federation.kill(B)
+    began = monotonic()
+    federation.start_node(B)
+    federation.wait_for_node(B)
+    back = monotonic() - began
+    after_round(out, 2)
+    node = monotonic() - began
+    assert came_of(out, 2)[B][0] in ("failed", "late")
+    assert came_of(out, 2)[A] == ("folded", "")
+
+    in_round(out, 3)
+    working(federation, C)
+    with federation.wires[C].cut():
+        sleep(20)
+    third = after_round(out, 3)
+    assert came_of(out, 3) == dict.fromkeys(SITES, ("folded", ""))
+
+    ended = federation.wait(out)
+    assert (ended.state, ended.round) == ("finished", 4)
+    assert came_of(out, 4) == dict.fromkeys(SITES, ("folded", ""))
+    print(
+        f"\nclient process killed: round ends {client:.0f} s later; SuperNode killed: {node:.0f} s later, back "
+        f"after {back:.0f} s; network cut for 20 s: round of {third['seconds']} s"
+    )
+
+
+def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_never_was(
+    federation: Deployment, tmp_path: Path
+) -> None:
+    from client.app import app as client
+    from server.app import app as server
+    from sim.engine import run_inline
+
+    settings = (
+        "federation.local_epochs=60",
+        "federation.evaluate_every=0",
+        "federation.rounds=4",
+        "federation.quorum=1",
+    )
+    out, alone = federation.folder / "out-server", tmp_path / "alone"
+    federation.run(out, *settings, "run.name=server")
+    in_round(out, 2)
+    working(federation, A)
+    assert federation.kill("superlink", "flwr-serverapp")
+    assert status.read(out).state == "died"
+
+    began = monotonic()
+    federation.run(out, *settings, "run.name=server", resume=str(out))
+    after_round(out, 2)
+    app = monotonic() - began
+    in_round(out, 3)
+    working(federation, B)
+    federation.kill("superlink")
+    wait_until(
+        lambda: status.read(out).state in ("died", "stopped"), 60, "the ServerApp ends with its SuperLink"
+    )
+    federation.start_superlink()
+    began = monotonic()
+    federation.run(out, *settings, "run.name=server", resume=str(out))
+    after_round(out, 3)
+    link = monotonic() - began
+    ended = federation.wait(out)
+    assert (ended.state, ended.round) == ("finished", 4)
+    print(
+        f"\nServerApp killed: its round is done {app:.0f} s after the resume; SuperLink killed: {link:.0f} s"
+    )
+
+    files = []
+    for file in federation.files():
+        copy = OmegaConf.load(file)
+        copy.cache = str(file.parent / copy.cache)
+        files.append(tmp_path / str(copy.name) / "site.yaml")
+        files[-1].parent.mkdir()
+        files[-1].write_text(OmegaConf.to_yaml(copy))
+    overrides = " ".join([*SETTINGS, *settings, f"federation.sites=[{','.join(SITES)}]", "run.name=alone"])
+    run_inline(server, client, files, {"config": "smoke", "overrides": overrides, "out": str(alone)})
+    assert weights(out) == weights(alone)
+    assert [row["outcome"] for row in rows(out)] == ["folded"] * 12
+
+
+def test_a_run_that_cannot_reach_its_quorum_stops_with_its_state_saved(federation: Deployment) -> None:
+    out = federation.folder / "out-quorum"
+    federation.stop(C)
+    settings = (
+        "federation.quorum=1",
+        "federation.rounds=1",
+        "federation.start_timeout=15",
+        "run.name=quorum",
+    )
+    federation.run(out, *settings)
+    ended = federation.wait(out)
+    assert ended.state == "stopped"
+    assert f"missing: {C}" in ended.reason
+    log = federation.flwr("log", str(federation.listed()[-1]["run-id"]), "lungs", "--show")
+    assert f"missing: {C}" in [line for line in log.splitlines() if line.strip()][-1], log[-2000:]
+    federation.start_node(C, wire=True)
+    federation.wait_for_node(C)
+    federation.run(out, *settings, resume=str(out))
+    assert federation.wait(out).state == "finished"
