@@ -4,11 +4,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import sscxr
@@ -26,6 +25,9 @@ from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
 from sscxr.report import Reconstruction
 from sscxr.training.pretrain import build_encoder, build_objective, set_up, shared_tensors, split_head
+
+if TYPE_CHECKING:  # beside a CPU-only torch, sscxr comes before timm
+    from timm.models.vision_transformer import VisionTransformer
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()
@@ -105,7 +107,7 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State) -> None:
 def _start(config: Config) -> dict[str, Tensor]:
     objective = build_objective(config)
     if config.encoder.start:
-        encoder = cast(VisionTransformer, objective.encoder)
+        encoder = cast("VisionTransformer", objective.encoder)
         missing = encoders.load_start(encoder, Path(config.encoder.start).expanduser())
         if missing:
             log.warning("the start has no %s; they begin at random", ", ".join(missing))
