@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/installed
 
-.PHONY: venv demo test test-all check lint types clean
+.PHONY: venv demo test quick check lint types clean
 
 venv: $(STAMP)
 
@@ -22,8 +22,8 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: venv
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+quick: venv
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: venv
 	$(BIN)/ruff check .

@@ -46,8 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     Raises:
         ConfigError, LedgerError, RunStopped: one line that says why; what was done is saved.
     """
-    if not logging.getLogger().handlers:  # in a process of Flower's own
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _log_to_stderr()
     settings = context.run_config
     overrides = configs.split_overrides(str(settings.get("overrides") or ""))
     resume = str(settings.get("resume") or "")
@@ -59,6 +58,16 @@ def main(grid: Grid, context: Context) -> None:
     if not (resume or settings.get("out")):
         out = status.folder_of(config.run.name)
     run(grid, config, out, resume=bool(resume))
+
+
+def _log_to_stderr() -> None:
+    """Show our own log in a process of Flower's, which shows none; others' stay as they are."""
+    ours = logging.getLogger("sscxr")
+    if not (ours.handlers or logging.getLogger().handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
 
 
 def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
@@ -86,9 +95,9 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
             reason = str(error) if isinstance(error, SscxrError) else type(error).__name__
             ended = status.write(out, kind, done=state.round, rounds=rounds, reason=reason)
             write_report(config, out, stopped=reason)
+            log.error("run %s %s", out, ended.line())
             if isinstance(error, RunStopped):
                 raise RunStopped(ended.line()) from None
-            log.error("run %s %s", out, ended.line())
             raise
         ended = status.write(out, "finished", done=state.round, rounds=rounds)
         log.info("run %s %s", out, ended.line())
