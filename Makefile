@@ -20,10 +20,10 @@ demo: venv
 	$(BIN)/python -m sim.run --clients 8 --out runs/demo
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 quick: venv
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
 
 lint: venv
 	$(BIN)/ruff check .

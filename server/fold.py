@@ -20,6 +20,17 @@ from sscxr.wire import ARRAYS, RECORD, WireError
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
 
 
+# flwr.common.constant.ErrorCode, in words.
+_FLOWER_ERRORS = {
+    1: "its client app could not be loaded",
+    2: "its client app raised an exception",
+    3: "the message expired",
+    4: "the reply expired",
+    5: "its SuperNode went away",
+    8: "its client process ended or hung",
+}
+
+
 class SiteFailedError(RuntimeError):
     """A site said that it failed, or Flower said so for it.
 
@@ -132,7 +143,8 @@ def fields_of(reply: Message) -> dict[str, object]:
     """
     if reply.has_error():
         # The text comes from another machine's exception; it is not repeated.
-        raise SiteFailedError(f"no usable reply (Flower error {reply.error.code})")
+        code = int(reply.error.code)
+        raise SiteFailedError(f"no reply: {_FLOWER_ERRORS.get(code, 'an error')} (Flower error {code})")
     if RECORD not in reply.content.config_records:
         raise WireError(f"a reply without its record {RECORD!r}")
     record: dict[str, object] = dict(reply.content.config_records[RECORD])

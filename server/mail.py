@@ -2,10 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -16,6 +16,9 @@ from sscxr.wire import ARRAYS, RECORD
 
 _POLL = 0.5  # seconds between looks for replies that have not come yet
 _PATIENCE = 120.0  # seconds for a call that moves no large payload
+_LOOK = 30.0  # seconds between looks whether the SuperLink is still there
+_GLANCE = 1.0  # seconds for a reply to come over before others are looked for
+_AT_ONCE = 8  # replies on their way at once; each is in memory
 
 log = logging.getLogger("sscxr.server")
 Answer = TypeVar("Answer")
@@ -63,14 +66,37 @@ class Mail:
                 if identifier:
                     waiting[identifier] = node
                     self.bytes_sent += size
+        pulls: dict[str, _Call] = {}
+        looked = monotonic()
         while waiting and monotonic() < until:
             heard = False
             for identifier in list(waiting):
-                for reply in self._call(partial(self._grid.pull_messages, [identifier]), patience):
+                for reply in self._pulled(identifier, pulls, until):
                     heard = True
                     yield waiting.pop(identifier), reply
+            if monotonic() - looked > _LOOK:
+                self.nodes()  # ends the run where the SuperLink is gone
+                looked = monotonic()
             if waiting and not heard:
                 sleep(_POLL)
+
+    def _pulled(self, identifier: str, pulls: dict[str, "_Call"], until: float) -> Iterable[Message]:
+        """A message's reply, if it is here by now.
+
+        A pull waits for the last byte of a reply that is still being uploaded; so it goes on by itself, and the
+        others are looked for meanwhile, a few at a time.
+        """
+        if getattr(self._grid, "in_process", False):
+            return self._grid.pull_messages([identifier])
+        call = pulls.get(identifier)
+        if call is None:
+            if len(pulls) >= _AT_ONCE:
+                return ()
+            call = pulls[identifier] = _Call(partial(self._grid.pull_messages, [identifier]))
+        if not call.ended(min(_GLANCE, max(0.0, until - monotonic()))):
+            return ()
+        del pulls[identifier]
+        return cast(Iterable[Message], call.answer())
 
     def _call(self, call: Callable[[], Answer], patience: float) -> Answer:
         """Make a call on the Grid, for so long.
@@ -80,29 +106,48 @@ class Mail:
         """
         if getattr(self._grid, "in_process", False):
             return call()  # the simulation trains within its calls, and training is bound to its thread
-        answers: list[Answer] = []
-        errors: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                answers.append(call())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(patience)
-        if answers:
-            return answers[0]
-        if not errors:
+        made = _Call(call)
+        if not made.ended(patience):
             raise RunStopped(
                 f"the SuperLink did not answer within {patience:g} s; start it again, and resume the run"
             )
-        log.error("the SuperLink: %s", errors[0])
+        return cast(Answer, made.answer())
+
+
+class _Call:
+    """A call on the Grid in a thread of its own, which may never return."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._answer: object = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._answer = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def ended(self, limit: float) -> bool:
+        """Whether it has returned, or does so within so many seconds."""
+        self._thread.join(limit)
+        return not self._thread.is_alive()
+
+    def answer(self) -> object:
+        """What it returned.
+
+        Raises:
+            RunStopped: it raised, as where Flower ended the run.
+        """
+        if self._error is None:
+            return self._answer
+        log.error("the SuperLink: %s", self._error)
         raise RunStopped(
-            f"the connection to the SuperLink ended ({type(errors[0]).__name__}); see that it runs, and resume "
+            f"the connection to the SuperLink ended ({type(self._error).__name__}); see that it runs, and resume "
             "the run"
-        ) from None
+        )
 
 
 def record_bytes(record: ArrayRecord) -> int:

@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic, sleep
+from typing import IO
 
 from server.ledger import LedgerError, write_atomically
 
 RUNS = "~/.sscxr/runs"
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
 _FILE, _LOCK = "status.json", "checkpoints/lock"
+_LOOKERS = 1.0  # seconds; one who asks how the run stands has the lock for an instant
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,11 @@ def held(out: Path) -> Iterator[None]:
     file = out / _LOCK
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LedgerError(
-                f"the run in {out} is going on in another process; wait for it, or end it"
-            ) from None
+        until = monotonic() + _LOOKERS
+        while not _locks(handle, fcntl.LOCK_EX):
+            if monotonic() > until:
+                raise LedgerError(f"the run in {out} is going on in another process; wait for it, or end it")
+            sleep(0.05)
         yield
 
 
@@ -95,9 +97,14 @@ def read(out: Path) -> Status:
 def _is_locked(out: Path) -> bool:
     try:
         with (out / _LOCK).open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not _locks(handle, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+
+
+def _locks(handle: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except OSError:
-        return True
-    return False
+        return False
+    return True

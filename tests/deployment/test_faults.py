@@ -22,7 +22,7 @@ from simulations import ROOT, weights
 
 from server import status
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]  # one federation at a time
 A, B, C = SITES
 LONG = ("federation.local_epochs=150", "federation.evaluate_every=0", "federation.quorum=0.6")
 
@@ -158,7 +158,7 @@ def test_sites_that_raise_fill_their_disk_or_are_late_cost_their_own_round_alone
         federation.app = ROOT
     first = after_round(federation, out, 1)
     assert came_of(out, 1) == {
-        A: ("failed", "no usable reply (Flower error 2)"),
+        A: ("failed", "no reply: its client app raised an exception (Flower error 2)"),
         B: ("folded", ""),
         C: ("folded", ""),
     }
@@ -173,10 +173,10 @@ def test_sites_that_raise_fill_their_disk_or_are_late_cost_their_own_round_alone
     assert came_of(out, 2)[A] == came_of(out, 2)[C] == ("folded", "")
 
     in_round(federation, out, 3)
-    stopped = working(federation, C)
-    os.kill(stopped, signal.SIGSTOP)
+    working(federation, C)
+    federation.wires[C].rate = 3000  # bytes a second: its update of some 700 kB takes minutes
     third = after_round(federation, out, 3)
-    os.kill(stopped, signal.SIGCONT)
+    federation.wires[C].rate = 0
     assert came_of(out, 3) == {A: ("folded", ""), B: ("folded", ""), C: ("late", "no reply in 120 s")}
     assert 120 <= third["seconds"] < 150
 
@@ -198,7 +198,7 @@ def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_rou
     began = monotonic()
     after_round(federation, out, 1)
     client = monotonic() - began
-    assert came_of(out, 1)[A][0] == "failed"
+    assert came_of(out, 1)[A] == ("failed", "no reply: its client process ended or hung (Flower error 8)")
 
     in_round(federation, out, 2)
     working(federation, B)

@@ -49,16 +49,43 @@ def test_a_call_that_does_not_return_stops_the_run_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception | None
 ) -> None:
     monkeypatch.setattr(mail, "_PATIENCE", 0.3)
+    monkeypatch.setattr(mail, "_LOOK", 0.3)
     monkeypatch.setattr(roster, "_HELLO_TIME", 0.5)
     config, out = fed.settings("federation.rounds=3", "federation.deadline=0.5"), tmp_path / "out"
     grid = Remote(client.app, fed.make_sites(tmp_path, ["anna"], images=6))
     federation = fed.federation(grid, config, out)
     grid.broken, grid.error = call, error
     began = monotonic()
-    with pytest.raises(RunStopped, match="resume the run") as stopped:
+    with pytest.raises(RunStopped, match="resume") as stopped:
         federation.run()
     assert monotonic() - began < 5
     assert "DOE" not in str(stopped.value)
+
+
+def test_a_reply_that_comes_slowly_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's pull waits for the last byte of a reply that is being uploaded."""
+    monkeypatch.setattr(mail, "_GLANCE", 0.2)
+    config = fed.settings("federation.rounds=1", "federation.deadline=6", "federation.quorum=0.6")
+    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna", "bona", "cora"], images=6))
+    really, lock = grid.pull_messages, threading.Lock()
+
+    def pull(message_ids: Iterable[str]) -> Iterable[Message]:
+        (identifier,) = message_ids
+        with lock:  # the sites of this Grid answer one after another
+            message = grid._waiting.get(identifier)
+        if message and message.metadata.message_type == "train" and message.metadata.dst_node_id == 1:
+            threading.Event().wait()
+        with lock:
+            return really([identifier])
+
+    monkeypatch.setattr(grid, "pull_messages", pull)
+    fed.federation(grid, config, tmp_path / "out").run()
+    rows = (tmp_path / "out" / "sites.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1:2] + row.split(",")[-2:] for row in rows] == [
+        ["anna", "late", "no reply in 6 s"],
+        ["bona", "folded", ""],
+        ["cora", "folded", ""],
+    ]
 
 
 def test_a_superlink_that_goes_away_between_rounds_costs_no_round(
