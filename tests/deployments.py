@@ -21,6 +21,7 @@ from string import Template
 from time import monotonic, sleep
 from typing import Any
 
+import pandas as pd
 from simulations import ROOT, environment
 from wires import Wire
 
@@ -33,6 +34,7 @@ from sscxr.data.prepare import prepare
 
 BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"
+REAL = ROOT.parent / "shared" / "data" / "cxr" / "nih_cxr14_1000" / "manifest.csv"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 NAME = "lungs"
@@ -411,15 +413,31 @@ class Deployment:
         return file
 
     def make_sites(self) -> None:
-        """Draw each hospital's phantoms as DICOM, prepare them, write its `site.yaml` and key."""
+        """Draw each hospital's phantoms as DICOM, prepare them, write its `site.yaml` and key.
+
+        The last hospital has real chest X-rays where there are some beside the project.
+        """
         join = self.invite()
         count = len(self.sites)
         manifests = phantom.write(
             self.folder / "phantoms", images=self.images * count, sites=count, seed=0, size=96
         )
+        if REAL.is_file():
+            manifests[-1] = self._some_real()
         for name, manifest in zip(self.sites, manifests, strict=True):
             prepare([manifest], self.site(name) / "cache", size=80, workers=0, progress=False)
             init(self.site(name), name=name, join=join)
+
+    def _some_real(self) -> Path:
+        """A manifest of as many real images, NIH ChestX-ray14's first."""
+        table = pd.read_csv(REAL, dtype=str, keep_default_na=False)[: self.images]
+        for file in table["file"]:
+            copy = self.folder / "real" / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REAL.parent / file, copy)
+        manifest = self.folder / "real" / "manifest.csv"
+        table.assign(mask="").to_csv(manifest, index=False)
+        return manifest
 
     def start_node(
         self,
