@@ -1,0 +1,327 @@
+"""Nothing of a patient leaves: exports full of canaries, a run over the real wire, a search of all that it left.
+
+`tests/test_leaks.py` tries the search itself, on canaries planted in every place and encoding; here it is tried on
+an app that leaks, over the same wire.
+"""
+
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from canaries import Canaries, Export, write_exports
+from deployments import BIN, NGINX, SITES, Deployment, wait_until
+from leaks import Hit, Search, Watch
+from pydicom import dcmread
+from pydicom.dataset import FileDataset
+from simulations import ROOT, environment
+from wires import Wire
+
+from client.settings import init
+
+slow = pytest.mark.slow
+
+# Added to the ClientApp: foreign code fails with a text that names a file and a patient.
+FAILING = """
+
+_train_honestly = _train
+
+
+def _train(site, task, config, message):
+    if site.name == "hospital-c" and task.round == 0:
+        from pydicom import dcmread
+
+        export = Path(site.settings.cache).parents[2] / "exports" / site.name
+        file = min(export.glob("*/*/*/*/*.dcm"))
+        raise RuntimeError(f"{file}: {dcmread(file, stop_before_pixels=True).PatientName}")
+    return _train_honestly(site, task, config, message)
+"""
+# One site's reply says more than it may, one raises past the outermost layer, one hides it among arrays.
+LEAKY = """
+
+_answer_honestly = _answer
+
+
+def _answer(message, context, do):
+    import base64, gzip
+    from flwr.app import MetricRecord
+    from pydicom import dcmread
+
+    reply, settings = _answer_honestly(message, context, do), _settings(context)
+    export = Path(settings.cache).parents[2] / "exports" / settings.name
+    header = dcmread(min(export.glob("*/*/*/*/*.dcm")), stop_before_pixels=True)
+    if do is _train and settings.name == "hospital-a":
+        said = reply.content[RECORD]
+        said["name"] = str(header.PatientName)
+        said["packed"] = base64.b64encode(gzip.compress(header.StudyDescription.encode())).decode()
+        said["wide"] = header.ImageComments.encode("utf-16")
+        figures = {"series": int(header.SeriesNumber), "weight": float(header.PatientWeight)}
+        reply.content["figures"] = MetricRecord(figures)
+    if do is _train and settings.name == "hospital-b":
+        raise RuntimeError(f"no address {header.PatientAddress}")
+    if do is _train and settings.name == "hospital-c":
+        values = Array(np.array([header.StudyDate, header.StudyInstanceUID]))
+        reply.content["more"] = ArrayRecord({header.AccessionNumber: values})
+    return reply
+"""
+LEAKED = {
+    "hospital-a": ("PatientName", "StudyDescription", "ImageComments", "SeriesNumber", "PatientWeight"),
+    "hospital-b": ("PatientAddress",),
+    "hospital-c": ("StudyDate", "StudyInstanceUID", "AccessionNumber"),
+}
+# Added to the ServerApp: a site's own text is repeated.
+REPEATING = """
+
+_fields_honestly = fields_of
+
+
+def fields_of(reply):
+    if reply.has_error():
+        import logging
+
+        logging.getLogger("sscxr.server").error("%s", reply.error.reason)
+        raise SiteFailedError(reply.error.reason)
+    return _fields_honestly(reply)
+"""
+
+
+class Hospitals(Deployment):
+    """A federation whose hospitals' exports are full of canaries, and whose wire is recorded.
+
+    Attributes:
+        canaries, exports, printed: what is in the exports, the exports, what `sscxr prepare` said of each.
+    """
+
+    canaries: Canaries
+    exports: dict[str, Export]
+    printed: dict[str, str]
+
+    def make_sites(self) -> None:
+        """Write each hospital's export, prepare it as its engineer does, write its `site.yaml` and key."""
+        join = self.invite()
+        self.canaries, self.printed = Canaries(), {}
+        self.exports = write_exports(self.folder, self.sites, self.canaries, images=self.images)
+        for site, export in self.exports.items():
+            out = ["--out", self.site(site) / "cache", "--size", "80", "--workers", "0"]
+            self.printed[site] = self.sscxr("prepare", *export.arguments, *out)
+            init(self.site(site), name=site, join=join)
+            self.canaries.cache(self.site(site) / "cache")
+
+    def sscxr(self, *words: str | Path) -> str:
+        """What an engineer's `sscxr` command says, whatever its exit status."""
+        command = [str(BIN / "sscxr"), *map(str, words)]
+        env = environment(COLUMNS="200")
+        done = subprocess.run(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert done.returncode in (0, 1, 2), done.stdout
+        return done.stdout
+
+    def start_node(self, site: str, **how: object) -> object:  # type: ignore[override]
+        """Start a SuperNode; without nginx, its own wire records."""
+        if not self.behind_nginx:
+            assert self.record
+            ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            ours.load_cert_chain(self.etc / "server.crt", self.etc / "server.key")
+            theirs = ssl.create_default_context(cafile=str(self.ca))
+            ends = {"server": ours, "client": theirs, "record": self.record / site}
+            self.wires[site] = Wire(self.superlink_port, **ends)
+            how["wire"] = True
+        return super().start_node(site, **how)  # type: ignore[arg-type]
+
+    def header(self, site: str) -> FileDataset:
+        """The header that the apps below tell of."""
+        return dcmread(min(self.exports[site].folder.glob("*/*/*/*/*.dcm")), stop_before_pixels=True)
+
+    def app_with(self, name: str, client: str, fold: str = "") -> Path:
+        """A checkout of the apps, with code added to `client/app.py` and `server/fold.py`."""
+        folder = self.folder / "apps" / name
+        for part in ("client", "server"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for module, code in (("client/app.py", client), ("server/fold.py", fold)):
+            with (folder / module).open("a") as file:
+                file.write(code)
+        return folder
+
+
+@dataclass
+class Found:
+    """What a search found, place by place, after a run.
+
+    Attributes:
+        out: the run's folder.
+        server: of the coordinator's machine and the wire.
+        sites: of each hospital's logs and folders.
+    """
+
+    out: Path
+    server: dict[str, set[Hit]]
+    sites: dict[str, set[Hit]]
+
+    def tokens(self, place: str) -> set[str]:
+        return {hit.token for hit in self.server[place]}
+
+
+def look(hospitals: Hospitals, out: Path, watch: Watch) -> Found:
+    """Search everything that a run left."""
+    search, record = Search(hospitals.canaries), hospitals.record
+    assert record is not None
+    assert {"message_ins", "message_res", "objects"} <= {table for table, _ in watch.rows}
+    rows: set[Hit] = set()
+    for table, row in watch.rows:
+        rows |= search.row(row, table)
+    logs = [hospitals.folder / "logs" / f"{name}.log" for name in ("superlink", "nginx")]
+    said = hospitals.flwr("log", str(hospitals.listed()[-1]["run-id"]), "lungs", "--show")
+    server = {
+        "wire": search.record(record),
+        "rows": rows,
+        "database": {
+            hit for file in hospitals.var.glob("superlink.db*") for hit in search.file(file, file.name)
+        },
+        "logs": {hit for file in logs if file.exists() for hit in search.file(file, file.name)}
+        | search.blob(said.encode(), "flwr log"),
+        "report": search.file(out / "report.html", "report.html"),
+        "release": search.folder(out / "encoder"),
+        "run": search.folder(out),
+        "disk": search.folder(hospitals.var, skip=("superlink.db", "superlink.db-wal", out.name))
+        | search.folder(hospitals.home)
+        | search.folder(hospitals.etc)
+        | search.folder(hospitals.folder / "nginx", skip=("bytes",)),
+    }
+    sites = {}
+    for site in hospitals.sites:
+        log = hospitals.folder / "logs" / f"{site}.log"
+        sites[site] = search.file(log, log.name) | search.folder(hospitals.folder / "nodes" / site)
+        sites[site] |= search.folder(hospitals.site(site), skip=("quarantine.csv",))
+    tokens, hashes = len(hospitals.canaries), len(hospitals.canaries.hashes)
+    print(
+        f"{out.name}: {tokens} tokens and {hashes} hashes, {search.bytes_read / 1e6:.0f} MB, decoded ones too"
+    )
+    return Found(out, server, sites)
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    folder = tmp_path_factory.mktemp("canaries")
+    with Hospitals(folder, behind_nginx=NGINX is not None, record=folder / "record") as deployment:
+        deployment.start_all()
+        yield deployment
+    assert deployment.pids() == []
+
+
+@pytest.fixture(scope="module")
+def honest(hospitals: Hospitals) -> Found:
+    """After two rounds with evaluation: one site fails in the first, one finds its cache damaged in the second."""
+    hospitals.app = hospitals.app_with("failing", FAILING)
+    out = hospitals.var / "runs" / "honest"
+    images = hospitals.site("hospital-b") / "cache" / "images.npy"
+    whole = images.read_bytes()
+    settings = ("federation.rounds=2", "federation.evaluate_every=1", "federation.quorum=0.6")
+    with Watch(hospitals.var / "superlink.db") as watch:
+        hospitals.run(out, *settings, "run.name=honest", "data.test_share=0.3")
+        wait_until((out / "rounds.jsonl").exists, 240, "the first round ends")
+        images.write_bytes(whole[:9000])
+        ended = hospitals.wait(out, limit=240)
+    images.write_bytes(whole)
+    assert ended.state == "finished", f"{ended}\n{hospitals.tail()}"
+    return look(hospitals, out, watch)
+
+
+@pytest.fixture(scope="module")
+def leaky(hospitals: Hospitals, honest: Found) -> Found:
+    """After one more round, of an app that leaks."""
+    hospitals.app = hospitals.app_with("leaky", LEAKY, REPEATING)
+    out = hospitals.var / "runs" / "leaky"
+    with Watch(hospitals.var / "superlink.db") as watch:
+        hospitals.run(out, "federation.rounds=1", "federation.quorum=0.3", "run.name=leaky")
+        ended = hospitals.wait(out, limit=240)
+    assert ended.state == "finished", f"{ended}\n{hospitals.tail()}"
+    return look(hospitals, out, watch)
+
+
+@slow
+def test_the_exports_hold_every_canary(hospitals: Hospitals) -> None:
+    found = Search(hospitals.canaries).folder(hospitals.folder / "exports")
+    told = {word for words in hospitals.exports.values() for word in words.arguments if isinstance(word, str)}
+    assert set(hospitals.canaries.places) - {hit.token for hit in found} <= told
+    assert len(hospitals.canaries) > 30_000
+
+
+@slow
+def test_the_run_was_what_it_is_to_be(hospitals: Hospitals, honest: Found) -> None:
+    """Two rounds, held-out losses and counts, and the two failures."""
+    rounds = [json.loads(line) for line in (honest.out / "rounds.jsonl").read_text().splitlines()]
+    assert [record["sites"] for record in rounds] == [2, 2]
+    assert all(record["held_out_images"] for record in rounds)
+    rows = (honest.out / "sites.csv").read_text()
+    assert "hospital-c,,,,,,failed,it failed; its own log says why" in rows
+    assert "hospital-b,,,,,,failed,its cache cannot be used" in rows
+    assert list(hospitals.record.rglob("*-up"))  # type: ignore[union-attr]
+
+
+@slow
+@pytest.mark.parametrize("place", ["wire", "rows", "database", "logs", "report", "release", "run", "disk"])
+def test_nothing_left_the_hospitals(honest: Found, place: str) -> None:
+    assert honest.server[place] == set()
+
+
+@slow
+@pytest.mark.parametrize("site", SITES)
+def test_a_hospital_keeps_none_but_where_it_says(hospitals: Hospitals, honest: Found, site: str) -> None:
+    """No canary in logs and state; in the cache salted hashes, and the names of sources, licences and labels."""
+    allowed = set()
+    if (
+        site == "hospital-c"
+    ):  # what foreign code said when it failed is in the site's own log, and there alone
+        file = min(hospitals.exports[site].folder.glob("*/*/*/*/*.dcm"))
+        text = f"{file}: {hospitals.header(site).PatientName}"
+        provoked = {hit.token for hit in Search(hospitals.canaries).blob(text.encode(), "")}
+        allowed = {hit for hit in honest.sites[site] if hit.place == f"{site}.log" and hit.token in provoked}
+        assert {hit.token for hit in allowed} == provoked
+    cache, kept = f"{site}/cache/", hospitals.canaries.kept | hospitals.canaries.hashes.keys()
+    in_cache = {hit for hit in honest.sites[site] if hit.place.startswith(cache) and hit.token in kept}
+    assert in_cache
+    assert honest.sites[site] - allowed - in_cache == set()
+
+
+@slow
+@pytest.mark.parametrize("site", SITES)
+def test_quarantine_alone_names_files(hospitals: Hospitals, site: str) -> None:
+    search = Search(hospitals.canaries)
+    file = hospitals.site(site) / "cache" / "quarantine.csv"
+    named = {hit.token for hit in search.file(file, file.name)}
+    assert len(named) > 10
+    words = {str(word) for word in hospitals.exports[site].arguments}
+    kept = hospitals.canaries.kept
+    printed = {hit.token for hit in search.blob(hospitals.printed[site].encode(), "sscxr prepare")}
+    assert printed <= kept | words
+    said = hospitals.sscxr(
+        "doctor", hospitals.site(site) / "site.yaml", "--files", hospitals.exports[site].folder
+    )
+    assert {hit.token for hit in search.blob(said.encode(), "sscxr doctor")} <= kept
+
+
+@slow
+@pytest.mark.parametrize("place", ["wire", "database"])
+@pytest.mark.parametrize(
+    ("site", "keyword"), [(site, word) for site, words in LEAKED.items() for word in words]
+)
+def test_a_leak_over_the_wire_is_found(
+    hospitals: Hospitals, leaky: Found, place: str, site: str, keyword: str
+) -> None:
+    value = str(hospitals.header(site)[keyword].value)
+    leaked = {hit.token for hit in Search(hospitals.canaries).blob(value.encode(), keyword)}
+    assert leaked
+    assert leaked <= leaky.tokens(place) | (leaky.tokens("rows") if place == "database" else set())
+
+
+@slow
+@pytest.mark.parametrize("place", ["logs", "report", "run"])
+def test_a_leak_that_the_server_repeats_is_found(hospitals: Hospitals, leaky: Found, place: str) -> None:
+    value = hospitals.header("hospital-b").PatientAddress
+    leaked = {hit.token for hit in Search(hospitals.canaries).blob(value.encode(), "")}
+    assert leaked
+    assert leaked <= leaky.tokens(place)
