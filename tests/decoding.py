@@ -111,7 +111,7 @@ def messages(stream: bytes, role: "type[h11.SERVER] | type[h11.CLIENT]") -> Iter
 def numbers(data: bytes) -> Iterator[int | float]:
     """Numbers of NumPy arrays, above a million, and of a protobuf message and the messages and lists in it."""
     for found in re.finditer(rb"\x93NUMPY", data):
-        with suppress(Exception):
+        with suppress(Exception), np.errstate(all="ignore"):  # what looks like an array may hold any bits
             array = np.lib.format.read_array(io.BytesIO(data[found.start() :]), allow_pickle=False)
             if array.dtype.kind in "iuf":
                 yield from array[array.astype("f8") > 1e6].tolist()  # a model has millions of smaller ones
