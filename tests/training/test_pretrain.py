@@ -1,0 +1,75 @@
+"""What a round trains on, and which tensors leave."""
+
+from pathlib import Path
+
+import federation as fed
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from client import app as client
+from server.app import run
+from sim.engine import InlineGrid
+from sscxr import seeds
+from sscxr.training.pretrain import build_objective, epoch, set_up, shared_tensors, split_head, steps_of_round
+
+
+@pytest.mark.parametrize("images", [1, 7, 8, 61, 500])
+@pytest.mark.parametrize("epochs", [0.1, 0.25, 1 / 3, 0.5, 1, 2, 2.5])
+def test_rounds_follow_each_other_without_a_gap(images: int, epochs: float) -> None:
+    rounds = [steps_of_round(images, 8, epochs, number) for number in range(12)]
+    assert all(rounds), "no round is without a step"
+    per_round = epochs * -(-images // 8)
+    if per_round >= 1:
+        assert [step for steps in rounds for step in steps] == list(range(rounds[-1].stop))
+        assert rounds[-1].stop == int(12 * per_round + 1e-6)
+
+
+def test_four_quarters_of_an_epoch_see_each_image_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sscxr.training import pretrain
+
+    config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=2")
+    site = fed.make_site(tmp_path, "anna", images=20)
+    seen: list[int] = []
+
+    def note(
+        self: pretrain.SiteTraining, images: object, rows: object, site: str, steps: range, source: object
+    ):  # type: ignore[no-untyped-def]
+        for views, batch in real(self, images, rows, site, steps, source):
+            seen.extend(batch)
+            yield views, batch
+
+    real = pretrain.SiteTraining._views
+    monkeypatch.setattr(pretrain.SiteTraining, "_views", note)
+    for number in range(8):
+        fed.ask(config, site, round=number)
+    rows = sorted(set(seen))
+    assert len(rows) == 16
+    assert sorted(seen) == sorted(rows * 2), "two epochs in eight rounds"
+    assert seen[:16] != seen[16:], "each epoch in an order of its own"
+    orders = [
+        np.concatenate(epoch(np.array(rows), 2, seeds.generator("cpu", 0, "order", "anna", number)))
+        for number in (0, 1)
+    ]
+    assert seen == [int(row) for order in orders for row in order]
+
+
+def test_a_shared_head_is_averaged_kept_nowhere_else_and_never_released(tmp_path: Path) -> None:
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=6), tmp_path / "out"
+    config = fed.settings("federation.share_head=true", "federation.rounds=2")
+    run(InlineGrid(client.app, sites), config, out, resume=False)
+    set_up(config)
+    start = split_head(shared_tensors(build_objective(config), config))[1]
+    kept = safetensors.torch.load_file(out / "checkpoints" / "round-00002" / "encoder.safetensors")
+    head = split_head(kept)[1]
+    assert head.keys() == start.keys()
+    assert all(not torch.equal(head[name], start[name]) for name in head)
+    for site in sites:
+        for state in (site.parent / "state").rglob("*.safetensors"):
+            assert not split_head(safetensors.torch.load_file(state))[1]
+    released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
+    assert not split_head(released)[1]
+    assert all(torch.equal(released[name], tensor) for name, tensor in split_head(kept)[0].items())
