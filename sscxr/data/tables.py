@@ -74,6 +74,10 @@ def load(folder: Path) -> Tables:
     return tables
 
 
+# Beside the salt: files that name files, or their content; training needs none of them.
+PRIVATE = ("quarantine.csv", "ledger.jsonl", "removed.json")
+
+
 def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -> None:
     """Write the tables into `folder`; without images there is no index and no summary, so it does not open yet."""
     _write_csv(folder / "quarantine.csv", ("file", "reason"), sorted(tables.quarantine.items()))
@@ -81,6 +85,8 @@ def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -
     with (folder / "ledger.jsonl").open("w") as out:
         out.writelines(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n" for entry in entries)
     (folder / "removed.json").write_text(json.dumps(sorted(tables.removed)) + "\n")
+    for name in PRIVATE:
+        (folder / name).chmod(0o600)
     if not with_images:
         return
     columns = [*INDEX_COLUMNS, *tables.label_columns]

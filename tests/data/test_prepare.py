@@ -23,6 +23,7 @@ from sscxr.data.manifest import ManifestError
 from sscxr.data.pool import WorkerError
 from sscxr.data.pool import decode as decode_in_pool
 from sscxr.data.prepare import PrepareError, prepare
+from sscxr.data.tables import PRIVATE
 
 SALT = bytes(range(32))
 Bytes = npt.NDArray[np.uint8]
@@ -94,7 +95,8 @@ def test_a_mixed_folder(export: Path, tmp_path: Path) -> None:
     assert set(cache.index["source"]) == {"local"}
     assert cache.summary["sources"] == ["local"]
     assert cache.index["group"].nunique() == 7  # two images of P-1
-    assert (cache.folder / "salt").stat().st_mode & 0o777 == 0o600
+    for name in ("salt", *PRIVATE):
+        assert (cache.folder / name).stat().st_mode & 0o777 == 0o600, "not for the user that trains"
     assert Image.open(cache.folder / "sheet.png").size[0] > 100
 
 
