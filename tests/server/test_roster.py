@@ -129,3 +129,26 @@ def test_why_no_site_could_join_is_said(tmp_path: Path) -> None:
     nodes = grid(tmp_path, {1: "bona"}, ["bona"], app=other_code('{"torch": "1.0"}'))
     with pytest.raises(RunStopped, match=r'bona \(its code or recipe is another: \{"torch": "1.0"\}'):
         fed.federation(nodes, config, tmp_path / "out").run()
+
+
+def test_a_hospital_that_pauses_is_missed_for_that_long_and_goes_on_from_what_counted(tmp_path: Path) -> None:
+    config = fed.settings("federation.sites=[anna,bona]", "federation.rounds=4", "federation.quorum=0.5")
+    nodes = grid(tmp_path, {1: "anna", 2: "bona"}, ["anna", "bona"])
+    file = tmp_path / "1" / "site.yaml"
+    going = file.read_text()
+    running = fed.federation(nodes, config, tmp_path / "out")
+    committed = running._commit
+
+    def pause_after_the_first_and_come_back_after_the_third(*args: Any) -> None:
+        committed(*args)
+        file.write_text(going + ("paused: true\n" if running.state.round in (1, 2) else ""))
+
+    running._commit = pause_after_the_first_and_come_back_after_the_third  # type: ignore[method-assign]
+    running.run()
+    bona = [(number, outcome, why) for number, site, outcome, why in rows(tmp_path / "out") if site == "bona"]
+    assert bona == [
+        ("1", "folded", ""),
+        ("2", "failed", "it is paused"),
+        ("3", "failed", "it is paused"),
+        ("4", "folded", ""),  # its state of round 1 was kept, and none is called lost
+    ]
