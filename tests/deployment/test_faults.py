@@ -12,7 +12,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Any
 
 import pytest
@@ -22,7 +22,11 @@ from simulations import ROOT, weights
 
 from server import status
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deployment")]  # one federation at a time
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.xdist_group("deployment"),  # one federation at a time
+]
 A, B, C = SITES
 SHORT = ("federation.local_epochs=5", "federation.evaluate_every=0", "federation.quorum=0.6")
 LONG = (*SHORT, "federation.local_epochs=80")
@@ -90,16 +94,23 @@ def in_round(federation: Deployment, out: Path, number: int, limit: float = 240)
     until(federation, there, limit, f"round {number} begins")
 
 
-def working(federation: Deployment, site: str, cpu: float = 4.5, limit: float = 120) -> int:
-    """The pid of a site's client process, once it has used so many seconds of CPU; starting up takes 3 to 4."""
+def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limit: float = 120) -> int:
+    """The pid of a site's client process of this attempt, once it has used so many seconds of CPU.
+
+    Starting up takes 3 to 4.
+    """
+    second = os.sysconf("SC_CLK_TCK")
 
     def busy() -> int:
+        attempt = time() - (out / "checkpoints" / "attempt.json").stat().st_mtime
+        now = float(Path("/proc/uptime").read_text().split()[0])
         for pid in federation.pids(site, "flwr-clientapp"):
             try:
-                ticks = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                words = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if int(ticks[11]) > cpu * os.sysconf("SC_CLK_TCK"):
+            state, used, began = words[0], int(words[11]) / second, int(words[19]) / second
+            if state != "Z" and used > cpu and now - began < attempt:
                 return pid
         return 0
 
@@ -174,7 +185,7 @@ def test_sites_that_raise_fill_their_disk_or_are_late_cost_their_own_round_alone
     assert came_of(out, 2)[A] == came_of(out, 2)[C] == ("folded", "")
 
     in_round(federation, out, 3)
-    working(federation, C, cpu=0.5)
+    working(federation, out, C, cpu=0.5)
     federation.wires[C].rate = 3000  # bytes a second: its update of some 700 kB takes minutes
     third = after_round(federation, out, 3)
     federation.wires[C].rate = 0
@@ -195,18 +206,17 @@ def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_rou
     out = federation.folder / "out-kills"
     federation.run(out, *LONG, "federation.rounds=4", "federation.deadline=180", "run.name=kills")
     in_round(federation, out, 1)
-    os.kill(working(federation, A), signal.SIGKILL)
+    os.kill(working(federation, out, A), signal.SIGKILL)
     began = monotonic()
     after_round(federation, out, 1)
     client = monotonic() - began
     assert came_of(out, 1)[A] == ("failed", "no reply: its client process ended or hung (Flower error 8)")
 
     in_round(federation, out, 2)
-    working(federation, B)
+    working(federation, out, B)
     federation.kill(B)
     began = monotonic()
-    federation.start_node(B)
-    federation.wait_for_node(B)
+    federation.come_back(B)
     back = monotonic() - began
     after_round(federation, out, 2)
     node = monotonic() - began
@@ -214,7 +224,7 @@ def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_rou
     assert came_of(out, 2)[A] == ("folded", "")
 
     in_round(federation, out, 3)
-    working(federation, C)
+    working(federation, out, C)
     with federation.wires[C].cut():
         sleep(20)
     third = after_round(federation, out, 3)
@@ -245,7 +255,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     out, alone = federation.folder / "out-server", tmp_path / "alone"
     federation.run(out, *settings, "run.name=server")
     in_round(federation, out, 2)
-    working(federation, A)
+    working(federation, out, A)
     assert federation.kill("superlink", "flwr-serverapp")
     assert status.read(out).state == "died"
 
@@ -254,7 +264,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     after_round(federation, out, 2)
     app = monotonic() - began
     in_round(federation, out, 3)
-    working(federation, B)
+    working(federation, out, B)
     federation.kill("superlink")
     wait_until(
         lambda: status.read(out).state in ("died", "stopped"), 60, "the ServerApp ends with its SuperLink"
