@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sscxr.errors import SscxrError
 from sscxr.evaluation.probe import Comparison
 
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
@@ -74,6 +75,26 @@ def render(card: Card, config: Mapping[str, Any]) -> str:
     """
     sections = [_head(card, config), _data(card), _recipe(card), _probes(card), _LIMITS]
     return "\n\n".join(sections) + "\n"
+
+
+def released(text: str, *, version: str, licence: str) -> str:
+    """The card of a run's encoder as that of a release: with its version, licence, and how to check it.
+
+    Raises:
+        SscxrError: a text that is no card of ours.
+    """
+    before, limits, after = text.partition("\n## Limits\n")
+    if not limits:
+        raise SscxrError("the model card has no section 'Limits': it is not the card that the run wrote")
+    section = f"""
+## Release
+
+Version {escape(version)}. Licence of the weights: {escape(licence)}; the images' own are listed above.
+
+`sha256sum -c SHA256SUMS` shows damage. A release that was signed has `SHA256SUMS.sig`, which shows whose it is:
+`sscxr encoder pull FOLDER_OR_URL --key KEY.pub`, with a key that reached you by another way.
+"""
+    return before + section + limits + after
 
 
 def _head(card: Card, config: Mapping[str, Any]) -> str:

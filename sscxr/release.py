@@ -3,6 +3,7 @@
     model.safetensors   the encoder by timm's parameter names, float32
     config.json         timm's local-dir form: architecture, arguments, how to normalise the input
     README.md           the model card
+    SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: what `publish` adds for others
 
 `timm.create_model("local-dir:FOLDER", pretrained=True)` needs nothing of ours. Called on an image it gives the
 mean of the patch tokens after the final norm: the feature that our probes use (GMML does not train the CLS
@@ -15,15 +16,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from torch import nn
 
-from sscxr.card import Card, render
+from sscxr import signing
+from sscxr.card import Card, released, render
 from sscxr.errors import SscxrError
+from sscxr.ranges import PLAIN_NAME
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
 
 
 class ReleaseError(SscxrError):
@@ -85,8 +91,11 @@ def load_encoder(folder: str | Path) -> nn.Module:
 
     Raises:
         ReleaseError: no release there, or one whose weights and config do not belong together.
+        SigningError: there is a SHA256SUMS, and a file is not as it says.
     """
     folder = Path(folder)
+    if (folder / signing.SUMS).is_file():
+        verify(folder)
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(f"{folder} is no released encoder: it has no {' and no '.join(absent)}")
@@ -99,10 +108,153 @@ def load_encoder(folder: str | Path) -> nn.Module:
     return encoder.eval()
 
 
+def publish(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    version: str = "",
+    licence: str = "",
+    key: Ed25519PrivateKey | None = None,
+) -> Path:
+    """Make the release of a finished run: its encoder, with a version, sums and perhaps a signature.
+
+    Args:
+        run: the run's folder; what its ledger and its encoder's folder say has to agree.
+        folder: where to. A release never changes: one that is there may be made again, the same, or signed.
+        version: a plain name; empty: the rounds and the weights' first digits, such as "12-1f0c9a3b".
+        licence: of the weights, in a few words or as SPDX writes it; empty: not stated.
+        key: signs SHA256SUMS.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ReleaseError: a run that is not finished, or another release in `folder`; one line that says which.
+    """
+    run, folder = Path(run), Path(folder)
+    rounds = _check_run(run)
+    version = version or f"{rounds}-{signing.digest(run / 'encoder' / WEIGHTS)[:8]}"
+    if not PLAIN_NAME.fullmatch(version):
+        raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
+    licence = " ".join(licence.split()) or "not stated"
+    fresh = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    config = json.loads((run / "encoder" / CONFIG).read_text(encoding="utf-8"))
+    config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
+    card = (run / "encoder" / CARD).read_text(encoding="utf-8")
+    shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
+    (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
+    sums = signing.sums_of(fresh, FILES)
+    (fresh / signing.SUMS).write_bytes(sums)
+    if key:
+        (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
+    try:
+        load_encoder(fresh)
+        _refuse_another(folder, sums, signed=key is not None)
+    except SscxrError:
+        shutil.rmtree(fresh)
+        raise
+    _replace(folder, fresh)
+    return folder
+
+
 def input_norm(folder: str | Path) -> tuple[float, float]:
     """Mean and standard deviation, in grey levels 0..1, that a released encoder's input is normalised by."""
     config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
     return float(config["mean"][0]), float(config["std"][0])
+
+
+def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> bool:
+    """Check a release against its SHA256SUMS and, with a key, its signature.
+
+    Returns:
+        Whether there is a signature (which says nothing without a key).
+
+    Raises:
+        SigningError: no sums, a wrong byte, or a signature that is absent, or not this key's, where one is given.
+        ReleaseError: weights in another form than safetensors: a pickle, which could run code, is never loaded.
+    """
+    folder = Path(folder)
+    if not (folder / signing.SUMS).is_file():
+        raise ReleaseError(f"{folder} is no release: it has no {signing.SUMS}")
+    sums = (folder / signing.SUMS).read_bytes()
+    file = folder / signing.SIGNATURE
+    signature = file.read_bytes() if file.is_file() else None
+    if key:
+        signing.check_signature(sums, signature, key, str(folder))
+    signing.check(folder, signing.parse_sums(sums, FILES, str(folder / signing.SUMS)))
+    try:
+        with safetensors.safe_open(folder / WEIGHTS, "pt"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise ReleaseError(f"{folder / WEIGHTS} is no safetensors file ({error}); it is refused") from None
+    return signature is not None
+
+
+def facts(folder: str | Path) -> dict[str, Any]:
+    """What a released encoder is, verified first where it has sums: JSON types by name, for a person to read.
+
+    Raises:
+        ReleaseError, SigningError: see `load_encoder`.
+    """
+    folder = Path(folder).resolve()
+    encoder = load_encoder(folder)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    ours = config.get("sscxr", {})
+    mean, std = input_norm(folder)
+    has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
+    return {
+        "version": ours.get("version", "none: not released"),
+        "licence": ours.get("licence", "not stated"),
+        "rounds": ours.get("rounds"),
+        "architecture": config["architecture"],
+        "blocks": len(cast(Any, encoder).blocks),
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "features": config["num_features"],
+        "patch_size": cast(Any, encoder).patch_embed.patch_size[0],
+        "input": "x".join(map(str, config["pretrained_cfg"]["input_size"])),
+        "mean": mean,
+        "std": std,
+        "sha256": signing.digest(folder / WEIGHTS),
+        "sums": "right" if has_sums else "none",
+        "signature": "there" if signed else "none",
+        "folder": str(folder),
+    }
+
+
+def _check_run(run: Path) -> int:
+    """The rounds of a finished run, whose encoder is that of its ledger."""
+    checkpoints = [path for path in run.glob("checkpoints/round-*") if path.name[6:].isdigit()]
+    if not checkpoints:
+        raise ReleaseError(f"{run} is no run's folder: it has no checkpoints")
+    absent = [name for name in FILES if not (run / "encoder" / name).is_file()]
+    if absent:
+        raise ReleaseError(f"the run in {run} is not finished: it has no encoder/{absent[0]}; resume it")
+    if (run / "sites").is_dir() and not (
+        run / "probes.json"
+    ).is_file():  # a simulation, which ends with probes
+        raise ReleaseError(f"the run in {run} is not finished: its probes are not measured; resume it")
+    last = max(checkpoints)
+    trained = safetensors.torch.load_file(last / "encoder.safetensors")
+    weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)
+    if not all(name in trained and torch.equal(trained[name], weights[name]) for name in weights):
+        raise ReleaseError(f"{run / 'encoder'} is not the encoder of {last}; resume the run")
+    return int(last.name.removeprefix("round-"))
+
+
+def _refuse_another(folder: Path, sums: bytes, *, signed: bool) -> None:
+    """A release is not changed once it was made, and nothing else is written over."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    file = folder / signing.SUMS
+    if not file.is_file() or file.read_bytes() != sums:
+        raise ReleaseError(
+            f"{folder} holds something else; a release is never changed: choose another folder"
+        )
+    if not signed and (folder / signing.SIGNATURE).is_file():
+        raise ReleaseError(f"{folder} holds this release, signed; give --key to sign it again")
 
 
 def _state(encoder: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,48 +8,13 @@ import pytest
 import safetensors
 import timm
 import torch
+from releases import NAME, SIZES, a_card, a_run, encoder, key_files, write
 
-from sscxr import card, release
-from sscxr.card import Card, SiteData
-from sscxr.evaluation.probe import Comparison, Probe
-from sscxr.models.encoder import build, model_args
-
-NAME = "vit_tiny_patch16_224"
-SIZES = {"img_size": 32, "patch_size": 8, "in_chans": 1, "depth": 2}
-
-
-def encoder(seed: int = 0) -> torch.nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(NAME, **SIZES, drop_path=0.2)
-
-
-def a_card(**changes: Any) -> Card:
-    probe = Probe("pneumonia", "paediatric", "linear", 0.912, 0.874, 0.945, 500, 300, 120, 60, 7)
-    plain = Probe("pneumonia", "paediatric", "linear", 0.801, 0.742, 0.853, 500, 300, 120, 60, 7)
-    facts: dict[str, Any] = {
-        "name": "demo",
-        "data": [
-            SiteData("north", 1234, 9, ["CC BY 4.0"]),
-            SiteData("idc", 160, 120, ["CC BY-NC-SA 4.0", "CC BY 4.0", "CC BY 4.0"]),
-            SiteData("silent", None),
-        ],
-        "rounds": 12,
-        "settings": "run:\n  name: demo\n",
-        "code_version": "0.1.0",
-        "probes": [Comparison(probe, plain, 0.111, 0.062, 0.160)],
-    }
-    return Card(**(facts | changes))
-
-
-def write(folder: Path, model: torch.nn.Module | None = None, **changes: Any) -> Path:
-    settings: dict[str, Any] = {
-        "architecture": NAME,
-        "model_args": model_args(**SIZES),
-        "mean": 0.5,
-        "std": 0.25,
-    }
-    return release.write_encoder(model or encoder(), folder, card=a_card(), **(settings | changes))
+import sscxr
+from sscxr import card, release, signing
+from sscxr.card import SiteData
+from sscxr.errors import SscxrError
+from sscxr.models.encoder import model_args
 
 
 def test_timm_loads_every_key_and_gives_the_same_features(tmp_path: Path) -> None:
@@ -206,3 +171,93 @@ def test_config_is_timms_form(tmp_path: Path) -> None:
     assert config["num_features"] == 192
     assert config["model_args"]["img_size"] == 32
     assert config["pretrained_cfg"]["crop_pct"] == 1.0
+
+
+def test_a_release_is_versioned_summed_and_signed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    private, public = key_files(tmp_path)
+    key = signing.read_private(private)
+    folder = release.publish(run, tmp_path / "out", version="1.0", licence="CC BY 4.0", key=key)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*release.FILES, signing.SUMS, signing.SIGNATURE]
+    )
+    assert release.verify(folder, signing.read_public(public))
+    assert (folder / release.WEIGHTS).read_bytes() == (run / "encoder" / release.WEIGHTS).read_bytes()
+    assert (folder / release.WEIGHTS).stat().st_mode & 0o044 == 0o044  # a web server is another user
+    text = (folder / release.CARD).read_text()
+    assert "Version 1.0. Licence of the weights: CC BY 4.0;" in text
+    assert text.index("## Probes") < text.index("## Release") < text.index("## Limits")
+    facts = release.facts(folder)
+    assert (facts["version"], facts["rounds"], facts["licence"]) == ("1.0", 12, "CC BY 4.0")
+    assert (facts["blocks"], facts["patch_size"], facts["input"]) == (2, 8, "1x32x32")
+    assert (facts["sums"], facts["signature"]) == ("right", "there")
+    timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_a_release_made_again_is_the_same_and_never_another(tmp_path: Path) -> None:
+    run, out = a_run(tmp_path / "run"), tmp_path / "out"
+    out.mkdir()
+    release.publish(run, out)
+    sums = (out / signing.SUMS).read_bytes()
+    release.publish(run, out)
+    assert (out / signing.SUMS).read_bytes() == sums
+    release.publish(run, out, key=signing.read_private(key_files(tmp_path)[0]))
+    assert (out / signing.SUMS).read_bytes() == sums
+    with pytest.raises(release.ReleaseError, match="signed; give --key"):
+        release.publish(run, out)
+    with pytest.raises(release.ReleaseError, match="never changed"):
+        release.publish(run, out, version="2")
+    with pytest.raises(release.ReleaseError, match="never changed"):
+        release.publish(a_run(tmp_path / "other", seed=1), out)
+    with pytest.raises(release.ReleaseError, match="something else"):
+        release.publish(run, tmp_path / "run")
+    with pytest.raises(release.ReleaseError, match="plain name"):
+        release.publish(run, tmp_path / "new", version="../1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "out",
+        "release.key",
+        "release.pub",
+        "run",
+    ]
+
+
+def test_only_a_finished_run_is_released(tmp_path: Path) -> None:
+    with pytest.raises(release.ReleaseError, match="no run's folder"):
+        release.publish(tmp_path, tmp_path / "out")
+    run = a_run(tmp_path / "run")
+    (run / "sites").mkdir()
+    with pytest.raises(release.ReleaseError, match="probes are not measured"):
+        release.publish(run, tmp_path / "out")
+    (run / "probes.json").write_text("[]")
+    release.publish(run, tmp_path / "out")
+    write(run / "encoder", encoder(3))
+    with pytest.raises(release.ReleaseError, match="not the encoder of"):
+        release.publish(run, tmp_path / "out")
+    (run / "encoder" / release.CONFIG).unlink()
+    with pytest.raises(release.ReleaseError, match="not finished"):
+        release.publish(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", release.FILES)
+def test_one_wrong_byte_is_refused(tmp_path: Path, name: str) -> None:
+    folder = release.publish(a_run(tmp_path / "run"), tmp_path / "out")
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    for look in (release.verify, release.load_encoder, release.facts, sscxr.load_encoder):
+        with pytest.raises(SscxrError, match=f"{name} is not the file"):
+            look(folder)
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    folder = release.publish(a_run(tmp_path / "run"), tmp_path / "out")
+    torch.save(encoder().state_dict(), folder / release.WEIGHTS)
+    (folder / signing.SUMS).write_bytes(signing.sums_of(folder, release.FILES))
+    with pytest.raises(release.ReleaseError, match="no safetensors file"):
+        sscxr.load_encoder(folder)
+
+
+def test_a_card_of_others_is_not_released() -> None:
+    with pytest.raises(SscxrError, match="Limits"):
+        card.released("# a card", version="1", licence="x")

@@ -1,0 +1,214 @@
+"""Files from a static HTTP(S) server, gone on with where the connection broke. What they hold is checked elsewhere.
+
+Proxies and CAs are those of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE), as `requests` reads them.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import requests
+
+from sscxr.errors import SscxrError
+
+Shown = Callable[
+    [str, int, int | None], None
+]  # a file's name, its bytes so far, and in all where that is known
+
+_TRIES = 6  # in a row that bring nothing new
+_PAUSE = 0.5  # seconds after the first of them; doubled each time
+_TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
+_REDIRECTS = 5
+_CHUNK = 1 << 16  # bytes; what a cut connection may lose
+_SCHEMES = ("http", "https")
+_ABSENT = {403, 404, 410}  # HTTP statuses; 403 is what object stores say of a file that is not there
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # those that may be better in a while
+
+
+class FetchError(SscxrError):
+    """A release that cannot be fetched, or is refused: one line that says why."""
+
+
+class TooLargeError(FetchError):
+    """More bytes than are allowed."""
+
+
+class _BrokenError(Exception):
+    """A transfer that ended early and may be gone on with."""
+
+
+_CUT = (
+    _BrokenError,
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+)
+
+
+class Server:
+    """A folder on a static file server."""
+
+    def __init__(self, url: str) -> None:
+        """Note where the folder is; nothing is asked yet.
+
+        Raises:
+            FetchError: no http or https address, or one with a query or a fragment.
+        """
+        parts = _split(url)
+        if parts.scheme not in _SCHEMES or not parts.hostname:
+            raise FetchError(f"{_without_password(url)} is no http or https address")
+        if parts.query or parts.fragment:
+            raise FetchError(f"{_without_password(url)}: give the folder's address, without '?' and '#'")
+        self._url = url.rstrip("/")
+        self._session = requests.Session()
+
+    def __str__(self) -> str:
+        return _without_password(self._url)
+
+    def read(self, name: str, most: int) -> bytes | None:
+        """The first `most` bytes of a small file; None where the server has none.
+
+        Raises:
+            FetchError: no answer, or one that is no file.
+        """
+        for tried in range(_TRIES):
+            try:
+                with closing(self._open(name, 0)) as response:
+                    if response.status_code in _ABSENT:
+                        return None
+                    self._check_status(response, name)
+                    data = b""
+                    for chunk in response.iter_content(_CHUNK):
+                        data += chunk
+                        if len(data) >= most:
+                            break
+                    return data[:most]
+            except _CUT as error:
+                reason = _reason(error)
+                time.sleep(_PAUSE * 2**tried if tried + 1 < _TRIES else 0)
+            except requests.RequestException as error:
+                raise FetchError(f"{self}/{name}: {_reason(error)}") from None
+        raise FetchError(f"{self}/{name}: {reason}; try again later")
+
+    def fetch(self, file: Path, most: int, shown: Shown) -> None:
+        """Download the file of that name behind what is there of it, again whenever the connection breaks.
+
+        Raises:
+            FetchError: more than `most` bytes, not there, or broken off time and again.
+        """
+        fruitless, furthest = 0, size_of(file)
+        while True:
+            try:
+                self._go_on(file, most, shown)
+                return
+            except _CUT as error:
+                reached, reason = size_of(file), _reason(error)
+            except requests.RequestException as error:
+                raise FetchError(f"{self}/{file.name}: {_reason(error)}") from None
+            fruitless = 0 if reached > furthest else fruitless + 1
+            furthest = max(furthest, reached)
+            if fruitless >= _TRIES:
+                raise FetchError(
+                    f"{self}/{file.name}: broken off after {reached} bytes ({reason}); the same command goes on"
+                )
+            time.sleep(_PAUSE * 2 ** max(0, fruitless - 1))
+
+    def _go_on(self, file: Path, most: int, shown: Shown) -> None:
+        start = size_of(file)
+        with closing(self._open(file.name, start)) as response:
+            if response.status_code == 416:  # it has no more than we do
+                file.unlink()
+                raise _BrokenError("the file at the server is shorter than what was fetched")
+            self._check_status(response, file.name)
+            if start and not _continues(response, start):  # it ignores ranges
+                start = 0
+                file.unlink()
+                if response.status_code == 206:
+                    raise _BrokenError("the server sent another part than was asked for")
+            length = response.headers.get("Content-Length", "")
+            total = start + int(length) if length.isdigit() else None
+            refuse_size(file.name, total or 0, most)
+            with file.open("ab", buffering=0) as handle:
+                for chunk in response.iter_content(_CHUNK):
+                    start += len(chunk)
+                    refuse_size(file.name, start, most)
+                    handle.write(chunk)
+                    shown(file.name, start, total)
+
+    def _open(self, name: str, start: int) -> requests.Response:
+        """The answer to a GET of a file from byte `start` on; redirects are followed, but to nothing less safe."""
+        url = f"{self._url}/{name}"
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        for _ in range(_REDIRECTS + 1):
+            try:
+                response = self._session.get(
+                    url, headers=headers, stream=True, allow_redirects=False, timeout=_TIMEOUT
+                )
+            except requests.exceptions.SSLError as error:
+                raise FetchError(
+                    f"{_without_password(url)}: not a trusted server: {_reason(error)}"
+                ) from None
+            if not response.is_redirect:
+                return response
+            response.close()
+            target = urljoin(url, response.headers["Location"])
+            before, after = _split(url).scheme, _split(target).scheme
+            if after not in _SCHEMES or (before, after) == ("https", "http"):
+                raise FetchError(
+                    f"{_without_password(url)}: redirected from {before} to {after or 'nowhere'}, which is refused"
+                )
+            url = target
+        raise FetchError(f"{self}/{name}: redirected more than {_REDIRECTS} times")
+
+    def _check_status(self, response: requests.Response, name: str) -> None:
+        status = f"status {response.status_code}"
+        if response.status_code in _PASSING:
+            raise _BrokenError(status)
+        if response.status_code not in (200, 206):
+            raise FetchError(f"{self}/{name}: {status}, where a file was expected")
+
+
+def is_url(source: str | Path) -> bool:
+    """True of an address, with whatever scheme; False of a path."""
+    return isinstance(source, str) and "://" in source
+
+
+def refuse_size(name: str, size: int, most: int) -> None:
+    """Refuse a file that is, or says it is, larger than it may be."""
+    if size > most:
+        raise TooLargeError(f"{name} has more than the {most:,} bytes that are allowed; it is refused")
+
+
+def size_of(file: Path) -> int:
+    """Its bytes; 0 where it is not there."""
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _continues(response: requests.Response, start: int) -> bool:
+    """Whether an answer is the rest of the file from byte `start` on, as it lies (RFC 9110, 14.4)."""
+    told = response.headers.get("Content-Range", "")
+    encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+    return response.status_code == 206 and told.startswith(f"bytes {start}-") and not encoded
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise FetchError(f"an address that cannot be: {error}") from None
+
+
+def _without_password(url: str) -> str:
+    parts = _split(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost word on what went wrong; the outer ones repeat addresses."""
+    inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+    if isinstance(inner, Exception):
+        return _reason(inner)
+    words = str(error.args[-1] if error.args else "")
+    return " ".join(words.split())[:200] or type(error).__name__

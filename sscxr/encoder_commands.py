@@ -1,0 +1,121 @@
+"""`sscxr release` and `sscxr encoder ...`. Thin: torch is imported when a command runs, not before."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+if TYPE_CHECKING:
+    from sscxr.download import Shown
+
+Encoder = Annotated[
+    str, typer.Argument(metavar="URL|DIR", help="Where the release is: http, https or a folder.")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    encoder = typer.Typer(help="Fetch a released encoder, look at it, export it.", no_args_is_help=True)
+    encoder.command("pull")(pull)
+    encoder.command("info")(info)
+    encoder.command("export")(export)
+    app.command("release")(make)
+    app.add_typer(encoder, name="encoder")
+
+
+def make(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", help="The release's folder; it has to be new, or empty.")
+    ],
+    key: Annotated[Path | None, typer.Option(help="An Ed25519 private key that signs it.")] = None,
+    version: Annotated[str, typer.Option(help="Default: the rounds and the weights' first digits.")] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, such as CC-BY-4.0.")] = "",
+) -> None:
+    """Release a run's encoder: weights, config, model card, SHA256SUMS and, with a key, its signature."""
+    from sscxr import release, signing
+
+    private = signing.read_private(key) if key else None
+    folder = release.publish(run, to, version=version, licence=licence, key=private)
+    typer.echo(
+        f"{folder}: version {release.facts(folder)['version']}{', signed' if private else ', not signed'}"
+    )
+
+
+def pull(
+    source: Encoder,
+    key: PublicKey = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Default: $SSCXR_CACHE, or sscxr in the user's cache folder.")
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Larger weights are refused (MB of 10^6 bytes).")] = 4000,
+) -> None:
+    """Fetch a release into the cache and print its folder there; run again, it goes on where it broke off."""
+    from sscxr import fetch, signing
+
+    public = signing.read_public(key) if key else None
+    with _shown() as shown:
+        folder = fetch.pull(source, key=public, cache=cache, most_bytes=max_mb * 1_000_000, shown=shown)
+    if not public:
+        typer.echo("note: no --key, so the sums show damage, but not whose release it is", err=True)
+    typer.echo(folder)
+
+
+def info(
+    source: Encoder,
+    key: PublicKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
+) -> None:
+    """Say what an encoder is; a release is verified first."""
+    from sscxr import fetch, release, signing
+
+    public = signing.read_public(key) if key else None
+    with _shown() as shown:
+        folder = fetch.located(source, key=public, shown=shown)
+    facts = release.facts(folder)
+    if facts["signature"] == "there" and public:
+        facts["signature"] = "this key's"
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):13} {value}")
+
+
+def export(
+    source: Encoder,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
+    key: PublicKey = None,
+) -> None:
+    """Export an encoder as ONNX, and compare it with PyTorch before the file is there."""
+    from sscxr import fetch, signing
+    from sscxr.export import BOUND, export_onnx
+
+    with _shown() as shown:
+        folder = fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
+    difference = export_onnx(folder, onnx)
+    typer.echo(f"{onnx}: largest difference from PyTorch {difference:.1e} (allowed: {BOUND:.0e})")
+
+
+@contextmanager
+def _shown() -> "Iterator[Shown]":
+    """A progress bar a file, on stderr where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    tasks: dict[str, TaskID] = {}
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        def shown(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name)
+            progress.update(tasks[name], completed=done, total=total)
+
+        yield shown

@@ -1,0 +1,144 @@
+"""SHA256SUMS and its Ed25519 signature: what shows that a release is whole, and whose it is.
+
+Plain forms, so that others' tools can check them without ours: `sha256sum -c SHA256SUMS`, and
+`openssl pkeyutl -verify -rawin` for the signature, which is the 64 bytes of RFC 8032 over SHA256SUMS itself.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sscxr.errors import SscxrError
+
+SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
+MOST_SUMS_BYTES = 4096  # three lines are some 250
+SIGNATURE_BYTES = 64
+
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n]+)")
+
+
+class SigningError(SscxrError):
+    """A file that is not what was released, or a key or signature that cannot be used: one line that says why."""
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sums_of(folder: Path, names: Collection[str]) -> bytes:
+    """The text of SHA256SUMS over the named files of a folder, sorted by name."""
+    return "".join(f"{digest(folder / name)}  {name}\n" for name in sorted(names)).encode()
+
+
+def parse_sums(text: bytes, names: Collection[str], where: str) -> dict[str, str]:
+    """Name -> SHA-256, from the text of SHA256SUMS.
+
+    Args:
+        text: as `sha256sum` writes it.
+        names: exactly these files have to be listed, each once; so no path leads out of a folder.
+        where: what to call the file in an error.
+
+    Raises:
+        SigningError: anything else.
+    """
+    lines = text.decode("ascii", errors="replace").splitlines()
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if len(text) > MOST_SUMS_BYTES or not lines or not all(matches):
+        raise SigningError(f"{where} is no list of SHA-256 sums; is this the address of a release?")
+    pairs = [(match[2], match[1]) for match in matches if match]
+    strange = sorted({name for name, _ in pairs} - set(names))
+    if strange:
+        raise SigningError(f"{where} lists {strange[0][:80]!r}, which is no file of a release; it is refused")
+    if sorted(name for name, _ in pairs) != sorted(names):
+        raise SigningError(f"{where} has to list {', '.join(sorted(names))}, each once; it is refused")
+    return dict(pairs)
+
+
+def check(folder: Path, sums: Mapping[str, str]) -> None:
+    """Compare the files of a folder with their sums.
+
+    Raises:
+        SigningError: one that is absent or not the same.
+    """
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            raise SigningError(f"{folder} has no {name}, which its {SUMS} lists")
+        if digest(folder / name) != expected:
+            raise SigningError(f"{folder / name} is not the file that {SUMS} lists: damaged or altered")
+
+
+def read_private(file: str | Path, password: bytes | None = None) -> Ed25519PrivateKey:
+    """An Ed25519 private key from PEM (PKCS 8, `openssl genpkey`) or OpenSSH's form (`ssh-keygen`).
+
+    Raises:
+        SigningError: another kind of key, one that needs a password, or no key.
+    """
+    data = _read(file)
+    load = (
+        serialization.load_ssh_private_key if b"BEGIN OPENSSH" in data else serialization.load_pem_private_key
+    )
+    try:
+        key = load(data, password)
+    except TypeError:  # both loaders, of a key that is encrypted
+        raise SigningError(f"the key {file} is protected by a password; give one that is not") from None
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SigningError(f"{file} is no Ed25519 private key (PEM or OpenSSH)")
+    return key
+
+
+def read_public(file: str | Path) -> Ed25519PublicKey:
+    """An Ed25519 public key from PEM or OpenSSH's form.
+
+    Raises:
+        SigningError: another kind of key, or none.
+    """
+    data = _read(file)
+    load = (
+        serialization.load_ssh_public_key if data.startswith(b"ssh-") else serialization.load_pem_public_key
+    )
+    try:
+        key = load(data)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise SigningError(f"{file} is no Ed25519 public key (PEM or OpenSSH)")
+    return key
+
+
+def check_signature(sums: bytes, signature: bytes | None, key: Ed25519PublicKey, where: str) -> None:
+    """Check that SHA256SUMS was signed by a key.
+
+    Args:
+        sums: the bytes of SHA256SUMS.
+        signature: [64] bytes; None where there is none.
+        key: whose signature it has to be.
+        where: what to call the release in an error.
+
+    Raises:
+        SigningError: no signature, or another's.
+    """
+    if signature is None:
+        raise SigningError(f"{where} is not signed (no {SIGNATURE}), and a key was given; it is refused")
+    try:
+        key.verify(signature, sums)
+    except InvalidSignature:
+        raise SigningError(
+            f"{where}: {SIGNATURE} is not this key's signature of {SUMS}: altered, or signed by another key"
+        ) from None
+
+
+def _read(file: str | Path) -> bytes:
+    try:
+        with Path(file).open("rb") as handle:
+            return handle.read(1 << 16)
+    except OSError as error:
+        raise SigningError(f"the key {file}: {error.strerror}") from None
