@@ -21,7 +21,7 @@ _TRIES = 6  # in a row that bring nothing new
 _PAUSE = 0.5  # seconds after the first of them; doubled each time
 _TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
 _REDIRECTS = 5
-_CHUNK = 1 << 16  # bytes; what a cut connection may lose
+_CHUNK = 1 << 14  # bytes; what a cut connection may lose
 _SCHEMES = ("http", "https")
 _ABSENT = {403, 404, 410}  # HTTP statuses; 403 is what object stores say of a file that is not there
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # those that may be better in a while
@@ -195,7 +195,9 @@ def _continues(response: requests.Response, start: int) -> bool:
 
 def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(url)
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is none
+        return parts
     except ValueError as error:
         raise FetchError(f"an address that cannot be: {error}") from None
 
