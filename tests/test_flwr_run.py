@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from simulations import ROOT, arguments, environment, left_running, run, small_cache, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]  # its local SuperLink has one fixed port
 BIN = Path(sys.executable).parent
 PORTS = {"FLWR_LOCAL_CONTROL_API_PORT": "39193", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39191"}
 
