@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -51,9 +52,14 @@ class Flower:
         log = self("run", str(ROOT), "--stream", "--federation-config", nodes, "--run-config", given)
         if "Successfully started run" not in log:
             pytest.skip(f"flwr cannot start a local simulation here: {log[-500:]}")
-        listed = self("list", "--format", "json", limit=60)
-        runs = json.loads(listed[listed.index("{") :])["runs"]
-        return max(runs, key=lambda entry: entry["pending-at"])["status"], log
+        status, until = "running", monotonic() + 60
+        while (
+            not status.startswith("finished") and monotonic() < until
+        ):  # the log may end before the run does
+            listed = self("list", "--format", "json", limit=60)
+            runs = json.loads(listed[listed.index("{") :])["runs"]
+            status = max(runs, key=lambda entry: entry["pending-at"])["status"]
+        return status, log
 
 
 @pytest.fixture(scope="module")
