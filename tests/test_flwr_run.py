@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,15 +51,14 @@ class Flower:
         given = " ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
         nodes = "num-supernodes=2 client-resources-num-cpus=1"
         log = self("run", str(ROOT), "--stream", "--federation-config", nodes, "--run-config", given)
-        if "Successfully started run" not in log:
+        started = re.search(r"Successfully started run (\d+)", log)
+        if not started:
             pytest.skip(f"flwr cannot start a local simulation here: {log[-500:]}")
-        status, until = "running", monotonic() + 60
-        while (
-            not status.startswith("finished") and monotonic() < until
-        ):  # the log may end before the run does
+        status, until = "", monotonic() + 60
+        while not status.startswith("finished") and monotonic() < until:  # the log ends before the run does
             listed = self("list", "--format", "json", limit=60)
             runs = json.loads(listed[listed.index("{") :])["runs"]
-            status = max(runs, key=lambda entry: entry["pending-at"])["status"]
+            [status] = (entry["status"] for entry in runs if entry["run-id"] == started[1])
         return status, log
 
 
