@@ -51,8 +51,6 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
     objective = build_objective(config)
     shared = shared_tensors(objective, config)
     federation, encoder = config.federation, cast(VisionTransformer, objective.encoder)
-    whole = configs.as_dict(config)
-    told = {"run": {"threads": config.run.threads}} | {key: whole[key] for key in configs.RECIPE_SECTIONS}
     images = config.pretrain.batch_size * config.pretrain.views
     tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
     activations = images * tokens * encoder.embed_dim * len(encoder.blocks)
@@ -65,7 +63,7 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
         versions={"python": platform.python_version()}
         | {package: metadata.version(package) for package in ("sscxr", "flwr", "torch", "timm")},
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
-        recipe=OmegaConf.to_yaml(OmegaConf.create(told)),
+        recipe=OmegaConf.to_yaml(OmegaConf.create(configs.recipe(config))),
         payload=Payload(
             up_mb=round(codecs.payload_bytes(federation.uplink, shared) / 1e6, 3),
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),

@@ -31,6 +31,7 @@ class ConfigError(SscxrError):
 @dataclass
 class RunConfig:
     name: str = MISSING
+    stage: str = MISSING
     seed: int = MISSING
     threads: int = MISSING
     device: str = MISSING
@@ -97,6 +98,47 @@ class PretrainConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    img_size: int = MISSING
+    epochs: int = MISSING
+    min_steps: int = MISSING
+    patience: int = MISSING
+    val_share: float = MISSING
+    batch_size: int = MISSING
+    frozen: bool = MISSING
+    lr: float = MISSING
+    min_lr: float = MISSING
+    warmup: float = MISSING
+    betas: list[float] = MISSING
+    weight_decay: float = MISSING
+    layer_decay: float = MISSING
+    drop_path: float = MISSING
+    clip: float = MISSING
+    amp: str = MISSING
+    rotate: float = MISSING
+    shift: float = MISSING
+    scale: list[float] = MISSING
+    flip: float = MISSING
+    brightness: float = MISSING
+    contrast: float = MISSING
+
+
+@dataclass
+class ClassifyConfig:
+    labels: list[str] = MISSING
+    per_class: int = MISSING
+    pool: str = MISSING
+    balance: bool = MISSING
+    smoothing: float = MISSING
+    specificity: float = MISSING
+
+
+@dataclass
+class SegmentConfig:
+    feature_size: int = MISSING
+
+
+@dataclass
 class ServerOptimiserConfig:
     name: str = MISSING
     lr: float = MISSING
@@ -151,14 +193,21 @@ class Config:
     augment: AugmentConfig = MISSING
     pretrain: PretrainConfig = MISSING
     gmml: GMMLConfig = MISSING
+    finetune: FinetuneConfig = MISSING
+    classify: ClassifyConfig = MISSING
+    segment: SegmentConfig = MISSING
     federation: FederationConfig = MISSING
     privacy: PrivacyConfig = MISSING
     probe: ProbeConfig = MISSING
     sim: SimConfig = MISSING
 
 
-# What must be the same at every site and at the server for an update to mean the same thing.
-RECIPE_SECTIONS = ("data", "encoder", "augment", "pretrain", "gmml")
+# What must be the same at every site and at the server for an update to mean the same thing, by stage.
+RECIPE_SECTIONS = {
+    "pretrain": ("data", "encoder", "augment", "pretrain", "gmml"),
+    "classify": ("data", "encoder", "finetune", "classify"),
+    "segment": ("data", "encoder", "finetune", "segment"),
+}
 
 
 def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
@@ -228,11 +277,16 @@ def split_overrides(text: str) -> list[str]:
         raise ConfigError(f"overrides {text!r}: {error}; quote each value that has spaces") from None
 
 
+def recipe(config: Config) -> dict[str, Any]:
+    """The settings that have to be alike everywhere, by section."""
+    whole = as_dict(config)
+    run = {name: whole["run"][name] for name in ("stage", "threads")}
+    return {"run": run} | {name: whole[name] for name in RECIPE_SECTIONS[config.run.stage]}
+
+
 def recipe_hash(config: Config) -> str:
     """16 hex digits that agree where the settings of the objective, the model and its input agree."""
-    whole = as_dict(config)
-    recipe = {name: whole[name] for name in RECIPE_SECTIONS} | {"threads": whole["run"]["threads"]}
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def known_keys() -> list[str]:

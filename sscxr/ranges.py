@@ -41,6 +41,30 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "pretrain.weight_decay": (0, 10),
     "pretrain.weight_decay_end": (0, 10),
     "pretrain.clip": (_TINY, 1e9),
+    "finetune.img_size": (0, 4096),
+    "finetune.epochs": (1, 10**5),
+    "finetune.min_steps": (0, 10**7),
+    "finetune.patience": (0, 10**5),
+    "finetune.val_share": (0, 0.5),
+    "finetune.batch_size": (1, 2**16),
+    "finetune.lr": (_TINY, 10),
+    "finetune.min_lr": (0, 10),
+    "finetune.warmup": (0, 0.5),
+    "finetune.betas": (0, 0.999999),
+    "finetune.weight_decay": (0, 10),
+    "finetune.layer_decay": (_TINY, 1),
+    "finetune.drop_path": (0, 0.9),
+    "finetune.clip": (_TINY, 1e9),
+    "finetune.rotate": (0, 45),
+    "finetune.shift": (0, 0.5),
+    "finetune.scale": (0.1, 10),
+    "finetune.flip": (0, 1),
+    "finetune.brightness": (0, 1),
+    "finetune.contrast": (0, 1),
+    "classify.per_class": (0, 10**7),
+    "classify.smoothing": (0, 0.5),
+    "classify.specificity": (0.01, 0.999),
+    "segment.feature_size": (4, 256),
     "gmml.drop_budget": (_TINY, 0.999),
     "gmml.alien_budget": (_TINY, 0.999),
     "gmml.max_block": (_TINY, 1),
@@ -68,15 +92,24 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "sim.phantoms": (1, 10**6),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
+    "run.stage": ("pretrain", "classify", "segment"),
     "pretrain.objective": ("gmml",),
     "pretrain.amp": ("auto", "bf16", "fp32"),
+    "finetune.amp": ("auto", "bf16", "fp32"),
+    "classify.pool": ("mean", "cls"),
     "gmml.kinds": ("noise", "zeros", "alien"),
     "federation.uplink": ("fp32", "fp16", "int8"),
     "federation.downlink": ("fp32", "fp16"),
     "federation.server.name": ("fedavg", "nesterov"),
     "sim.partition": ("natural", "iid", "dirichlet", "quantity"),
 }
-_PAIRS = ("augment.crop_scale", "augment.crop_ratio", "gmml.drop_budget", "gmml.alien_budget")
+_PAIRS = (
+    "augment.crop_scale",
+    "augment.crop_ratio",
+    "finetune.scale",
+    "gmml.drop_budget",
+    "gmml.alien_budget",
+)
 
 
 def problem(config: "Config") -> str:
@@ -128,8 +161,14 @@ def _shapes(config: "Config") -> Iterator[str]:
         yield "gmml.blocks is empty: name the encoder blocks whose outputs are averaged"
     if not gmml.kinds:
         yield "gmml.kinds is empty: name at least one kind of corruption"
-    if len(config.pretrain.betas) != 2:
-        yield f"pretrain.betas={config.pretrain.betas} wants two numbers"
+    for key, betas in (("pretrain", config.pretrain.betas), ("finetune", config.finetune.betas)):
+        if len(betas) != 2:
+            yield f"{key}.betas={betas} wants two numbers"
+    if config.finetune.img_size % encoder.patch_size:
+        yield (
+            f"finetune.img_size={config.finetune.img_size} is not a multiple of "
+            f"encoder.patch_size={encoder.patch_size}"
+        )
 
 
 def _rounds(config: "Config") -> Iterator[str]:

@@ -35,8 +35,7 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
 
 def write_join(file: Path, superlink: SuperLink, **other: Any) -> Path:
     config = configs.load("default", OVERRIDES)
-    whole = configs.as_dict(config)
-    told = {name: whole[name] for name in configs.RECIPE_SECTIONS} | {"run": {"threads": 1}}
+    told = configs.recipe(config) | {"run": {"stage": "pretrain", "threads": 1}}
     values: dict[str, Any] = {
         "federation": "lungs",
         "superlink": superlink.server.address,
