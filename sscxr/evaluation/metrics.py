@@ -1,8 +1,9 @@
-"""AUROC and its uncertainty over patients.
+"""Figures of a binary classifier and their uncertainty over patients.
 
 Images of one patient resemble each other, so the bootstrap draws patient groups, not images: intervals drawn
 over images are too narrow wherever a patient has several. One resample is a row of weights (how often each
-image's patient was drawn), and the AUROC of a thousand resamples is one cumulative sum.
+image's patient was drawn). Cases are sorted by score once, their weights summed where scores tie; every figure
+of a thousand resamples is then a cumulative sum over these steps.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ Bools = npt.NDArray[np.bool_]
 
 # Weights held at once, in numbers: bounds the memory whatever the size of the test set.
 CHUNK = 4_000_000
+THRESHOLD = 0.5  # probability at and above which a case counts as called
+BINS = 15  # of equal width, for the calibration error (Guo et al., arXiv 1706.04599)
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,138 @@ def weighted_auroc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.
         positive: bool [N].
         weights: float or int [R, N], not below 0: how often each case counts.
     """
+    return area(steps(scores, positive, weights))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A sample under many weightings, cases of one score put together.
+
+    Attributes:
+        scores: float [K], the distinct scores, rising.
+        positives, negatives: float [R, K], the weight of each class at each score.
+    """
+
+    scores: Floats
+    positives: Floats
+    negatives: Floats
+
+
+def steps(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike) -> Steps:
+    """Sort and sum a sample; arguments as in `weighted_auroc`."""
     scores, positive = _checked(scores, positive)
-    _, level = np.unique(scores, return_inverse=True)
+    levels, level = np.unique(scores, return_inverse=True)
     order = np.argsort(level, kind="stable")
-    # Cases of one score are one step of the curve: weights are summed between the steps' first cases.
     starts = np.flatnonzero(np.diff(level[order], prepend=-1))
-    sorted_weights = np.asarray(weights, dtype=np.float64)[:, order]
-    of_positives = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)
-    of_negatives = np.add.reduceat(sorted_weights * ~positive[order], starts, axis=1)
-    below = np.cumsum(of_negatives, axis=1) - of_negatives / 2
-    pairs = of_positives.sum(axis=1) * of_negatives.sum(axis=1)
-    won = (of_positives * below).sum(axis=1)
-    areas: Floats = np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
-    return areas
+    in_order = np.asarray(weights, dtype=np.float64)[:, order]
+    positives = np.add.reduceat(in_order * positive[order], starts, axis=1)
+    negatives = np.add.reduceat(in_order * ~positive[order], starts, axis=1)
+    return Steps(levels, positives, negatives)
+
+
+def area(sample: Steps) -> Floats:
+    """Area under the ROC curve, ties counting half: float [R]; NaN where a class is absent."""
+    below = np.cumsum(sample.negatives, axis=1) - sample.negatives / 2
+    pairs = sample.positives.sum(axis=1) * sample.negatives.sum(axis=1)
+    return _shares((sample.positives * below).sum(axis=1), pairs)
+
+
+def average_precision(sample: Steps) -> Floats:
+    """Area under the precision-recall curve by steps, not interpolated: float [R]; NaN where a class is absent.
+
+    The mean over the positives of the precision at each one's score (scikit-learn's definition). A classifier
+    that knows nothing has the share of positives, not a half.
+    """
+    found, called = _from_above(sample.positives), _from_above(sample.positives + sample.negatives)
+    precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
+    value = _shares((sample.positives * precision).sum(axis=1), found[:, 0])
+    return np.where(sample.negatives.sum(axis=1) > 0, value, np.nan)
+
+
+def accuracy(sample: Steps, threshold: float = THRESHOLD) -> Floats:
+    """Share of cases called rightly, those of at least `threshold` being called: float [R]."""
+    called = sample.scores >= threshold
+    right = sample.positives[:, called].sum(axis=1) + sample.negatives[:, ~called].sum(axis=1)
+    return _shares(right, sample.positives.sum(axis=1) + sample.negatives.sum(axis=1))
+
+
+def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, Floats]:
+    """Where a wanted specificity is just reached: the point of the ROC curve of the best sensitivity there.
+
+    It is chosen on the very cases that it is measured on, in every resample anew, as a point of the curve is.
+
+    Args:
+        sample: the cases.
+        specificity: at least so much, 0 .. 1.
+
+    Returns:
+        sensitivity, specificity, threshold (cases of at least this score are called; infinite where none may
+        be): three float [R], NaN where a class is absent.
+    """
+    none = np.zeros((len(sample.positives), 1))
+    found = np.hstack([_from_above(sample.positives), none])  # [R, K + 1]; the last step calls nobody
+    spared = np.hstack([none, np.cumsum(sample.negatives, axis=1)])
+    total = np.broadcast_to(spared[:, -1:], spared.shape)
+    reached = _shares(spared, total) >= specificity
+    first = reached.argmax(axis=1)[:, None]
+    sensitivity = _shares(np.take_along_axis(found, first, axis=1)[:, 0], found[:, 0])
+    achieved = _shares(np.take_along_axis(spared, first, axis=1)[:, 0], spared[:, -1])
+    threshold = np.append(sample.scores, np.inf)[first[:, 0]]
+    absent = np.isnan(sensitivity) | np.isnan(achieved)
+    return tuple(np.where(absent, np.nan, one) for one in (sensitivity, achieved, threshold))  # type: ignore[return-value]
+
+
+def calibration_error(sample: Steps, bins: int = BINS) -> Floats:
+    """Expected calibration error: float [R], 0 .. 1.
+
+    Cases fall into bins of equal width by the probability of being positive; the error is the mean over cases
+    of the distance, in the case's bin, between the mean probability and the share of positives (Naeini et al.,
+    AAAI 2015; Guo et al., arXiv 1706.04599, take the probability of the likelier class instead). Few cases
+    make it too large: a perfectly calibrated sample has an error above 0, and its resamples a larger one.
+    """
+    total = sample.positives + sample.negatives
+    starts = np.flatnonzero(np.diff(_bin(sample.scores, bins), prepend=-1))
+    gaps = np.add.reduceat(sample.positives - total * sample.scores, starts, axis=1)
+    return _shares(np.abs(gaps).sum(axis=1), total.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Cases whose probability lies in `low` .. `high` (the last bin holds 1 as well).
+
+    Attributes:
+        low, high: the bin's ends.
+        n: cases.
+        mean: their mean probability; NaN where there is none.
+        observed: their share of positives; NaN likewise.
+    """
+
+    low: float
+    high: float
+    n: int
+    mean: float
+    observed: float
+
+
+def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike, bins: int = BINS) -> list[Bin]:
+    """The reliability curve: what the calibration error sums up.
+
+    Args:
+        probabilities: float [N], 0 .. 1.
+        positive: bool [N].
+        bins: of equal width.
+    """
+    probabilities, positive = _checked(probabilities, positive)
+    place = _bin(probabilities, bins)
+    n, summed, found = (
+        np.bincount(place, weights, minlength=bins) for weights in (None, probabilities, positive)
+    )
+    means, observed = _shares(summed, n), _shares(found, n)
+    edges = np.linspace(0, 1, bins + 1)
+    return [
+        Bin(float(edges[b]), float(edges[b + 1]), int(n[b]), float(means[b]), float(observed[b]))
+        for b in range(bins)
+    ]
 
 
 def bootstrap(
@@ -91,8 +213,8 @@ def bootstrap(
         level: coverage aimed at, 0 .. 1.
     """
     scores, positive = _checked(scores, positive)
-    drawn = [weighted_auroc(scores, positive, weights) for weights in _resampled(groups, resamples, seed)]
-    return _percentiles(auroc(scores, positive), np.concatenate(drawn), level)
+    drawn = [weighted_auroc(scores, positive, weights) for weights in resampled(groups, resamples, seed)]
+    return interval(auroc(scores, positive), np.concatenate(drawn), level)
 
 
 def bootstrap_difference(
@@ -114,12 +236,12 @@ def bootstrap_difference(
     baseline, _ = _checked(baseline, positive)
     drawn = [
         weighted_auroc(scores, positive, weights) - weighted_auroc(baseline, positive, weights)
-        for weights in _resampled(groups, resamples, seed)
+        for weights in resampled(groups, resamples, seed)
     ]
-    return _percentiles(auroc(scores, positive) - auroc(baseline, positive), np.concatenate(drawn), level)
+    return interval(auroc(scores, positive) - auroc(baseline, positive), np.concatenate(drawn), level)
 
 
-def _resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     """Chunks [R', N] of weights: how often each image's group was drawn, groups with replacement."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} is below 1")
@@ -133,12 +255,31 @@ def _resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt
         yield counts[:, codes]
 
 
-def _percentiles(value: float, drawn: Floats, level: float) -> Interval:
+def interval(value: float, drawn: Floats, level: float = 0.95) -> Interval:
+    """A figure with the percentile interval of its resamples [R]; those without a figure (NaN) are left out."""
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Interval(value, np.nan, np.nan)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def _from_above(weights: Floats) -> Floats:
+    """[R, K], the weight at and above each score."""
+    summed: Floats = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
+    return summed
+
+
+def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
+    """part / whole, NaN where whole is 0."""
+    shares: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+    return shares
+
+
+def _bin(probabilities: Floats, bins: int) -> npt.NDArray[np.int64]:
+    """int64 [N], the bin of each probability; a bin holds its lower end, the last one its upper end too."""
+    edges = np.linspace(0, 1, bins + 1)
+    return np.clip(np.searchsorted(edges, probabilities, side="right") - 1, 0, bins - 1)
 
 
 def _checked(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[Floats, Bools]:

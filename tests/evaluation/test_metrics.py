@@ -1,8 +1,13 @@
-"""AUROC equals sklearn's; its bootstrap over patients is reproducible, honest and no narrower than it should be."""
+"""Figures equal sklearn's and torchmetrics'; the bootstrap over patients is reproducible and as wide as it says."""
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    binary_sensitivity_at_specificity,
+)
 
 from sscxr.evaluation import metrics
 
@@ -97,3 +102,94 @@ def test_paired_difference_is_narrower_than_the_two_intervals() -> None:
 def test_bad_input_is_said(scores: list[float], positive: list[bool], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         metrics.auroc(scores, positive)
+
+
+def tied(seed: int, levels: int, count: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities with ties that tell something of the class; weights of five resamples."""
+    rng = np.random.default_rng(seed)
+    positive = rng.random(count) < 0.3
+    probabilities = np.clip(rng.integers(0, levels + 1, count) / levels * 0.7 + 0.3 * positive, 0, 1)
+    return probabilities, positive, rng.integers(0, 4, (5, count))
+
+
+def repeated(seed: int, levels: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same resamples written out: each case as often as its weight says."""
+    probabilities, positive, weights = tied(seed, levels)
+    return [(np.repeat(probabilities, row), np.repeat(positive, row)) for row in weights]
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+def test_average_precision_is_sklearns(levels: int) -> None:
+    found = metrics.average_precision(metrics.steps(*tied(0, levels)))
+    expected = [average_precision_score(truth, scores) for scores, truth in repeated(0, levels)]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+def test_accuracy_is_the_share_called_rightly(levels: int) -> None:
+    found = metrics.accuracy(metrics.steps(*tied(1, levels)))
+    expected = [((scores >= 0.5) == truth).mean() for scores, truth in repeated(1, levels)]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("specificity", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("levels", [2, 7, 1000])
+def test_sensitivity_at_a_specificity_is_torchmetrics(levels: int, specificity: float) -> None:
+    sensitivity, achieved, threshold = metrics.operating_point(metrics.steps(*tied(2, levels)), specificity)
+    assert (achieved >= specificity).all()
+    for number, (scores, truth) in enumerate(repeated(2, levels)):
+        expected, _ = binary_sensitivity_at_specificity(
+            torch.tensor(scores), torch.tensor(truth).long(), min_specificity=specificity
+        )
+        assert sensitivity[number] == pytest.approx(float(expected), abs=1e-6)
+        called = scores >= threshold[number]
+        assert called[truth].mean() == pytest.approx(sensitivity[number], abs=1e-12)
+        assert (~called[~truth]).mean() == pytest.approx(achieved[number], abs=1e-12)
+
+
+def test_no_threshold_may_reach_a_specificity() -> None:
+    point = metrics.operating_point(metrics.steps([0.2, 0.9, 0.9], [True, False, True], np.ones((1, 3))), 1.0)
+    assert [float(one[0]) for one in point] == [0.0, 1.0, np.inf]
+
+
+@pytest.mark.parametrize("levels", [7, 1000])
+def test_calibration_error_is_torchmetrics(levels: int) -> None:
+    found = metrics.calibration_error(metrics.steps(*tied(3, levels)))
+    for number, (scores, truth) in enumerate(repeated(3, levels)):
+        # torchmetrics gives a probability of exactly 1 a bin of its own.
+        inside = np.minimum(scores, 1 - 1e-6)
+        expected = binary_calibration_error(torch.tensor(inside), torch.tensor(truth).long(), n_bins=15)
+        assert found[number] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_calibration_error_of_known_samples() -> None:
+    def error(probabilities: list[float], positive: list[bool]) -> float:
+        return float(metrics.calibration_error(metrics.steps(probabilities, positive, np.ones((1, 4))))[0])
+
+    assert error([0.0, 0.0, 1.0, 1.0], [False, False, True, True]) == 0
+    assert error([1.0, 1.0, 0.0, 0.0], [False, False, True, True]) == 1
+    assert error([0.5] * 4, [False, False, True, True]) == 0
+    assert error([0.9] * 4, [False, False, True, True]) == pytest.approx(0.4)
+
+
+def test_reliability_adds_up_to_the_calibration_error() -> None:
+    probabilities, positive, _ = tied(4, 1000)
+    bins = metrics.reliability(probabilities, positive)
+    assert (len(bins), sum(one.n for one in bins)) == (15, len(positive))
+    filled = [one for one in bins if one.n]
+    assert all(one.low <= one.mean <= one.high for one in filled)
+    assert all(np.isnan([one.mean, one.observed]).all() for one in bins if not one.n)
+    error = sum(one.n * abs(one.mean - one.observed) for one in filled) / len(positive)
+    sample = metrics.steps(probabilities, positive, np.ones((1, len(positive))))
+    assert metrics.calibration_error(sample)[0] == pytest.approx(error)
+
+
+def test_an_absent_class_has_no_figure_but_those_of_all_cases() -> None:
+    sample = metrics.steps([0.2, 0.7, 0.9], [True, True, True], np.ones((1, 3)))
+    assert np.isnan(metrics.area(sample)).all()
+    assert np.isnan(metrics.average_precision(sample)).all()
+    assert np.isnan(metrics.operating_point(sample, 0.9)).all()
+    assert metrics.accuracy(sample)[0] == pytest.approx(2 / 3)
+    assert metrics.calibration_error(sample)[0] == pytest.approx((0.8 + 0.3 + 0.1) / 3)
+    nobody = metrics.steps([0.2, 0.7], [True, False], np.zeros((1, 2)))
+    assert np.isnan([metrics.accuracy(nobody), metrics.calibration_error(nobody)]).all()
