@@ -2,7 +2,7 @@
 
 import os
 import resource
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -197,8 +197,3 @@ def _write_key(file: Path) -> None:
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
         handle.write(private)
     file.with_suffix(".pub").write_bytes(public + b"\n")
-
-
-def known_keys() -> list[str]:
-    """The names of all settings."""
-    return [item.name for item in fields(SiteSettings)]

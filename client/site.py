@@ -7,7 +7,6 @@ last one whose update it folded; later ones are traces of work that did not coun
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+from sscxr.files import settle, write_atomically
 
 Rows = npt.NDArray[np.int64]
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
@@ -96,10 +96,7 @@ class Site:
         """The counts as they were when this run first asked; the difference of two would be single patients."""
         file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(self.counts(config))
-            partial.replace(file)
+            write_atomically(file, self.counts(config).encode())
         return file.read_text()
 
     def counts(self, config: Config) -> str:
@@ -164,14 +161,7 @@ class StateStore:
         partial = file.with_suffix(".tmp")
         whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
         safetensors.torch.save_file(whole, partial, metadata={"sha256": _digest(whole)})
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        partial.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        settle(partial, file)
 
     def keep_only(self, run: str, *generations: str) -> None:
         """Delete every generation of a run but those named, and half-written ones; nothing else in the folder."""

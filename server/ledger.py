@@ -22,6 +22,7 @@ from torch import Tensor
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
+from sscxr.files import settle, write_atomically
 
 FORMAT_VERSION = 1
 # Settings that a run may be resumed with others of: they decide whether and when a round counts, not what it is.
@@ -203,10 +204,7 @@ class Ledger:
         saved["format_version"] = FORMAT_VERSION
         saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
         (partial / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
-        for file in (*partial.iterdir(), partial):
-            _sync(file)
-        partial.replace(folder)
-        _sync(self.checkpoints)
+        settle(partial, folder)
         older = sorted(old for old in self.checkpoints.glob("round-*") if old.is_dir())[: -max(1, keep)]
         for old in older:
             shutil.rmtree(old)
@@ -219,16 +217,6 @@ def read_sites(file: Path) -> pd.DataFrame:
     words = dict.fromkeys(("site", "outcome", "reason"), str)
     numbers = [item.name for item in fields(SiteRow) if item.name not in words]
     return pd.read_csv(file, dtype=words, keep_default_na=False, na_values={key: [""] for key in numbers})
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.tmp")
-    partial.write_bytes(data)
-    _sync(partial)
-    partial.replace(file)
-    _sync(file.parent)
 
 
 def _sorted(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -244,14 +232,6 @@ def _append(file: Path, text: str) -> None:
 
 def _length(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _plain(value: object) -> str:

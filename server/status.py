@@ -13,7 +13,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
-from server.ledger import LedgerError, write_atomically
+from server.ledger import LedgerError
+from sscxr.files import write_atomically
 
 RUNS = "~/.sscxr/runs"
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1

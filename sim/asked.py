@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.ledger import MAY_CHANGE, LedgerError, differing, write_atomically
+from server.ledger import MAY_CHANGE, LedgerError, differing
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data.cache import Cache
+from sscxr.files import write_atomically
 
 
 def is_started(out: Path) -> bool:

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from client.site import StateStore
 from server.app import publish, write_report
-from server.ledger import Ledger, State, read_sites, write_atomically
+from server.ledger import Ledger, State, read_sites
 from sscxr import seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.probe import Comparison
+from sscxr.files import write_atomically
 from sscxr.report import Reconstruction
 from sscxr.training.pretrain import SiteTraining, build_encoder, set_up, whole
 

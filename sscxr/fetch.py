@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sscxr import release, signing
 from sscxr.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.errors import SscxrError
+from sscxr.files import settle, write_atomically
 from sscxr.release import FILES, WEIGHTS
 from sscxr.signing import SIGNATURE, SUMS
 
@@ -77,7 +78,7 @@ def pull(
             (partial / SUMS).write_bytes(sums)
             _move(partial, folder)
         if signature and (key or not (folder / SIGNATURE).is_file()):
-            _write(folder / SIGNATURE, signature)
+            write_atomically(folder / SIGNATURE, signature)
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
@@ -191,17 +192,8 @@ def _move(partial: Path, folder: Path) -> None:
     except SscxrError:
         shutil.rmtree(partial)
         raise
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(folder)
-    _sync(folder.parent)
-
-
-def _write(file: Path, data: bytes) -> None:
-    fresh = file.with_name(f".{file.name}.partial")
-    fresh.write_bytes(data)
-    fresh.replace(file)
+    settle(partial, folder)
 
 
 @contextmanager
@@ -215,11 +207,3 @@ def _held(partial: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         partial.mkdir(exist_ok=True)
         yield
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

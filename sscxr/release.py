@@ -26,6 +26,7 @@ from torch import nn
 from sscxr import signing
 from sscxr.card import Card, released, render
 from sscxr.errors import SscxrError
+from sscxr.files import replace_folder
 from sscxr.ranges import PLAIN_NAME
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -82,7 +83,7 @@ def write_encoder(
     except ReleaseError:
         shutil.rmtree(fresh)
         raise
-    _replace(folder, fresh)
+    replace_folder(fresh, folder)
     return folder
 
 
@@ -156,7 +157,7 @@ def publish(
     except SscxrError:
         shutil.rmtree(fresh)
         raise
-    _replace(folder, fresh)
+    replace_folder(fresh, folder)
     return folder
 
 
@@ -293,13 +294,3 @@ def _timm_config(
             "classifier": "head",
         },
     }
-
-
-def _replace(folder: Path, fresh: Path) -> None:
-    """Put `fresh` in the place of `folder`; a kill in between leaves the old one beside it, under `.old`."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

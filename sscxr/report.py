@@ -17,6 +17,7 @@ import pandas as pd
 
 from sscxr import card, figures
 from sscxr.evaluation.probe import Comparison
+from sscxr.files import write_atomically
 
 FOLDED = "folded"
 SITE_COLUMNS = ("round", "site", "images", "loss", "update_norm", "seconds", "bytes", "outcome", "reason")
@@ -85,10 +86,7 @@ def write(
         probes=[_probe_row(pair, min_cell) for pair in probes],
     )
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.with_name(f".{out.name}.partial")
-    fresh.write_text(page, encoding="utf-8")
-    fresh.replace(out)
+    write_atomically(out, page.encode())
     return out
 
 

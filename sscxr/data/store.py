@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.cache import COMMIT, NEXT, CacheError
+from sscxr.files import sync
 
 SALT_BYTES = 32
 
@@ -92,12 +93,12 @@ def commit(folder: Path, *, delete: Iterable[str] = ()) -> None:
     """Put everything in `next/` in its place, and delete the named files; all of it or nothing."""
     fresh = folder / NEXT
     for file in fresh.iterdir():
-        _sync(file)
+        sync(file)
     marker = fresh / f"{COMMIT}.part"
     marker.write_text(json.dumps({"delete": sorted(delete)}))
-    _sync(marker)
+    sync(marker)
     marker.rename(fresh / COMMIT)
-    _sync(fresh)
+    sync(fresh)
     recover(folder)
 
 
@@ -111,7 +112,7 @@ def recover(folder: Path) -> None:
                 file.replace(folder / file.name)
         for name in json.loads(marker.read_text())["delete"]:
             (folder / name).unlink(missing_ok=True)
-        _sync(folder)
+        sync(folder)
         marker.unlink()
     shutil.rmtree(fresh, ignore_errors=True)
 
@@ -130,11 +131,3 @@ def write_images(path: Path, count: int, size: int, images: Iterable[npt.NDArray
                 out.seek(start + row * size * size)
                 out.write(image.tobytes())
         out.truncate(start + count * size * size)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from caches import make_cache
 
-from client import site as sites
 from client.settings import SiteError, SiteSettings, read_settings
 from client.site import Site, StateStore
 from sscxr.wire import FAILURES, WireError
@@ -281,7 +280,7 @@ def test_a_save_that_is_killed_leaves_the_older(
             Path(args[1]).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    target = {"save_file": safetensors.torch, "fsync": sites.os, "replace": Path}[where]
+    target = {"save_file": safetensors.torch, "fsync": os, "replace": Path}[where]
     with monkeypatch.context() as patch:
         patch.setattr(target, where, killed)
         with pytest.raises(KeyboardInterrupt):

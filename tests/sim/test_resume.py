@@ -20,13 +20,13 @@ POINTS = {
     "in folding": ("server.aggregate:to_fixed", 25, "after"),
     "between the server's step and its commit": ("server.rounds:Federation._evaluate", 2, "before"),
     "between the two ledger files": ("server.ledger:Ledger.log_sites", 2, "after"),
-    "between a checkpoint and its rename": ("server.ledger:_sync", 9, "after"),
+    "between a checkpoint and its rename": ("server.ledger:settle", 2, "before"),
     "between rounds": ("server.ledger:Ledger.commit", 2, "after"),
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
     "before the release": ("server.app:publish", 1, "before"),
-    "in the release": ("sscxr.release:_replace", 1, "before"),
-    "between release and probes": ("sscxr.release:_replace", 1, "after"),
-    "in the second release": ("sscxr.release:_replace", 2, "before"),
+    "in the release": ("sscxr.release:replace_folder", 1, "before"),
+    "between release and probes": ("sscxr.release:replace_folder", 1, "after"),
+    "in the second release": ("sscxr.release:replace_folder", 2, "before"),
     "before the last file": ("sim.outcome:_print", 1, "before"),
 }
 QUICK = {

@@ -1,0 +1,42 @@
+"""Files that are there whole or not at all, also after the power failed."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def settle(partial: Path, final: Path) -> None:
+    """Give a finished file, or a folder of files, its final name; what had it, if a file, is replaced."""
+    if partial.is_dir():
+        for file in partial.iterdir():
+            sync(file)
+    sync(partial)
+    partial.replace(final)
+    sync(final.parent)
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.tmp")
+    partial.write_bytes(data)
+    settle(partial, file)
+
+
+def replace_folder(fresh: Path, folder: Path) -> None:
+    """Put `fresh` in the place of `folder`; a kill in between leaves the old one beside it, under `.old`."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
