@@ -7,7 +7,7 @@ an image. A batch is two batched matrix products, whatever the sizes of its crop
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def random_crops(
@@ -117,9 +117,90 @@ def views(
     draws = torch.rand(5, batch, generator=generator, device=generator.device)
     soften = 1 + draws[0] * (draws[1] < blur)
     grey = crop(images, start, extent, out=out, soften=soften) / 255
-    level = grey.mean(dim=(1, 2), keepdim=True)
-    gain = (1 + contrast * (2 * draws[2] - 1)).view(-1, 1, 1)
-    shift = (1 + brightness * (2 * draws[3] - 1)).view(-1, 1, 1)
-    grey = ((grey - level) * gain + level * shift).clamp(0, 1)
+    grey = _lit(grey, brightness, contrast, draws[3], draws[2])
     grey = torch.where((draws[4] < flip).view(-1, 1, 1), grey.flip(-1), grey)
     return ((grey - mean) / std).unsqueeze(1)
+
+
+def affine(
+    images: Tensor,
+    masks: Tensor | None,
+    *,
+    out: int,
+    rotate: float,
+    shift: float,
+    scale: tuple[float, float],
+    flip: float,
+    brightness: float,
+    contrast: float,
+    mean: float,
+    std: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    """One random view of each image, and of its mask: rotated, scaled and shifted whole, then varied in grey.
+
+    The whole chest stays in view, as a label speaks of all of it. Where nothing varies, the view is `whole`'s.
+
+    Args:
+        images: uint8 [B, S, S].
+        masks: uint8 [B, S, S], moved exactly as the images are, without mixing values; or None.
+        out: px a side of what is returned.
+        rotate: largest angle either way, degrees.
+        shift: largest way along each axis, as a share of the side.
+        scale: of the chest in the view, as a share of its own size; uniform.
+        flip: probability of a mirror image.
+        brightness, contrast: the largest change, as a share.
+        generator: on the images' device.
+
+    Returns:
+        float32 [B, 1, out, out], normalised, and the masks, uint8 [B, out, out]. What comes from beyond the image
+        is black, and no mask.
+    """
+    batch, size = len(images), images.shape[-1]
+    draws = torch.rand(7, batch, generator=generator, device=generator.device)
+    way = 2 * draws - 1
+    grow = scale[0] + (scale[1] - scale[0]) * draws[1]
+    mirror = 1 - 2 * (draws[4] < flip).float()
+    where = _back(math.radians(rotate) * way[0], grow, 2 * shift * way[2:4], mirror)
+    grid = nn.functional.affine_grid(where, [batch, 1, size, size], align_corners=False)
+    turned = nn.functional.grid_sample(images.float().unsqueeze(1), grid, align_corners=False).squeeze(1)
+    start = torch.zeros(batch, 2, device=images.device)
+    grey = crop(turned, start, torch.full_like(start, size), out=out) / 255
+    inputs = ((_lit(grey, brightness, contrast, draws[5], draws[6]) - mean) / std).unsqueeze(1)
+    if masks is None:
+        return inputs, None
+    grid = nn.functional.affine_grid(where, [batch, 1, out, out], align_corners=False)
+    moved = nn.functional.grid_sample(
+        masks.float().unsqueeze(1), grid, mode="nearest", align_corners=False
+    ).squeeze(1)
+    return inputs, moved.round().to(torch.uint8)
+
+
+def _back(angle: Tensor, grow: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
+    """Where each place of a view lies in the image, [B, 2, 3], in coordinates from -1 to 1.
+
+    The chest is mirrored, scaled, rotated and then shifted; this undoes it from the last to the first.
+
+    Args:
+        angle: radians [B].
+        grow, mirror: [B]; mirror is 1 or -1.
+        shift: [2, B], along x and y.
+    """
+    cosine, sine = torch.cos(angle) / grow, torch.sin(angle) / grow
+    across = torch.stack([mirror * cosine, mirror * sine, -mirror * (cosine * shift[0] + sine * shift[1])], 1)
+    down = torch.stack([-sine, cosine, sine * shift[0] - cosine * shift[1]], 1)
+    return torch.stack([across, down], dim=1)
+
+
+def _lit(grey: Tensor, brightness: float, contrast: float, bright: Tensor, steep: Tensor) -> Tensor:
+    """Brightness and contrast of each image varied about its mean.
+
+    Args:
+        grey: [B, H, W] in 0..1.
+        brightness, contrast: the largest change, as a share.
+        bright, steep: draws in 0..1, [B].
+    """
+    level = grey.mean(dim=(1, 2), keepdim=True)
+    gain = (1 + contrast * (2 * steep - 1)).view(-1, 1, 1)
+    shift = (1 + brightness * (2 * bright - 1)).view(-1, 1, 1)
+    return ((grey - level) * gain + level * shift).clamp(0, 1)

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_SPARED = ("pos_embed", "cls_token", "reg_token")  # of the encoder: in fine-tuning, no weight decay
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,49 @@ def adamw(model: nn.Module, *, lr: float, betas: tuple[float, float]) -> torch.o
     return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=0.0, fused=True)
 
 
+def layered_adamw(
+    model: nn.Module, *, lr: float, betas: tuple[float, float], layer_decay: float
+) -> torch.optim.AdamW:
+    """AdamW for fine-tuning: the nearer to the input, the lower the rate (BEiT, arXiv 2106.08254, appendix).
+
+    Block i of d, from 0, learns at `layer_decay` ** (d - i) of the rate, the embeddings at one power more; the
+    final norm and what is on top of the encoder at the whole rate. Biases, norms, the position embedding and the
+    class token do not decay. Parameters that need no gradient are left out.
+
+    Args:
+        model: has a timm ViT as `encoder`.
+    """
+    depth = len(cast(Any, model.encoder).blocks)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = layer_decay ** _layers_above(name, depth)
+            decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _SPARED
+            groups.setdefault((scale, decays), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "scale": scale, "decays": decays} for (scale, decays), params in groups.items()],
+        lr=lr,
+        betas=betas,
+        weight_decay=0.0,
+        fused=True,
+    )
+
+
+def _layers_above(name: str, depth: int) -> int:
+    """How many times the rate is reduced for a parameter of this name."""
+    part, _, rest = name.partition(".")
+    if part != "encoder":
+        return 0
+    part, _, rest = rest.partition(".")
+    if part == "blocks":
+        return depth - int(rest.partition(".")[0])
+    return depth + 1 if part in ("patch_embed", "norm_pre", *_SPARED) else 0
+
+
 def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
     """Set what the schedule says for the next step."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
