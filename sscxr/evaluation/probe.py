@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
-from sscxr.data import augment
+from sscxr import inference
 from sscxr.data.cache import Cache
 from sscxr.evaluation import metrics
 from sscxr.evaluation.tasks import Rows, Task, find_tasks
@@ -103,23 +103,16 @@ def features(
         batch_size: images at a time.
         device: where to compute; the encoder is moved there and stays.
     """
-    prefix = int(getattr(encoder, "num_prefix_tokens", 1))
-    encoder = encoder.to(device)
-    training = encoder.training
-    encoder.eval()
-    found: list[npt.NDArray[np.float32]] = []
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(rows), batch_size):
-                images = torch.from_numpy(cache.images[rows[start : start + batch_size]]).to(device)
-                inputs = augment.whole(images, out=img_size, mean=mean, std=std)
-                tokens = encoder.forward_features(inputs)  # type: ignore[operator]
-                found.append(tokens[:, prefix:].mean(dim=1).float().cpu().numpy())
-    finally:
-        encoder.train(training)
-    if not found:
-        return np.zeros((0, int(getattr(encoder, "num_features", 0))), dtype=np.float32)
-    return np.concatenate(found)
+    return inference.features(
+        encoder,
+        cache.images,
+        rows,
+        img_size=img_size,
+        mean=mean,
+        std=std,
+        batch_size=batch_size,
+        device=device,
+    )
 
 
 def knn_scores(
