@@ -21,7 +21,7 @@ from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 RECORD = "sscxr"  # the name of the record that holds a message's fields
 ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
 
@@ -138,13 +138,11 @@ class Hello:
 
     Attributes:
         site: its name.
-        images: how many it trains on.
         fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty where it
             could not read what came.
     """
 
     site: str
-    images: int
     fingerprint: str
 
 

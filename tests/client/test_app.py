@@ -61,7 +61,7 @@ def states(site: Path) -> dict[str, bytes]:
 def test_hello_says_who_it_is_and_no_more(site: Path) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False)
     hello = wire.from_record(wire.Hello, said(reply))
-    assert hello == wire.Hello("anna", 8, wire.fingerprint(configs.recipe_hash(fed.settings())))
+    assert hello == wire.Hello("anna", wire.fingerprint(configs.recipe_hash(fed.settings())))
     assert set(reply.content) == {RECORD}
     assert not states(site)
 
@@ -134,7 +134,7 @@ def test_a_server_whose_question_cannot_be_read_learns_the_code_that_this_is(
     site: Path, fields: dict[str, object]
 ) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False, **fields)
-    assert said(reply) == {"site": "anna", "images": 0, "fingerprint": wire.fingerprint("")}
+    assert said(reply) == {"site": "anna", "fingerprint": wire.fingerprint("")}
 
 
 # ---- what this hospital allows
