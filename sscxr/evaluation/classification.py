@@ -125,6 +125,9 @@ def difference(
 
     Arguments as in `evaluate`; `baseline` is like `probabilities`. A difference whose interval leaves out 0
     is one beyond what the choice of patients explains.
+
+    Returns:
+        As `figures`, without thresholds; each figure has `p` as well, of the test that there is no difference.
     """
     _checked(baseline, truth, groups, labels)
     probabilities, truth, groups = _checked(probabilities, truth, groups, labels)
@@ -136,6 +139,8 @@ def difference(
 
     chunks = [gains(weights) for weights in metrics.resampled(groups, resamples, seed)]
     found = _described(gains(np.ones((1, len(truth)))), chunks, truth, labels)
+    for name, figure in found.items():
+        figure["p"] = _json(metrics.p_value(np.concatenate([chunk[name] for chunk in chunks])))
     return found | _counts(truth, groups, labels)
 
 

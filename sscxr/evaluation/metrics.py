@@ -264,6 +264,19 @@ def interval(value: float, drawn: Floats, level: float = 0.95) -> Interval:
     return Interval(value, float(low), float(high))
 
 
+def p_value(drawn: Floats) -> float:
+    """Two-sided bootstrap test that a difference is 0, from its resamples [R]; NaN where none has a difference.
+
+    Twice the share of resamples on the rarer side of 0, the sample itself counted to both (Davison and Hinkley,
+    1997, 4.2): with R resamples never below 2 / (R + 1).
+    """
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return np.nan
+    rarer = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(drawn) + 1)))
+
+
 def _from_above(weights: Floats) -> Floats:
     """[R, K], the weight at and above each score."""
     summed: Floats = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]

@@ -116,8 +116,11 @@ def test_difference_is_paired() -> None:
         assert found[name]["value"] == pytest.approx(first[name]["value"] - second[name]["value"])
     width = found["auroc"]["high"] - found["auroc"]["low"]
     assert width < 0.7 * (first["auroc"]["high"] - first["auroc"]["low"])
+    guess = np.random.default_rng(2).random(probabilities.shape)
+    assert classification.difference(probabilities, guess, truth, groups, ["a"], **QUICK)["auroc"]["p"] < 0.05
     same = classification.difference(probabilities, probabilities, truth, groups, ["a"], **QUICK)
     assert {same[name][end] for name in classification.FIGURES for end in ("value", "low", "high")} == {0}
+    assert same["auroc"]["p"] == 1
 
 
 def test_bad_arrays_are_said() -> None:

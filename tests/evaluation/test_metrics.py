@@ -193,3 +193,16 @@ def test_an_absent_class_has_no_figure_but_those_of_all_cases() -> None:
     assert metrics.calibration_error(sample)[0] == pytest.approx((0.8 + 0.3 + 0.1) / 3)
     nobody = metrics.steps([0.2, 0.7], [True, False], np.zeros((1, 2)))
     assert np.isnan([metrics.accuracy(nobody), metrics.calibration_error(nobody)]).all()
+
+
+def test_p_value_is_uniform_where_there_is_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    # The mean of a normal sample, resampled: the test of a mean of 0.
+    samples = rng.normal(size=(400, 100))
+    weights = rng.multinomial(100, np.full(100, 0.01), size=500) / 100
+    found = np.array([metrics.p_value(weights @ one) for one in samples])
+    assert 0.02 <= (found < 0.05).mean() <= 0.09
+    assert 0.4 <= (found < 0.5).mean() <= 0.6
+    assert metrics.p_value(np.full(999, 0.1)) == pytest.approx(2 / 1000)
+    assert metrics.p_value(np.zeros(999)) == 1
+    assert np.isnan(metrics.p_value(np.array([np.nan])))
