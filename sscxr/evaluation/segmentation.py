@@ -1,0 +1,196 @@
+"""How well lungs are outlined: Dice and the 95 % Hausdorff distance, with intervals over patients.
+
+Both are taken at the cache's resolution, image by image, and averaged. Ignored pixels are taken out of prediction
+and truth alike, as if there were nothing. Where nothing of the lung remains in the truth, an empty prediction is
+right (Dice 1, distance 0), any other wrong (Dice 0); where only one of the two is empty, its outline is nowhere,
+and the distance is the longest there could be, the square's diagonal: a model that finds no lung does not gain by
+it. How many are empty is counted.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import ndimage
+
+from sscxr.data.cache import Cache, CacheError
+from sscxr.data.pictures import MASK_IGNORE, MASK_LUNG
+from sscxr.evaluation import metrics
+from sscxr.evaluation.classification import SUBGROUPS
+
+Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Masks = npt.NDArray[np.uint8]
+
+FIGURES = ("dice", "hd95_px", "hd95_mm")
+_EMPTY = ("empty_predictions", "empty_truths")
+
+
+def masked(cache: Cache, rows: Rows) -> Rows:
+    """Those of some rows whose image has a mask.
+
+    Raises:
+        CacheError: no mask in the cache or none among these rows, or masks of another size than the images.
+    """
+    if cache.masks is None:
+        raise CacheError(
+            f"cache {cache.folder} has no masks; name them in a manifest's column `mask`, and prepare it again"
+        )
+    if cache.masks.shape != cache.images.shape:
+        raise CacheError(
+            f"cache {cache.folder} is inconsistent: masks of {cache.masks.shape[1:]} px for images of "
+            f"{cache.images.shape[1:]} px; prepare it again"
+        )
+    has = (cache.index["has_mask"] == 1).to_numpy()
+    found = rows[has[rows]]
+    if not len(found):
+        where = ", ".join(sorted(cache.index["source"][has].unique()))
+        raise CacheError(
+            f"none of these {len(rows)} images of cache {cache.folder} has a mask; of {where} some do"
+        )
+    return found
+
+
+def measure(predicted: Bools, masks: Masks, mm_per_px: npt.NDArray[np.floating[Any]]) -> pd.DataFrame:
+    """The figures of each image.
+
+    Args:
+        predicted: bool [N, S, S], lung.
+        masks: uint8 [N, S, S], as in a cache: 255 lung, 127 ignore, 0 background.
+        mm_per_px: float [N], of the cache; NaN: unknown.
+
+    Returns:
+        N rows: `dice` (0..1), `hd95_px`, `hd95_mm` (NaN where the spacing is unknown), and bool
+        `empty_predictions`, `empty_truths`. All are NaN or False where every pixel is ignored.
+
+    Raises:
+        ValueError: shapes that do not agree.
+    """
+    if predicted.shape != masks.shape or predicted.ndim != 3 or len(mm_per_px) != len(masks):
+        raise ValueError(
+            f"predicted {predicted.shape}, masks {masks.shape}, {len(mm_per_px)} spacings: [N, S, S] and N wanted"
+        )
+    rows = [_of_image(*pair) for pair in zip(predicted, masks, strict=True)]
+    found = pd.DataFrame(rows, columns=["dice", "hd95_px", *_EMPTY])
+    found["hd95_mm"] = found["hd95_px"] * np.asarray(mm_per_px, dtype=np.float64)
+    return found
+
+
+def dice(predicted: Bools, truth: Bools) -> float:
+    """Twice what is in both, as a share of what is in each, 0..1; 1 where both are empty."""
+    total = int(predicted.sum()) + int(truth.sum())
+    return 2 * int((predicted & truth).sum()) / total if total else 1.0
+
+
+def hd95(predicted: Bools, truth: Bools) -> float:
+    """95 % Hausdorff distance between two outlines in px; see the module for empty ones.
+
+    The outline is the pixels of the lung that touch what is none, sideways or up and down. Of the distances from
+    each pixel of one outline to the nearest of the other the 95th percentile, the larger of both directions (as
+    MONAI reckons).
+    """
+    if not predicted.any() or not truth.any():
+        return math.hypot(*truth.shape) if predicted.any() or truth.any() else 0.0
+    ours, theirs = (one & ~ndimage.binary_erosion(one) for one in (predicted, truth))
+    ways = ((ours, theirs), (theirs, ours))
+    return max(float(np.percentile(ndimage.distance_transform_edt(~to)[start], 95)) for start, to in ways)
+
+
+def mm_per_px(index: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Millimetres a pixel of the cache, float64 [N]; NaN where the original's spacing is unknown.
+
+    By the longer side, which is rounded least when an image is scaled into the square.
+    """
+    original = index[["height", "width"]].max(axis=1)
+    scaled = index[["content_height", "content_width"]].max(axis=1)
+    return (index["spacing_mm"] * original / scaled).to_numpy(dtype=np.float64)
+
+
+def evaluate(
+    measured: pd.DataFrame, index: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Everything that is said of a segmenter on a set of images, as JSON takes it.
+
+    Args:
+        measured: what `measure` returned, N rows.
+        index: a cache's index, the same N rows: the patient groups and what the subgroups are made of.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        What `figures` returns, and `by`: source, view, sex and age_band -> value ("unknown" where empty) -> what
+        `figures` returns of those images.
+    """
+    measured = measured.set_axis(index.index)
+    found = figures(measured, index["group"], resamples=resamples, seed=seed)
+    found["by"] = {
+        column: {
+            str(name): figures(measured.loc[part.index], part["group"], resamples=resamples, seed=seed)
+            for name, part in index.groupby(index[column].replace("", "unknown"))
+        }
+        for column in SUBGROUPS
+    }
+    return found
+
+
+def figures(
+    measured: pd.DataFrame, groups: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """Means over images with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
+
+    Returns:
+        Each of `FIGURES`: {value, low, high, n}, n the images that have it; value, low and high are null where
+        none has. Then counts: images `n`, `patients`, `empty_predictions`, `empty_truths`.
+    """
+    groups = np.asarray(groups)
+    found: dict[str, Any] = {}
+    for name in FIGURES:
+        values = measured[name].to_numpy(dtype=np.float64)
+        has = np.isfinite(values)
+        found[name] = _mean(values[has], groups[has], resamples, seed)
+    counts = {name: int(measured[name].sum()) for name in _EMPTY if name in measured}
+    return found | {"n": len(measured), "patients": len(set(groups))} | counts
+
+
+def difference(
+    measured: pd.DataFrame,
+    baseline: pd.DataFrame,
+    groups: npt.ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One segmenter's figures minus another's on the same images: a paired bootstrap over patients.
+
+    Of Dice more is better, of distances less. Arguments and result as in `figures`, without the empty ones' counts.
+    """
+    names = list(FIGURES)
+    gains = measured[names].reset_index(drop=True) - baseline[names].reset_index(drop=True)
+    return figures(gains, groups, resamples=resamples, seed=seed)
+
+
+def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
+    known = mask != MASK_IGNORE
+    if not known.any():
+        return math.nan, math.nan, False, False
+    predicted, truth = predicted & known, mask == MASK_LUNG
+    return dice(predicted, truth), hd95(predicted, truth), not predicted.any(), not truth.any()
+
+
+def _mean(
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, seed: int
+) -> dict[str, Any]:
+    if not len(values):
+        return {"value": None, "low": None, "high": None, "n": 0}
+    drawn = _means(values, metrics.resampled(groups, resamples, seed))
+    found = metrics.interval(float(values.mean()), drawn)
+    return {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
+
+
+def _means(
+    values: npt.NDArray[np.float64], weights: Iterable[npt.NDArray[np.int64]]
+) -> npt.NDArray[np.float64]:
+    # A row of weights is never all zero: some group is always drawn, and each has an image.
+    return np.concatenate([chunk @ values / chunk.sum(axis=1) for chunk in weights])
