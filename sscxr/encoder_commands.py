@@ -62,7 +62,7 @@ def pull(
     from sscxr import fetch, signing
 
     public = signing.read_public(key) if key else None
-    with _shown() as shown:
+    with shown_downloads() as shown:
         folder = fetch.pull(source, key=public, cache=cache, most_bytes=max_mb * 1_000_000, shown=shown)
     if not public:
         typer.echo("note: no --key, so the sums show damage, but not whose release it is", err=True)
@@ -78,7 +78,7 @@ def info(
     from sscxr import fetch, release, signing
 
     public = signing.read_public(key) if key else None
-    with _shown() as shown:
+    with shown_downloads() as shown:
         folder = fetch.located(source, key=public, shown=shown)
     facts = release.facts(folder)
     if facts["signature"] == "there" and public:
@@ -99,14 +99,14 @@ def export(
     from sscxr import fetch, signing
     from sscxr.export import BOUND, export_onnx
 
-    with _shown() as shown:
+    with shown_downloads() as shown:
         folder = fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
     difference = export_onnx(folder, onnx)
     typer.echo(f"{onnx}: largest difference from PyTorch {difference:.1e} (allowed: {BOUND:.0e})")
 
 
 @contextmanager
-def _shown() -> "Iterator[Shown]":
+def shown_downloads() -> "Iterator[Shown]":
     """A progress bar a file, on stderr where that is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     tasks: dict[str, TaskID] = {}

@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from sscxr import seeds
+from sscxr import inference, seeds
 from sscxr.config import Config
-from sscxr.data import augment
 from sscxr.data.cache import Cache
 from sscxr.evaluation.metrics import auroc
 from sscxr.models.classifier import Classifier
 from sscxr.training.finetune import FinetuneError, Split, varied
-from sscxr.training.pretrain import Rows, autocast
+from sscxr.training.pretrain import Rows
 
 Targets = npt.NDArray[np.float32]
 
@@ -61,26 +60,27 @@ class Classification:
 
     def score(self, rows: Rows) -> float:
         """Mean over the labels of the AUROC on whole images; NaN where no label has both classes."""
-        logits, wanted = self.logits(rows), self.targets[rows]
+        said, wanted = self.probabilities(rows), self.targets[rows]
         areas = [
-            auroc(logits[known, place], wanted[known, place] > 0.5)
+            auroc(said[known, place], wanted[known, place] > 0.5)
             for place in range(wanted.shape[1])
             if (known := np.isfinite(wanted[:, place])).any()
         ]
         areas = [area for area in areas if math.isfinite(area)]
         return math.fsum(areas) / len(areas) if areas else math.nan
 
-    @torch.no_grad()
-    def logits(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """float32 [len(rows), L] of whole images."""
-        data, size = self.config.data, self.config.probe.batch_size
-        found = []
-        for start in range(0, len(rows), size):
-            pixels = torch.from_numpy(self.cache.images[rows[start : start + size]]).to(self.device)
-            inputs = augment.whole(pixels, out=self.out, mean=data.mean, std=data.std)
-            with autocast(self.config.finetune.amp, self.device):
-                found.append(self.model(inputs).float().cpu().numpy())
-        return cast(npt.NDArray[np.float32], np.concatenate(found))
+    def probabilities(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """float64 [len(rows), L], of whole images."""
+        data = self.config.data
+        return inference.probabilities(
+            self.model,
+            self.cache.images,
+            rows,
+            img_size=self.out,
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+        )
 
 
 def targets(cache: Cache, labels: Sequence[str]) -> Targets:
@@ -114,12 +114,19 @@ def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
                 )
 
 
-def log_odds(wanted: Targets) -> npt.NDArray[np.float32]:
+def has_both(wanted: Targets) -> npt.NDArray[np.bool_]:
+    """bool [L]: whether each label is present in some and absent in others of the images [N, L]."""
+    both: npt.NDArray[np.bool_] = (wanted == 1).any(axis=0) & (wanted == 0).any(axis=0)
+    return both
+
+
+def log_odds(wanted: Targets) -> Targets:
     """Log of how often each label is present, against absent: float32 [L], capped; 0 where nothing is known."""
     present, absent = (wanted == 1).sum(axis=0), (wanted == 0).sum(axis=0)
     known = present + absent > 0
     odds = np.where(known, np.maximum(present, 0.5) / np.maximum(absent, 0.5), 1.0)
-    return np.log(np.clip(odds, 1 / _MAX_ODDS, _MAX_ODDS)).astype(np.float32)
+    logs: Targets = np.log(np.clip(odds, 1 / _MAX_ODDS, _MAX_ODDS)).astype(np.float32)
+    return logs
 
 
 def balanced_loss(logits: Tensor, wanted: Tensor, prior: Tensor, *, smoothing: float = 0.0) -> Tensor:

@@ -1,0 +1,199 @@
+"""`sscxr finetune ...`. Thin: torch is imported when a command runs, not before."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sscxr.config import Config
+    from sscxr.training.finetune import Epoch, Split
+    from sscxr.tune import Listener, Tuned
+
+_LINES = 30  # at most so many plain lines of epochs, where there is no terminal
+
+Encoder = Annotated[
+    str, typer.Option(metavar="URL|DIR", help="A released encoder, or a run's `encoder` folder.")
+]
+CacheOption = Annotated[
+    Path, typer.Option("--data", metavar="CACHE", help="The folder of a prepared site cache.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")]
+Source = Annotated[
+    str, typer.Option(metavar="NAME[,NAME...]", help="Only images of these sources; default: of all.")
+]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Leave the encoder as it is; only what is on top of it learns.")
+]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Begin at random weights of the same network: a baseline.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the fine-tuned model in DIR.")]
+ConfigFile = Annotated[
+    str, typer.Option("--config", metavar="FILE", help="A recipe: a YAML file, or a shipped one by name.")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as finetune.epochs=10."),
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    finetune = typer.Typer(help="Fine-tune an encoder on a prepared site cache.", no_args_is_help=True)
+    finetune.command("classify")(classify)
+    app.add_typer(finetune, name="finetune")
+
+
+def classify(
+    encoder: Encoder,
+    data: CacheOption,
+    label: Annotated[
+        str, typer.Option(metavar="NAME[,NAME...]", help="The labels to tell, as the cache calls them.")
+    ],
+    out: Out,
+    overrides: Overrides = None,
+    source: Source = "",
+    per_class: Annotated[
+        int | None,
+        typer.Option(min=1, help="Learn from so many images with, and without, each label; no validation."),
+    ] = None,
+    frozen: Frozen = False,
+    untrained: Untrained = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = "default",
+    key: PublicKey = None,
+) -> None:
+    """Fine-tune a classifier; judged at the end on patients that nothing was trained on."""
+    from sscxr import tune
+
+    folder = _located(encoder, key)
+    settings = _settings(folder, "classify", config, overrides, frozen=frozen)
+    settings.classify.labels = _names(label)
+    settings.classify.per_class = per_class or settings.classify.per_class
+    with Show(settings) as show:
+        tuned = tune.classify(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
+    _finish(tuned)
+
+
+class Show:
+    """Shows a fine-tuning while it is open: bars on a terminal, else some plain lines."""
+
+    def __init__(self, config: "Config") -> None:
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.score = "AUROC" if config.run.stage == "classify" else "Dice"
+        self._planned = 1
+        self._epochs = self.progress.add_task("epochs", total=None, note="")
+        self._steps = self.progress.add_task("steps", total=None, note="")
+
+    def __enter__(self) -> "Show":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    @property
+    def listener(self) -> "Listener":
+        """What a fine-tuning tells of itself, shown here."""
+        from sscxr.tune import Listener
+
+        return Listener(self._noted, self._begun, self._epoch_done, self._stepped)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _noted(self, text: str) -> None:
+        self._say(f"note: {text}")
+
+    def _begun(self, parts: "Split", planned: int) -> None:
+        self._planned = planned
+        self.progress.update(self._epochs, total=planned)
+        train, val, test = (len(rows) for rows in (parts.train, parts.val, parts.test))
+        self._say(
+            f"{train} images to learn from, {val} to stop by, {test} to test on; at most {planned} epochs"
+        )
+
+    def _stepped(self, done: int, steps: int) -> None:
+        self.progress.update(self._steps, completed=done, total=steps)
+
+    def _epoch_done(self, one: "Epoch") -> None:
+        scored = f", validation {self.score} {one.score:.4f}" if one.score == one.score else ""
+        line = f"loss {one.loss:.4f}{scored}"
+        self.progress.update(self._epochs, completed=one.epoch, note=line)
+        every = -(-self._planned // _LINES)
+        if one.epoch % every == 0 or one.epoch == self._planned:
+            self._say(f"epoch {one.epoch}/{self._planned}: {line}, {one.seconds:.1f} s")
+
+
+def _located(encoder: str, key: Path | None) -> Path:
+    from sscxr import fetch, signing
+    from sscxr.encoder_commands import shown_downloads
+
+    with shown_downloads() as shown:
+        return fetch.located(encoder, key=signing.read_public(key) if key else None, shown=shown)
+
+
+def _settings(
+    encoder: Path, stage: str, config: str, overrides: list[str] | None, *, frozen: bool
+) -> "Config":
+    from sscxr import tune
+
+    settings = tune.settings(encoder, stage, config, overrides or ())
+    settings.finetune.frozen |= frozen
+    return settings
+
+
+def _job(
+    encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, overwrite: bool
+) -> Any:
+    from sscxr import tune
+    from sscxr.data.cache import open_cache
+
+    return tune.Job(encoder, open_cache(data), settings, out, _names(source), untrained, overwrite)
+
+
+def _names(text: str) -> list[str]:
+    """Names out of "a,b"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _finish(tuned: "Tuned") -> None:
+    """The figures on the test patients, and where the model lies."""
+    figures = {name: one for name, one in tuned.figures.items() if isinstance(one, dict) and "low" in one}
+    if figures:
+        title = f"on {tuned.figures['n']} images of {tuned.figures['patients']} test patients"
+        table = Table("", "value", "95 % interval", title=title, title_justify="left", box=None)
+        for name, one in figures.items():
+            value, low, high = (
+                "" if v is None else f"{v:.3f}" for v in (one["value"], one["low"], one["high"])
+            )
+            table.add_row(name, value, f"{low} to {high}" if low else "")
+        Console().print(table)
+    typer.echo(tuned.folder)
