@@ -94,3 +94,39 @@ def batches(
             yield said
     finally:
         model.train(training)
+
+
+def lungs(
+    model: nn.Module,
+    images: Images,
+    rows: Rows | None = None,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int = BATCH,
+    device: torch.device | str = "cpu",
+) -> npt.NDArray[np.bool_]:
+    """Where a segmenter sees lung, at the images' own resolution: bool [len(rows), S, S].
+
+    Args:
+        model: gives logits [B, 1, img_size, img_size]; brought to S px bilinearly, then cut at probability 0.5.
+            The others as in `probabilities`.
+    """
+    size = images.shape[-1]
+    said = batches(model, model, images, rows, img_size, mean, std, batch_size, device)
+    found = [(upsampled(logits, size)[:, 0] > 0).cpu().numpy() for logits in said]
+    return np.concatenate(found) if found else np.zeros((0, size, size), dtype=bool)
+
+
+def upsampled(logits: Tensor, size: int) -> Tensor:
+    """Logits [B, 1, H, W] brought to [B, 1, size, size], bilinearly; antialiased where that is smaller."""
+    if logits.shape[-1] == size:
+        return logits.float()
+    return nn.functional.interpolate(
+        logits.float(),
+        size=(size, size),
+        mode="bilinear",
+        align_corners=False,
+        antialias=logits.shape[-1] > size,
+    )

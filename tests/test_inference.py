@@ -23,7 +23,7 @@ class Corners(nn.Module):
         return torch.cat([torch.full_like(images[:, 0, :1], 1e6), images[:, 0]], dim=1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (7, 8, 8), dtype=np.uint8)
 
@@ -56,3 +56,14 @@ def test_near_certainty_keeps_its_order(images: np.ndarray) -> None:
     certain[:, 0, 0] = np.arange(249, 256)
     found = inference.probabilities(Corners(), certain, img_size=8, mean=0.0, std=1 / 30)[:, 0]
     assert (np.diff(found) > 0).all()
+
+
+@pytest.mark.parametrize(("inside", "size"), [(4, 8), (8, 8), (16, 8)])
+def test_lungs_are_at_the_images_resolution(inside: int, size: int) -> None:
+    """A model that takes bright for lung gives the bright half back, whatever size it works at."""
+    pictures = np.zeros((3, size, size), dtype=np.uint8)
+    pictures[:, :, size // 2 :] = 255
+    pictures[2] = 0
+    found = inference.lungs(nn.Identity(), pictures, img_size=inside, mean=0.5, std=0.25, batch_size=2)
+    assert found.dtype == bool
+    assert np.array_equal(found, pictures > 127)

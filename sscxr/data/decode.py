@@ -89,7 +89,7 @@ def prepare_file(task: Task) -> Prepared:
         Refused: with the reason.
         OSError: the file cannot be opened.
     """
-    grey, facts, turning = _read(task.file, task.max_pixels)
+    grey, facts, turning = read(task.file, task.max_pixels)
     levels = np.rint(grey * 255).astype(np.uint8)
     _check_content(levels)
     height, width = levels.shape
@@ -116,7 +116,13 @@ def prepare_file(task: Task) -> Prepared:
     return Prepared(digest, image, mask, facts, height, width, top, left, content.shape[0], content.shape[1])
 
 
-def _read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
+def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
+    """A file's grey levels, float32 [H, W] in 0..1, upright; its facts; how it was turned to be upright.
+
+    Raises:
+        Refused: with the reason.
+        OSError: the file cannot be opened.
+    """
     if file.stat().st_size == 0:
         raise Refused("empty file")
     if pictures.is_picture(file):

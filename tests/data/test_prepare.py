@@ -162,7 +162,7 @@ def test_pictures_of_every_mode_show_the_same(tmp_path: Path) -> None:
         [pixels] * 3 + [np.where(np.arange(100) < 50, 0, 255).astype(np.uint8) * np.ones((120, 1), np.uint8)]
     )
     Image.fromarray(half).save(folder / "transparent.png")
-    greys = {path.stem: decode._read(path, 10**6)[0] for path in folder.iterdir()}
+    greys = {path.stem: decode.read(path, 10**6)[0] for path in folder.iterdir()}
     for mode in ("L", "LA", "RGB", "RGBA", "P"):
         np.testing.assert_allclose(greys[mode], pixels / 255, atol=1e-6)
     assert np.corrcoef(greys["16"].ravel(), pixels.ravel())[0, 1] > 0.99

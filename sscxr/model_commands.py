@@ -1,0 +1,187 @@
+"""`sscxr evaluate`, `compare`, `predict`, `embed`, `similar`. Thin: torch is imported when a command runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sscxr.reading import Read
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a fine-tuned model.")]
+CacheOption = Annotated[
+    Path, typer.Option("--data", metavar="CACHE", help="The folder of a prepared site cache.")
+]
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILES...", help="DICOM, PNG and JPEG files, folders of them, manifests (.csv)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")]
+HeldOut = Annotated[
+    bool, typer.Option("--held-out", help="Only patients that the cache sets aside for testing.")
+]
+Source = Annotated[
+    str, typer.Option(metavar="NAME[,NAME...]", help="Only images of these sources; default: of all.")
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    app.command("evaluate")(evaluate)
+    app.command("compare")(compare)
+    app.command("predict")(predict)
+
+
+def evaluate(
+    model: Model, data: CacheOption, source: Source = "", held_out: HeldOut = False, as_json: AsJson = False
+) -> None:
+    """Judge a fine-tuned model on prepared data; patients that it was trained on are left out."""
+    from sscxr import judge
+
+    judged = judge.evaluate(model, data, sources=_names(source), held_out=held_out)
+    _notes(judged.notes)
+    found = judged.figures
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    console = Console()
+    title = f"{model} on {data}: {found['n']} images of {found['patients']} patients"
+    table = Table("", "value", "95 % interval", "images", title=title, title_justify="left", box=None)
+    for name, figure in _figures(found).items():
+        table.add_row(name, *_cells(figure), str(figure["n"]))
+    console.print(table)
+    for label, threshold in found.get("threshold", {}).items():
+        at = "no threshold" if threshold is None else f"threshold {threshold:.3f}"
+        console.print(
+            f"{label}: sensitivity and specificity at {at}, for specificity {found['at_specificity']:g}",
+            markup=False,
+            highlight=False,
+        )
+    console.print(_subgroups(found))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of a fine-tuned model.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The folder of another.")],
+    data: CacheOption,
+    source: Source = "",
+    held_out: HeldOut = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge two models on the same images: A minus B, by a paired bootstrap over patients."""
+    from sscxr import judge
+
+    judged = judge.compare(first, second, data, sources=_names(source), held_out=held_out)
+    _notes(judged.notes)
+    found = judged.figures
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    title = f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients"
+    table = Table("", "A", "B", "A - B", "95 % interval", "p", title=title, title_justify="left", box=None)
+    for name, figure in _figures(found).items():
+        each = [_number(found[one][name]["value"]) for one in ("a", "b")]
+        table.add_row(name, *each, *_cells(figure), _number(figure.get("p")))
+    Console().print(table)
+
+
+def predict(
+    model: Model,
+    files: Files,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for what is found.")],
+    with_saliency: Annotated[
+        bool, typer.Option("--saliency", help="Show which part of the image speaks for the likeliest labels.")
+    ] = False,
+    with_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Write masks of DICOM files as DICOM SEG too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over earlier predictions in DIR.")
+    ] = False,
+) -> None:
+    """Predict DICOM, PNG and JPEG files: probabilities, or lung masks; a file that fails does not stop the rest."""
+    from sscxr import predict as predicting
+
+    with _Files() as shown:
+        found = predicting.predict(
+            model,
+            files,
+            out,
+            with_saliency=with_saliency,
+            with_seg=with_seg,
+            overwrite=overwrite,
+            on_file=shown,
+        )
+    typer.echo(f"{out / predicting.TABLE}: {found.done} of {len(found.rows)} files")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+class _Files:
+    """A bar of files on stderr where that is a terminal; a line for each that fails anywhere."""
+
+    def __enter__(self) -> "_Files":
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("files", total=None)
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, total: int, file: "Read") -> None:
+        self.bar.update(self.task, completed=done, total=total)
+        if file.problem:
+            line = " ".join(f"{file.file}: {file.problem}".split())
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(text: str) -> list[str]:
+    """Names out of "a,b"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {name: value for name, value in found.items() if isinstance(value, dict) and "low" in value}
+
+
+def _cells(figure: Mapping[str, Any]) -> tuple[str, str]:
+    low, high = _number(figure["low"]), _number(figure["high"])
+    return _number(figure["value"]), f"{low} to {high}" if low else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _subgroups(found: Mapping[str, Any]) -> Table:
+    """The first figure of each subgroup, with counts."""
+    name = next(iter(_figures(found)))
+    table = Table("", "", name, "95 % interval", "images", "patients", "with", box=None)
+    for column, parts in found["by"].items():
+        for place, (part, figures) in enumerate(parts.items()):
+            title = "" if place else column.replace("_", " ")
+            positives = ", ".join(map(str, figures.get("positives", {}).values()))
+            table.add_row(
+                title, part, *_cells(figures[name]), str(figures["n"]), str(figures["patients"]), positives
+            )
+    return table

@@ -1,0 +1,60 @@
+"""Pictures of what a model says, drawn over the radiograph: outlines and heat. They name nobody."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter
+
+Grey = npt.NDArray[np.float32]
+
+LONGEST = 1024  # px of an overlay's longer side, at most
+PANEL = 512  # px of a panel's longer side
+CAPTION = 18  # px above a panel
+OUTLINE = (255, 176, 0)
+STRENGTH = 0.65  # opacity of the hottest place
+
+
+def outlined(grey: Grey, mask: npt.NDArray[np.bool_]) -> Image.Image:
+    """The radiograph with the outline of a mask.
+
+    Args:
+        grey: float32 [H, W] in 0..1.
+        mask: bool [H, W].
+    """
+    scale = min(1.0, LONGEST / max(grey.shape))
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    page = _picture(grey).resize(size, Image.Resampling.LANCZOS).convert("RGB")
+    filled = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+    width = 2 * max(1, max(size) // 500) + 1
+    edge = np.asarray(filled) > np.asarray(filled.filter(ImageFilter.MinFilter(width)))
+    page.paste(OUTLINE, mask=Image.fromarray(edge.astype(np.uint8) * 255))
+    return page
+
+
+def heated(grey: Grey, heats: Sequence[Grey], captions: Sequence[str]) -> Image.Image:
+    """The radiograph, and beside it once for each map with the map's heat on it.
+
+    Args:
+        grey: float32 [H, W] in 0..1.
+        heats: float32 [H, W] each, not below 0; drawn relative to each one's hottest place.
+        captions: of the maps.
+    """
+    scale = PANEL / max(grey.shape)
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    base = np.asarray(_picture(grey).resize(size, Image.Resampling.LANCZOS), dtype=np.float32)[..., None]
+    page = Image.new("RGB", ((len(heats) + 1) * size[0], size[1] + CAPTION), (24, 24, 24))
+    page.paste(Image.fromarray(base[..., 0].astype(np.uint8)).convert("RGB"), (0, CAPTION))
+    pen = ImageDraw.Draw(page)
+    for place, (heat, caption) in enumerate(zip(heats, captions, strict=True), 1):
+        small = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))[..., None]
+        share = np.clip(small / max(float(small.max()), 1e-12), 0, 1)
+        colour = np.concatenate([np.full_like(share, 255), 255 * share, np.zeros_like(share)], axis=2)
+        mixed = base * (1 - STRENGTH * share) + colour * STRENGTH * share
+        page.paste(Image.fromarray(mixed.astype(np.uint8)), (place * size[0], CAPTION))
+        pen.text((place * size[0] + 4, 3), caption, fill=(230, 230, 230))
+    return page
+
+
+def _picture(grey: Grey) -> Image.Image:
+    return Image.fromarray(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))

@@ -1,0 +1,193 @@
+"""A fine-tuned model on files as they are: probabilities, masks, and pictures to check them by.
+
+predictions.csv     one row a file: classify: a probability a label; segment: the lungs' share of the image
+NAME_saliency.png   classify, where asked for: which part of the image speaks for the likeliest labels
+NAME_mask.png       segment: 255 lung, 0 background, pixel for pixel as the file stores them
+NAME_overlay.png    segment: the lungs' outline, the image upright as a viewer shows it
+NAME_seg.dcm        segment, where asked for, of DICOM files: the mask as DICOM Segmentation
+"""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from sscxr import dicom_seg, files, finetuned, inference, judge, overlay, reading, saliency, signing
+from sscxr.data import augment, decode, dicom
+from sscxr.data.decode import Prepared
+from sscxr.data.greyscale import turn_back
+from sscxr.judge import Opened
+from sscxr.models.classifier import Classifier
+from sscxr.reading import Read, ReadingError
+
+TABLE = "predictions.csv"
+MOST_MAPS = 3  # saliency maps a file, of the likeliest labels
+
+Row = dict[str, str]
+
+
+@dataclass
+class Predicted:
+    """Attributes: rows of the table; the files that failed, with the reason; how many did not."""
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return len(self.rows) - len(self.failed)
+
+
+def predict(
+    model: str | Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    with_saliency: bool = False,
+    with_seg: bool = False,
+    overwrite: bool = False,
+    on_file: Callable[[int, int, Read], None] = lambda done, total, file: None,
+) -> Predicted:
+    """Predict files, one after the other, and write what the module's head says.
+
+    Args:
+        model: the folder of a fine-tuned model.
+        paths: DICOM, PNG and JPEG files, folders of them, and manifests.
+        out: a new or empty folder.
+        with_saliency: of a classifier, write saliency maps.
+        with_seg: of a segmenter, write DICOM SEG for DICOM files.
+        overwrite: write into a folder that holds earlier predictions.
+        on_file: told of each file when it is done.
+
+    Returns:
+        The table's rows, and which files could not be used: the others are done all the same.
+
+    Raises:
+        ReadingError, FinetunedError, DicomSegError ...: nothing could be done at all.
+    """
+    opened = judge.open_model(model)
+    classifies = opened.spec.task == "classify"
+    if (with_saliency and not classifies) or (with_seg and classifies):
+        option, task = ("--saliency", "classify") if with_saliency else ("--dicom-seg", "segment")
+        raise ReadingError(f"{option} wants a model made to {task}; {model} is made to {opened.spec.task}")
+    if with_seg:
+        dicom_seg.require()
+    _refuse(out, overwrite=overwrite)
+    listed = reading.files(paths, skip=out)
+    out.mkdir(parents=True, exist_ok=True)
+    sha256 = signing.digest(Path(model) / finetuned.WEIGHTS)
+    found = Predicted()
+    for number, file in enumerate(reading.read(listed, size=cache_size(opened)), 1):
+        row = {"file": str(file.file)}
+        if file.prepared is None:
+            found.failed.append((file.file, file.problem))
+            row["warnings"] = f"not predicted: {file.problem}"
+        else:
+            warnings = _doubts(opened, file.prepared)
+            if classifies:
+                row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
+            else:
+                row |= _segmented(opened, file, file.prepared, out, warnings, sha256 if with_seg else "")
+            row["warnings"] = "; ".join(warnings)
+        found.rows.append(row)
+        on_file(number, len(listed), file)
+    columns = opened.spec.labels if classifies else ["lung_share", "mask", "overlay", "dicom_seg"]
+    _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
+    return found
+
+
+def cache_size(opened: Opened) -> int:
+    """Pixels a side at which images were cached for the model, so that files are scaled down as they were."""
+    return max(opened.config.data.cache_size, opened.spec.img_size)
+
+
+def _doubts(opened: Opened, prepared: Prepared) -> list[str]:
+    doubts = list(prepared.facts.warnings)
+    if prepared.facts.view == "L" and not opened.config.data.laterals:
+        doubts.append("a lateral view; the model learned from frontal ones")
+    return doubts
+
+
+def _classified(
+    opened: Opened, file: Read, prepared: Prepared, out: Path, *, with_saliency: bool
+) -> dict[str, str]:
+    said = judge.probabilities(opened, prepared.image[None])[0]
+    labels = opened.spec.labels
+    if with_saliency:
+        likeliest = np.argsort(-said, kind="stable")[:MOST_MAPS]
+        maps = [
+            reading.to_original(heat(opened, prepared.image, int(label)), prepared) for label in likeliest
+        ]
+        captions = [f"{labels[label]} {said[label]:.2f}" for label in likeliest]
+        picture = overlay.heated(decode.read(file.file, dicom.MAX_PIXELS)[0], maps, captions)
+        picture.save(out / f"{file.name}_saliency.png")
+    return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)}
+
+
+def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.float32]:
+    """A classifier's saliency map of a square 8-bit image [S, S], at its resolution: float32 [S, S]."""
+    spec = opened.spec
+    pixels = torch.from_numpy(image[None]).to(opened.device)
+    inputs = augment.whole(pixels, out=spec.img_size, mean=spec.mean, std=spec.std)
+    found = saliency.relevance(cast(Classifier, opened.model), inputs, label)
+    upsampled = inference.upsampled(found[:, None], len(image))[0, 0]
+    return cast(npt.NDArray[np.float32], upsampled.cpu().numpy())
+
+
+def _segmented(
+    opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str], sha256: str
+) -> dict[str, str]:
+    spec = opened.spec
+    said = inference.batches(
+        opened.model,
+        opened.model,
+        prepared.image[None],
+        None,
+        spec.img_size,
+        spec.mean,
+        spec.std,
+        1,
+        opened.device,
+    )
+    logits = inference.upsampled(next(said), len(prepared.image))[0, 0].cpu().numpy()
+    mask = reading.to_original(logits, prepared) > 0
+    grey, _, turning = decode.read(file.file, dicom.MAX_PIXELS)
+    stored = turn_back(mask, turning)
+    names = {"mask": f"{file.name}_mask.png", "overlay": f"{file.name}_overlay.png"}
+    Image.fromarray(stored.astype(np.uint8) * 255).save(out / names["mask"])
+    overlay.outlined(grey, mask).save(out / names["overlay"])
+    if not mask.any():
+        warnings.append("no lung found")
+    if sha256 and dicom.is_dicom(file.file):
+        try:
+            dicom_seg.write(file.file, stored, out / f"{file.name}_seg.dcm", model=sha256)
+            names["dicom_seg"] = f"{file.name}_seg.dcm"
+        except dicom_seg.DicomSegError as error:
+            warnings.append(str(error))
+    return {"lung_share": f"{mask.mean():.6f}"} | names
+
+
+def _refuse(out: Path, *, overwrite: bool) -> None:
+    if out.is_file():
+        raise ReadingError(f"--out {out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / TABLE).is_file():
+        raise ReadingError(f"{out} holds something else than predictions; choose another folder")
+    if not overwrite:
+        raise ReadingError(f"{out} holds predictions; choose another folder, or give --overwrite")
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    files.write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
