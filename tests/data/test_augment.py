@@ -146,3 +146,110 @@ def test_no_loop_over_images() -> None:
 
 def test_a_batch_of_one_works() -> None:
     assert views(images(1), **SHIPPED).shape == (1, 1, 64, 64)
+
+
+# ---- whole images moved, with their masks
+
+
+STILL = {"rotate": 0.0, "shift": 0.0, "scale": (1.0, 1.0), "flip": 0.0, "brightness": 0.0, "contrast": 0.0}
+MOVING = {"rotate": 10.0, "shift": 0.05, "scale": (0.85, 1.15), "brightness": 0.2, "contrast": 0.2}
+
+
+def moved(
+    batch: Tensor, masks: Tensor | None = None, seed: int = 0, **changes: object
+) -> tuple[Tensor, Tensor]:
+    settings = {**STILL, "out": batch.shape[-1], "mean": 0.0, "std": 1.0, **changes}
+    return augment.affine(batch, masks, generator=generator(seed), **settings)
+
+
+def blob(count: int = 8, size: int = 64, top: int = 20, left: int = 36, side: int = 12) -> Tensor:
+    batch = torch.zeros(count, size, size, dtype=torch.uint8)
+    batch[:, top : top + side, left : left + side] = 255
+    return batch
+
+
+def centre(grey: Tensor) -> Tensor:
+    """Row and column of each image's centre of mass, [B, 2]."""
+    grey = grey.float()
+    places = torch.arange(grey.shape[-1]).float() + 0.5
+    total = grey.sum(dim=(1, 2))
+    return torch.stack([grey.sum(dim=2) @ places / total, grey.sum(dim=1) @ places / total], dim=1)
+
+
+@pytest.mark.parametrize(("size", "out"), [(80, 64), (128, 64), (64, 64)])
+def test_what_is_not_moved_is_the_whole_image(size: int, out: int) -> None:
+    batch = images(3, size)
+    masks = (torch.rand(3, size, size, generator=generator(2)) > 0.5).to(torch.uint8) * 255
+    found, same = moved(batch, masks, out=out, mean=0.5, std=0.25)
+    assert torch.allclose(found, augment.whole(batch, out=out, mean=0.5, std=0.25), atol=1e-4)
+    assert same.shape == (3, out, out)
+    if size == out:
+        assert torch.equal(same, masks)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rotate": 30.0}, {"shift": 0.2}, {"scale": (0.6, 1.4)}, {"flip": 0.5}, {**MOVING, "flip": 0.5}],
+)
+@pytest.mark.parametrize("out", [64, 32])
+def test_masks_move_as_their_images_do(change: dict[str, object], out: int) -> None:
+    batch = blob()
+    grey, masks = moved(batch, batch, out=out, **{**change, "brightness": 0.0, "contrast": 0.0})
+    assert set(masks.unique().tolist()) == {0, 255}, "values are not mixed"
+    assert torch.allclose(centre(grey[:, 0]), centre(masks), atol=0.6), "but for the nearest pixel"
+    assert (centre(masks) - centre(masks)[0]).abs().max() > 0.5, "each image moves its own way"
+    agree = ((grey[:, 0] > 0.5) == (masks > 0)).float().mean()
+    assert agree > 0.97
+
+
+def test_ignored_pixels_stay_ignored_pixels() -> None:
+    masks = blob()
+    masks[:, :10] = 127
+    assert set(moved(blob(), masks, **MOVING)[1].unique().tolist()) == {0, 127, 255}
+
+
+def test_scale_is_the_chests_size_and_shift_its_place() -> None:
+    batch = blob(side=16)
+    area = (moved(batch, scale=(1.25, 1.25))[0][:, 0]).sum(dim=(1, 2)) / 16**2
+    assert torch.allclose(area, torch.full_like(area, 1.25**2), rtol=0.02)
+    away = centre(moved(blob(500), shift=0.1)[0][:, 0]) - centre(blob(1))
+    assert away.abs().max() <= 6.4 + 1e-2
+    assert away.abs().max(dim=0).values.min() > 6.0
+    assert away.mean(dim=0).abs().max() < 0.6
+
+
+def test_rotation_is_in_degrees_about_the_middle() -> None:
+    batch = blob(500)
+    offset = centre(moved(batch, rotate=10.0)[0][:, 0]) - 32
+    before = (centre(blob(1)) - 32)[0]
+    assert torch.allclose(offset.norm(dim=1), before.norm().expand(500), atol=0.1)
+    angle = torch.rad2deg(torch.atan2(offset[:, 0], offset[:, 1]) - torch.atan2(before[0], before[1]))
+    assert angle.abs().max() <= 10.1
+    assert angle.min() < -9.5
+    assert angle.max() > 9.5
+
+
+def test_what_comes_from_beyond_the_image_is_black_and_no_lung() -> None:
+    white = torch.full((50, 32, 32), 255, dtype=torch.uint8)
+    grey, masks = moved(white, white, shift=0.3)
+    assert ((grey[:, 0] < 0.01) == (masks == 0)).float().mean() > 0.95
+    assert (masks == 0).any()
+
+
+def test_the_same_generator_moves_alike_whether_or_not_there_are_masks() -> None:
+    batch = images(4, 32)
+    first, none = moved(batch, **MOVING, seed=3)
+    again, _ = moved(batch, batch, **MOVING, seed=3)
+    assert none is None
+    assert torch.equal(first, again)
+    assert not torch.equal(first, moved(batch, **MOVING, seed=4)[0])
+
+
+def test_a_mirror_image_is_exact() -> None:
+    batch = images(40, 32)
+    found = moved(batch, flip=0.5)[0][:, 0]
+    plain, mirrored = batch.float() / 255, batch.flip(-1).float() / 255
+    is_plain = (found - plain).abs().amax(dim=(1, 2)) < 1e-3
+    is_mirrored = (found - mirrored).abs().amax(dim=(1, 2)) < 1e-3
+    assert (is_plain ^ is_mirrored).all()
+    assert 8 < is_mirrored.sum() < 32

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sscxr.models.classifier import Classifier
 from sscxr.models.encoder import build
 from sscxr.training import optim
 from sscxr.training.optim import Schedule
@@ -180,3 +181,54 @@ def test_nothing_to_clip_is_no_error() -> None:
     optim.clip_per_tensor([], 3.0)
     assert untouched.grad is None
     assert torch.equal(untouched, torch.ones(2))
+
+
+# ---- rates by layer
+
+
+def layered(depth: int = 3) -> tuple[nn.Module, torch.optim.AdamW, dict[str, tuple[float, float]]]:
+    """A classifier's optimiser at rate 1 and decay 0.1, and (rate, decay) by parameter."""
+    model = Classifier(
+        build("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=depth), labels=2, pool="mean"
+    )
+    optimiser = optim.layered_adamw(model, lr=1.0, betas=(0.9, 0.999), layer_decay=0.5)
+    optim.set_rates(optimiser, 1.0, 0.1)
+    by_id = {id(p): (g["lr"], g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]}
+    return model, optimiser, {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+
+def test_the_rate_falls_from_the_head_to_the_embeddings() -> None:
+    model, optimiser, found = layered()
+    assert sum(len(g["params"]) for g in optimiser.param_groups) == len(list(model.parameters()))
+    for name in ("head.weight", "head.bias", "encoder.norm.weight"):
+        assert found[name][0] == 1.0
+    for block, rate in enumerate((1 / 8, 1 / 4, 1 / 2)):
+        rates = {value[0] for name, value in found.items() if name.startswith(f"encoder.blocks.{block}.")}
+        assert rates == {rate}
+    for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "cls_token"):
+        assert found[f"encoder.{name}"][0] == 1 / 16
+
+
+def test_in_fine_tuning_embeddings_of_place_and_class_do_not_decay() -> None:
+    model, _, found = layered()
+    sizes = dict(model.named_parameters())
+    decaying = {name for name, (_, decay) in found.items() if decay}
+    assert {found[name][1] for name in decaying} == {0.1}
+    assert {"head.weight", "encoder.patch_embed.proj.weight", "encoder.blocks.1.mlp.fc1.weight"} <= decaying
+    assert not decaying & {"encoder.pos_embed", "encoder.cls_token"}
+    assert all(sizes[name].ndim >= 2 for name in decaying)
+
+
+def test_a_frozen_encoder_is_not_in_the_optimiser() -> None:
+    model = layered()[0]
+    model.encoder.requires_grad_(False)
+    optimiser = optim.layered_adamw(model, lr=1.0, betas=(0.9, 0.999), layer_decay=0.5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for g in optimiser.param_groups for p in g["params"]} == {"head.weight", "head.bias"}
+
+
+def test_without_layer_decay_every_layer_learns_alike() -> None:
+    model = layered()[0]
+    optimiser = optim.layered_adamw(model, lr=1.0, betas=(0.9, 0.999), layer_decay=1.0)
+    optim.set_rates(optimiser, 0.25, 0.1)
+    assert {group["lr"] for group in optimiser.param_groups} == {0.25}
