@@ -1,5 +1,6 @@
 """`sscxr finetune ...`. Thin: torch is imported when a command runs, not before."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,6 +57,7 @@ def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
     finetune = typer.Typer(help="Fine-tune an encoder on a prepared site cache.", no_args_is_help=True)
     finetune.command("classify")(classify)
+    finetune.command("segment")(segment)
     app.add_typer(finetune, name="finetune")
 
 
@@ -87,6 +89,28 @@ def classify(
     settings.classify.per_class = per_class or settings.classify.per_class
     with Show(settings) as show:
         tuned = tune.classify(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
+    _finish(tuned)
+
+
+def segment(
+    encoder: Encoder,
+    data: CacheOption,
+    out: Out,
+    overrides: Overrides = None,
+    source: Source = "",
+    frozen: Frozen = False,
+    untrained: Untrained = False,
+    overwrite: Overwrite = False,
+    config: ConfigFile = "default",
+    key: PublicKey = None,
+) -> None:
+    """Fine-tune a lung segmenter (UNETR) on images with masks; judged at the end on patients it has not seen."""
+    from sscxr import tune
+
+    folder = _located(encoder, key)
+    settings = _settings(folder, "segment", config, overrides, frozen=frozen)
+    with Show(settings) as show:
+        tuned = tune.segment(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
     _finish(tuned)
 
 
@@ -186,14 +210,24 @@ def _names(text: str) -> list[str]:
 
 def _finish(tuned: "Tuned") -> None:
     """The figures on the test patients, and where the model lies."""
-    figures = {name: one for name, one in tuned.figures.items() if isinstance(one, dict) and "low" in one}
-    if figures:
-        title = f"on {tuned.figures['n']} images of {tuned.figures['patients']} test patients"
-        table = Table("", "value", "95 % interval", title=title, title_justify="left", box=None)
-        for name, one in figures.items():
-            value, low, high = (
-                "" if v is None else f"{v:.3f}" for v in (one["value"], one["low"], one["high"])
-            )
-            table.add_row(name, value, f"{low} to {high}" if low else "")
+    found = tuned.figures
+    if found:
+        title = f"on {found['n']} images of {found['patients']} test patients"
+        table = Table("", "value", "95 % interval", "images", title=title, title_justify="left", box=None)
+        _add_figures(table, found)
+        sources = found["by"]["source"]
+        if tuned.spec.task == "segment" and len(sources) > 1:
+            for source, figures in sources.items():
+                table.add_section()
+                _add_figures(table, figures, f"{source}: ")
         Console().print(table)
     typer.echo(tuned.folder)
+
+
+def _add_figures(table: Table, figures: Mapping[str, Any], prefix: str = "") -> None:
+    """A row for each figure that has a value."""
+    for name, one in figures.items():
+        if isinstance(one, dict) and one.get("value") is not None:
+            low, high = ("" if v is None else f"{v:.3f}" for v in (one["low"], one["high"]))
+            interval = f"{low} to {high}" if low else ""
+            table.add_row(prefix + name, f"{one['value']:.3f}", interval, str(one["n"]))

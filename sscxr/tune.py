@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sscxr import config as configs
 from sscxr import finetuned, finetuned_card
 from sscxr.config import Config
 from sscxr.data.cache import Cache
-from sscxr.evaluation import classification
+from sscxr.evaluation import classification, segmentation
 from sscxr.finetuned import Model, Spec
 from sscxr.models.classifier import Classifier
 from sscxr.training import classify as classifying
@@ -22,6 +22,9 @@ from sscxr.training import finetune
 from sscxr.training.classify import Classification
 from sscxr.training.finetune import Epoch, FinetuneError, History, Split, Task
 from sscxr.training.pretrain import Rows, set_up
+
+if TYPE_CHECKING:
+    from sscxr.models.unetr import UNETR
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,28 @@ def classify(job: Job, listener: Listener | None = None) -> Tuned:
         )
 
     return _tuned(job, listener, parts, task_of, judged)
+
+
+def segment(job: Job, listener: Listener | None = None) -> Tuned:
+    """Fine-tune a lung segmenter on the images that have a mask, judge it on the test patients, and write it.
+
+    Raises:
+        SscxrError: one line that says what cannot be done.
+    """
+    from sscxr.training.segment import Segmentation  # MONAI takes seconds to import
+
+    config, cache = job.config, job.cache
+    parts = _split(job, segmentation.masked(cache, _usable(job)))
+
+    def task_of(model: Model, device: torch.device) -> Segmentation:
+        return Segmentation(cast("UNETR", model), cache, config, device)
+
+    def judged(task: Segmentation, test: Rows) -> dict[str, Any]:
+        return segmentation.evaluate(
+            task.measured(test), cache.index.iloc[test], resamples=config.probe.resamples
+        )
+
+    return _tuned(job, listener or Listener(), parts, task_of, judged)
 
 
 def _tuned(

@@ -8,7 +8,6 @@ it. How many are empty is counted.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -136,9 +135,18 @@ def evaluate(
 
 
 def figures(
-    measured: pd.DataFrame, groups: npt.ArrayLike, *, resamples: int = 1000, seed: int = 0
+    measured: pd.DataFrame,
+    groups: npt.ArrayLike,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    test: bool = False,
 ) -> dict[str, Any]:
-    """Means over images with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
+    """Means over images with 95 % intervals over patients.
+
+    Args:
+        groups: [N]. The others as in `evaluate`.
+        test: add `p` to each figure, of the test that it is 0.
 
     Returns:
         Each of `FIGURES`: {value, low, high, n}, n the images that have it; value, low and high are null where
@@ -149,7 +157,7 @@ def figures(
     for name in FIGURES:
         values = measured[name].to_numpy(dtype=np.float64)
         has = np.isfinite(values)
-        found[name] = _mean(values[has], groups[has], resamples, seed)
+        found[name] = _mean(values[has], groups[has], resamples, seed, test=test)
     counts = {name: int(measured[name].sum()) for name in _EMPTY if name in measured}
     return found | {"n": len(measured), "patients": len(set(groups))} | counts
 
@@ -164,11 +172,11 @@ def difference(
 ) -> dict[str, Any]:
     """One segmenter's figures minus another's on the same images: a paired bootstrap over patients.
 
-    Of Dice more is better, of distances less. Arguments and result as in `figures`, without the empty ones' counts.
+    Of Dice more is better, of distances less. Arguments and result as in `figures`, without the empty ones'
+    counts; each figure has `p` as well, of the test that there is no difference (null where none has it).
     """
-    names = list(FIGURES)
-    gains = measured[names].reset_index(drop=True) - baseline[names].reset_index(drop=True)
-    return figures(gains, groups, resamples=resamples, seed=seed)
+    gains = measured[list(FIGURES)].reset_index(drop=True) - baseline[list(FIGURES)].reset_index(drop=True)
+    return figures(gains, groups, resamples=resamples, seed=seed, test=True)
 
 
 def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
@@ -180,17 +188,15 @@ def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
 
 
 def _mean(
-    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, seed: int
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, seed: int, *, test: bool
 ) -> dict[str, Any]:
     if not len(values):
-        return {"value": None, "low": None, "high": None, "n": 0}
-    drawn = _means(values, metrics.resampled(groups, resamples, seed))
-    found = metrics.interval(float(values.mean()), drawn)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
-
-
-def _means(
-    values: npt.NDArray[np.float64], weights: Iterable[npt.NDArray[np.int64]]
-) -> npt.NDArray[np.float64]:
+        return {"value": None, "low": None, "high": None, "n": 0} | ({"p": None} if test else {})
     # A row of weights is never all zero: some group is always drawn, and each has an image.
-    return np.concatenate([chunk @ values / chunk.sum(axis=1) for chunk in weights])
+    chunks = [
+        weights @ values / weights.sum(axis=1) for weights in metrics.resampled(groups, resamples, seed)
+    ]
+    drawn = np.concatenate(chunks)
+    found = metrics.interval(float(values.mean()), drawn)
+    figure: dict[str, Any] = {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
+    return figure | ({"p": metrics.p_value(drawn)} if test else {})

@@ -202,10 +202,11 @@ def test_the_interval_is_over_patients_not_images() -> None:
 def test_a_model_differs_from_itself_by_nothing_and_from_a_worse_one_clearly() -> None:
     measured, index = sample()
     same = difference(measured, measured, index["group"], **QUICK)["dice"]
-    assert (same["value"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    assert (same["value"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
     worse = measured.assign(dice=measured["dice"] - 0.01)
     gain = difference(measured, worse.set_axis(index.index), index["group"], **QUICK)["dice"]
     assert [gain[name] for name in ("value", "low", "high")] == pytest.approx([0.01] * 3)
+    assert gain["p"] < 0.05
 
 
 # ---- which images
