@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sscxr import encoder_commands
+from sscxr import encoder_commands, finetune_commands, model_commands
 from sscxr.data.cache import LABEL_PREFIX, Cache, open_cache
 from sscxr.errors import SscxrError
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look into a site cache, or remove images from it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 encoder_commands.add(app)
+finetune_commands.add(app)
+model_commands.add(app)
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's folder.")]

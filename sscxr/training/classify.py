@@ -42,7 +42,7 @@ class Classification:
         self.model: nn.Module = model
         self.cache, self.config, self.device = cache, config, device
         self.out = config.finetune.img_size or config.encoder.img_size
-        self.targets = targets(cache, config.classify.labels)
+        self.targets = known_targets(cache, config.classify.labels)
         self.prior = torch.from_numpy(log_odds(self.targets[train])).to(device)
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -92,6 +92,12 @@ def targets(cache: Cache, labels: Sequence[str]) -> Targets:
     return np.stack([cache.label(name) for name in labels], axis=1)
 
 
+def known_targets(cache: Cache, labels: Sequence[str]) -> Targets:
+    """As `targets`; a label that the cache does not have is unknown of all its images."""
+    unknown = np.full(len(cache), np.nan, dtype=np.float32)
+    return np.stack([cache.label(name) if name in cache.labels else unknown for name in labels], axis=1)
+
+
 def labelled(wanted: Targets, rows: Rows) -> Rows:
     """The rows of which at least one label is known."""
     return rows[np.isfinite(wanted[rows]).any(axis=1)]
@@ -108,9 +114,11 @@ def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
             column = wanted[rows, place]
             present, absent = int((column == 1).sum()), int((column == 0).sum())
             if len(rows) and not (present and absent):
+                unknown = len(rows) - present - absent
+                rest = f", of {unknown} it is unknown" if unknown else ""
                 raise FinetuneError(
-                    f"label {label!r}: of the {part} images {present} have it and {absent} do not (unknown in "
-                    f"{len(rows) - present - absent}); a classifier needs both"
+                    f"label {label!r}: of the {part} images {present} have it and {absent} do not{rest}; "
+                    "a classifier needs both"
                 )
 
 
