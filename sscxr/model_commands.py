@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,6 +36,8 @@ def add(app: typer.Typer) -> None:
     app.command("evaluate")(evaluate)
     app.command("compare")(compare)
     app.command("predict")(predict)
+    app.command("embed")(embed)
+    app.command("similar")(similar)
 
 
 def evaluate(
@@ -122,6 +125,68 @@ def predict(
         raise typer.Exit(1)
 
 
+def embed(
+    encoder: Annotated[
+        str,
+        typer.Argument(metavar="ENCODER", help="A fine-tuned model's folder, or a release: URL or folder."),
+    ],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILES...]", help="DICOM, PNG and JPEG files, folders of them, manifests."),
+    ] = None,
+    *,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="CACHE", help="A prepared site cache instead of files.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The CSV to write.")],
+) -> None:
+    """Write one row of features per image: the mean of the encoder's patch tokens."""
+    from sscxr import files as writing
+    from sscxr import neighbours
+    from sscxr.data.cache import open_cache
+
+    if bool(files) == (data is not None):
+        raise click.UsageError("say what to embed: either FILES, or --data CACHE")
+    embedder = neighbours.open_embedder(encoder)
+    failed: list[Read] = []
+    if data is not None:
+        table = neighbours.embed_cache(embedder, open_cache(data))
+    else:
+        table, failed = neighbours.embed_files(embedder, files or [])
+    for file in failed:
+        _failed(file)
+    text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    writing.write_atomically(out, text.encode("utf-8", "surrogateescape"))
+    typer.echo(f"{out}: {len(table)} rows of {table.shape[1] - 1} features")
+    if failed:
+        raise typer.Exit(1)
+
+
+def similar(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A DICOM, PNG or JPEG file.")],
+    encoder: Annotated[
+        str, typer.Option(metavar="ENCODER", help="A fine-tuned model's folder, or a release: URL or folder.")
+    ],
+    cache: Annotated[Path, typer.Option("--in", metavar="CACHE", help="The site cache to look in.")],
+    number: Annotated[int, typer.Option(min=1, max=99, help="How many images.")] = 8,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The contact sheet to write.")] = Path(
+        "similar.png"
+    ),
+) -> None:
+    """Find the images of a cache that are most like a file, and draw them beside it."""
+    from sscxr import neighbours
+
+    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+        raise click.UsageError(f"--out {out}: a file name that ends in .png, in a folder that is there")
+    found, page = neighbours.similar(neighbours.open_embedder(encoder), image, cache, number=number)
+    page.save(out)
+    table = Table(*found.columns, box=None)
+    for row in found.itertuples(index=False):
+        table.add_row(f"{row.cosine:.3f}", *map(str, row[1:]))
+    Console().print(table)
+    typer.echo(out)
+
+
 class _Files:
     """A bar of files on stderr where that is a terminal; a line for each that fails anywhere."""
 
@@ -146,8 +211,13 @@ class _Files:
     def __call__(self, done: int, total: int, file: "Read") -> None:
         self.bar.update(self.task, completed=done, total=total)
         if file.problem:
-            line = " ".join(f"{file.file}: {file.problem}".split())
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _failed(file, self.bar.console)
+
+
+def _failed(file: "Read", console: Console | None = None) -> None:
+    """A line on stderr."""
+    line = " ".join(f"{file.file}: {file.problem}".split())
+    (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _names(text: str) -> list[str]:

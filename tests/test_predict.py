@@ -1,0 +1,190 @@
+"""Predictions of files: as on the cache, at the files' own geometry, and none stopped by another."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from dicoms import chest, dataset, save
+from PIL import Image
+from tuned import make_model
+
+from sscxr import dicom_seg, judge, overlay, predict, reading
+from sscxr.data import decode
+from sscxr.data.prepare import prepare
+from sscxr.errors import SscxrError
+
+HIGH, WIDE = 120, 100
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model", labels=["pneumonia", "covid19"])
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "model", task="segment", labels=["lung"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A DICOM of each kind of orientation, a picture, and files that are none."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    tags = {"StudyInstanceUID": "1.2.3", "SeriesInstanceUID": "1.2.3.4"}
+    tags |= {"WindowCenter": 2048, "WindowWidth": 4096}  # the grey levels as stored
+    picture = chest(HIGH, WIDE)
+    save(dataset(picture, **tags), folder / "plain.dcm")
+    turned = np.ascontiguousarray(picture[:, ::-1].T)
+    save(dataset(turned, PatientOrientation=["F", "R"], **tags), folder / "turned.dcm")
+    Image.fromarray((picture >> 4).astype(np.uint8)).save(folder / "plain.png")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "short.png").write_bytes((folder / "plain.png").read_bytes()[:500])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The drawn chests look like none to the detector."""
+    monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])
+
+
+def rows(out: Path) -> dict[str, dict[str, str]]:
+    with (out / predict.TABLE).open(newline="") as file:
+        return {Path(row["file"]).name: row for row in csv.DictReader(file)}
+
+
+def test_probabilities_are_those_of_the_cached_image(classifier: Path, folder: Path, tmp_path: Path) -> None:
+    found = predict.predict(classifier, [folder], tmp_path / "out")
+    cache = prepare([folder], tmp_path / "cache", size=32, workers=0, progress=False)
+    expected = judge.probabilities(judge.open_model(classifier), cache.images)
+    table = rows(tmp_path / "out")
+    assert set(table) == {"plain.dcm", "turned.dcm", "plain.png", "notes.txt", "short.png"}
+    said = [
+        [float(table[name][label]) for label in ("pneumonia", "covid19")]
+        for name in ("plain.dcm", "plain.png")
+    ]
+    for one in said:
+        assert np.abs(expected - one).max(axis=1).min() < 2e-6
+    assert {path.name for path, _ in found.failed} == {"notes.txt", "short.png"}
+    assert (found.done, table["notes.txt"]["pneumonia"]) == (3, "")
+    assert "not an image" in table["notes.txt"]["warnings"]
+
+
+def test_a_turned_file_is_the_same_image(classifier: Path, folder: Path, tmp_path: Path) -> None:
+    predict.predict(
+        classifier, [folder / "plain.dcm", folder / "turned.dcm"], tmp_path / "out", with_saliency=True
+    )
+    table = rows(tmp_path / "out")
+    assert table["plain.dcm"]["pneumonia"] == table["turned.dcm"]["pneumonia"]
+    pages = [Image.open(tmp_path / "out" / f"{name}_saliency.png") for name in ("plain", "turned")]
+    assert pages[0].size == (3 * round(overlay.PANEL * WIDE / HIGH), overlay.PANEL + overlay.CAPTION)
+    assert np.array_equal(*map(np.asarray, pages))
+
+
+@pytest.mark.slow
+def test_masks_lie_as_the_files_store_them(
+    segmenter: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that sees lung wherever the image is dark: the mask then follows the pixels, however stored."""
+
+    def dark(model: Any, forward: Any, images: np.ndarray, *rest: Any) -> Any:
+        import torch
+
+        yield torch.from_numpy(0.4 - images[:, None] / 255.0).float()
+
+    monkeypatch.setattr(predict.inference, "batches", dark)
+    out = tmp_path / "out"
+    found = predict.predict(segmenter, [folder], out, with_seg=True)
+    assert found.done == 3
+    for name in ("plain", "turned"):
+        source = pydicom.dcmread(folder / f"{name}.dcm")
+        mask = np.asarray(Image.open(out / f"{name}_mask.png")) == 255
+        assert mask.shape == source.pixel_array.shape
+        truth = source.pixel_array < 0.4 * 4095
+        assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.8
+        written = highdicom.seg.segread(out / f"{name}_seg.dcm")
+        assert np.array_equal(np.squeeze(written.pixel_array) == 1, mask)
+        study, series, instance = written.get_source_image_uids()[0]
+        assert (study, series, instance) == ("1.2.3", "1.2.3.4", source.SOPInstanceUID)
+        assert written.PatientID == source.PatientID
+        assert pydicom.dcmread(out / f"{name}_seg.dcm").Modality == "SEG"
+        assert Image.open(out / f"{name}_overlay.png").size == (WIDE, HIGH)
+    table = rows(out)
+    assert table["plain.png"]["dicom_seg"] == ""
+    assert table["plain.png"]["mask"] == "plain-2_mask.png"  # a name of its own beside plain.dcm's
+    assert 0 < float(table["plain.dcm"]["lung_share"]) < 1
+
+
+def test_values_come_back_to_the_originals_pixels() -> None:
+    """A ramp over the content, brought back, is the ramp over the original."""
+    place = {"top": 0, "left": 3, "content_height": 32, "content_width": 26}
+    prepared = decode.Prepared("", np.zeros((32, 32), np.uint8), None, decode.Facts(), 320, 260, **place)
+    ramp = np.tile(np.arange(32, dtype=np.float32), (32, 1))
+    found = reading.to_original(ramp, prepared)
+    assert found.shape == (320, 260)
+    expected = (np.arange(260) + 0.5) / 10 - 0.5 + 3
+    assert found[100, 5:-5] == pytest.approx(expected[5:-5], abs=1e-3)
+
+
+def test_the_same_prediction_is_one_dicom_instance(folder: Path, tmp_path: Path) -> None:
+    mask = np.zeros((HIGH, WIDE), dtype=bool)
+    mask[10:20] = True
+    uids = []
+    for number, (model, drawn) in enumerate((("ab", mask), ("ab", mask), ("cd", mask), ("ab", ~mask))):
+        dicom_seg.write(folder / "plain.dcm", drawn, tmp_path / f"{number}.dcm", model=model)
+        uids.append(pydicom.dcmread(tmp_path / f"{number}.dcm").SOPInstanceUID)
+    assert uids[0] == uids[1]
+    assert len(set(uids)) == 3
+    dicom_seg.write(folder / "plain.dcm", mask & False, tmp_path / "none.dcm", model="ab")
+    assert not highdicom.seg.segread(tmp_path / "none.dcm").pixel_array.any()
+
+
+def test_what_a_segmentation_cannot_be_made_of(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(dataset(chest(HIGH, WIDE)), folder / "bare.dcm")
+    with pytest.raises(SscxrError, match="no StudyInstanceUID"):
+        dicom_seg.write(folder / "bare.dcm", np.zeros((HIGH, WIDE), bool), tmp_path / "x.dcm", model="ab")
+    with pytest.raises(SscxrError, match="100 x 120"):
+        dicom_seg.write(folder / "plain.dcm", np.zeros((9, 9), bool), tmp_path / "x.dcm", model="ab")
+    monkeypatch.setattr(dicom_seg.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SscxrError, match=r"pip install 'sscxr\[seg\]'"):
+        dicom_seg.require()
+
+
+def test_bad_requests_are_said(classifier: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SscxrError, match="--dicom-seg wants a model made to segment"):
+        predict.predict(classifier, [folder], out, with_seg=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SscxrError, match="no files in"):
+        predict.predict(classifier, [tmp_path / "empty"], out)
+    with pytest.raises(SscxrError, match="holds something else"):
+        predict.predict(classifier, [folder], folder)
+    found = predict.predict(classifier, [tmp_path / "nowhere.png", folder / "plain.png"], out)
+    assert [problem for _, problem in found.failed] == ["no such file or folder"]
+    with pytest.raises(SscxrError, match="give --overwrite"):
+        predict.predict(classifier, [folder], out)
+    assert predict.predict(classifier, [folder], out, overwrite=True).done == 3
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_originals(
+    shared_data: Path, segmenter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    files = sorted((shared_data / "originals").glob("nih*"))
+    found = predict.predict(segmenter, files, tmp_path / "out", with_seg=True)
+    assert [path.name for path, _ in found.failed] == ["nih_udacity_test4.dcm"]  # ribs, as its header says
+    for file in files:
+        if file.suffix == ".dcm" and file.stem != "nih_udacity_test4":
+            source = pydicom.dcmread(file)
+            written = highdicom.seg.segread(tmp_path / "out" / f"{file.stem}_seg.dcm")
+            assert written.get_source_image_uids()[0][2] == source.SOPInstanceUID
+            assert np.squeeze(written.pixel_array).shape == source.pixel_array.shape
