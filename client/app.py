@@ -7,6 +7,7 @@ a file or a patient. The site's own log keeps it; the server gets one of a few f
 import errno
 import fcntl
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from client.settings import SiteError, SiteSettings, check_allowed, limit_memory, read_settings
-from client.site import Site
+from client.site import Rows, Site
 from sscxr import codecs, seeds, wire
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
+from sscxr.training import stages
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
-from sscxr.training.pretrain import SiteTraining, set_up
+from sscxr.training.pretrain import set_up
 from sscxr.wire import ARRAYS, RECORD
 
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
@@ -73,17 +75,16 @@ def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
 def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
     rows = site.training_rows(config)
     site.store.keep_only(task.run, task.base)
-    training, state, received, residual = _begin(site, task, config, message)
+    training, state, received, residual = _begin(site, task, config, message, rows)
     show = display.on_step
     trained = training.train_round(
-        site.cache.images,
         rows,
         site=site.name,
         round_number=task.round,
         budget=task.budget * _TIME_TO_REPLY,
         on_step=None if show is None else lambda *done: show(site.name, len(rows), *done),
     )
-    after = training.shared()
+    after = training.parts.shared()
     update = {name: after[name].float() - received[name] for name in received}
     source = seeds.generator("cpu", config.run.seed, "encode", site.name, task.round)
     try:
@@ -110,26 +111,29 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
     metrics = site.settings.metrics
     rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
     counts = site.counts_of_run(config) if "counts" in metrics else "{}"
-    loss = 0.0
+    loss, score = 0.0, wire.NO_SCORE
     if len(rows):
-        training, *_ = _begin(site, task, config, message)
-        loss = training.held_out_loss(site.cache.images, rows, site=site.name)
-    return wire.EvaluateReply(site.name, task.round, len(rows), loss, counts), None
+        training, *_ = _begin(site, task, config, message, site.training_rows(config))
+        found = training.held_out(rows, site=site.name)
+        loss = found.loss
+        told = "held_out_score" in metrics and site.may_tell_score(rows, config)
+        score = found.score if told and math.isfinite(found.score) else wire.NO_SCORE
+    return wire.EvaluateReply(site.name, task.round, len(rows), loss, score, counts), None
 
 
 def _begin(
-    site: Site, task: wire.Task, config: Config, message: Message
-) -> tuple[SiteTraining, str, codecs.Tensors, codecs.Tensors]:
-    """The objective with the encoder that came and this site's own head and moments.
+    site: Site, task: wire.Task, config: Config, message: Message, rows: Rows
+) -> tuple["stages.Training", str, codecs.Tensors, codecs.Tensors]:
+    """What the stage trains, with the encoder that came and this site's own head and moments.
 
     Returns:
         the training; whether the state was kept, is new or was lost; the encoder as decoded; what of the last
         folded update did not arrive.
     """
-    training = SiteTraining(config, set_up(config))
+    training = stages.site_training(config, set_up(config), site.cache, rows)
     arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
-    received = codecs.decode(arrays, config.federation.downlink, training.shared())
-    training.load_shared(received)
+    received = codecs.decode(arrays, config.federation.downlink, training.parts.shared())
+    training.parts.load_shared(received)
     tensors, state = site.store.load(task.run, task.base)
     if tensors is not None:
         training.load_local(tensors)
@@ -162,7 +166,7 @@ def _answer(
         own = wire.fingerprint(configs.recipe_hash(config))
         if do is not _hello and task.fingerprint != own:
             raise SiteError("fingerprint", f"the run's fingerprint is {task.fingerprint}, this site's {own}")
-        check_allowed(settings, config, "pretrain")
+        check_allowed(settings, config)
         limit_memory(settings)
         config.run.device = settings.device or config.run.device
         reply, arrays = do(Site(settings), task, config, message)

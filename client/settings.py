@@ -14,9 +14,10 @@ from sscxr import wire
 from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.join import Join
+from sscxr.ranges import CHOICES
 
-STAGES = ("pretrain",)
-METRICS = ("held_out_loss", "counts")
+METRICS = ("held_out_loss", "held_out_score", "counts")
+STAGES = CHOICES["run.stage"]
 _PATHS = ("cache", "state", "groups", "key", "ca", "join")
 _KEY, _CA = "node-key", "ca.crt"
 
@@ -55,7 +56,7 @@ class SiteSettings:
     device: str = ""
     threads: int = 0
     memory_gb: float = 0.0
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    stages: list[str] = field(default_factory=lambda: ["pretrain"])
     metrics: list[str] = field(default_factory=lambda: list(METRICS))
     min_cell: int = 10
     min_images: int = 0
@@ -115,7 +116,7 @@ def _problem(settings: SiteSettings) -> str:
     return ""
 
 
-def check_allowed(settings: SiteSettings, config: Config, stage: str) -> None:
+def check_allowed(settings: SiteSettings, config: Config) -> None:
     """See that this hospital lets the run do what it asks for.
 
     Raises:
@@ -123,8 +124,10 @@ def check_allowed(settings: SiteSettings, config: Config, stage: str) -> None:
     """
     if settings.paused:
         raise SiteError("paused", "this site is paused: paused=true in site.yaml")
-    if stage not in settings.stages:
-        raise SiteError("not allowed", f"the run asks for {stage}, site.yaml allows {settings.stages}")
+    if config.run.stage not in settings.stages:
+        raise SiteError(
+            "not allowed", f"the run asks for {config.run.stage}, site.yaml allows stages={settings.stages}"
+        )
     if 0 < settings.threads < config.run.threads:
         raise SiteError(
             "not allowed",

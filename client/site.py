@@ -24,6 +24,7 @@ from sscxr import wire
 from sscxr.config import Config
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
 from sscxr.files import settle, write_atomically
+from sscxr.training import stages
 
 Rows = npt.NDArray[np.int64]
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
@@ -64,9 +65,9 @@ class Site:
         return max(config.privacy.min_cell, self.settings.min_cell)
 
     def usable_rows(self, config: Config) -> Rows:
-        """Rows of this site that may be used at all."""
+        """Rows of this site that the run's stage can use."""
         rows = self.cache.rows(laterals=config.data.laterals)
-        return rows[self._mine[rows]]
+        return stages.usable(self.cache, rows[self._mine[rows]], config)
 
     def training_rows(self, config: Config) -> Rows:
         """Rows to train on: all but the held-out patients'.
@@ -91,6 +92,10 @@ class Site:
         rows = self.usable_rows(config)
         rows = rows[self.cache.held_out(config.data.test_share)[rows]]
         return rows if len(rows) >= self.min_cell(config) else rows[:0]
+
+    def may_tell_score(self, rows: Rows, config: Config) -> bool:
+        """Whether the score on these rows may leave: no class among them is a small cell."""
+        return stages.tellable(self.cache, rows, config, self.min_cell(config))
 
     def counts_of_run(self, config: Config) -> str:
         """The counts as they were when this run first asked; the difference of two would be single patients."""

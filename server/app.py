@@ -4,11 +4,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from torch import Tensor
 
 import sscxr
 from server import status
@@ -23,11 +22,12 @@ from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
-from sscxr.report import Reconstruction
-from sscxr.training.pretrain import build_encoder, build_objective, set_up, shared_tensors, split_head
+from sscxr.report import Reconstruction, SiteScore
+from sscxr.training import parts, stages
+from sscxr.training.pretrain import build_encoder, set_up
 
 if TYPE_CHECKING:  # beside a CPU-only torch, sscxr comes before timm
-    from timm.models.vision_transformer import VisionTransformer
+    pass
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()
@@ -41,7 +41,7 @@ class Hooks:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or resume a federated pretraining, and release its encoder.
+    """Run or resume a federation, and release its encoder; of a fine-tuning, the model too.
 
     Raises:
         ConfigError, LedgerError, RunStopped: one line that says why; what was done is saved.
@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
     recipe = str(settings.get("config") or "default")
     if resume and (out / "config.yaml").exists():
         recipe = str(out / "config.yaml")
-    config = configs.load(recipe, overrides)
+    config = stages.load_config(recipe, overrides)
     if not (resume or settings.get("out")):
         out = status.folder_of(config.run.name)
     run(grid, config, out, resume=bool(resume))
@@ -77,13 +77,13 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
     """
     set_up(config)
     # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
-    start = None if (out / "config.yaml").exists() else _start(config)
+    start = None if (out / "config.yaml").exists() else stages.start(config)
     rounds = config.federation.rounds
     with status.held(out):
         ledger = Ledger(out, config, resume=resume)
         state = ledger.last()
         if state is None:
-            state = State(round=0, encoder=start or _start(config), optimiser={})
+            state = State(round=0, encoder=start or stages.start(config), optimiser={})
         if state.round >= rounds and (out / "encoder").is_dir():
             log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
             return
@@ -108,19 +108,11 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State) -> None:
     optimiser.load(state.optimiser)
     Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
     write_report(config, ledger.out)
+    if config.run.stage != stages.PRETRAIN and stages.shares_head(config):
+        stages.save_model(config, state.encoder, ledger.out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]
     publish(config, state, ledger.out / "encoder", data)
-
-
-def _start(config: Config) -> dict[str, Tensor]:
-    objective = build_objective(config)
-    if config.encoder.start:
-        encoder = cast("VisionTransformer", objective.encoder)
-        missing = encoders.load_start(encoder, Path(config.encoder.start).expanduser())
-        if missing:
-            log.warning("the start has no %s; they begin at random", ", ".join(missing))
-    return {name: tensor.clone() for name, tensor in shared_tensors(objective, config).items()}
 
 
 def publish(config: Config, state: State, folder: Path, data: list[SiteData], **card: object) -> Path:
@@ -131,7 +123,7 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
         card: further fields of the model card.
     """
     encoder = build_encoder(config)
-    encoder.load_state_dict(split_head(state.encoder)[0])
+    encoder.load_state_dict(parts.split(state.encoder)[0])
     settings = config.encoder
     return release.write_encoder(
         encoder,
@@ -163,6 +155,7 @@ def write_report(
     *,
     probes: Sequence[Comparison] = (),
     reconstructions: Sequence[Reconstruction] = (),
+    scores: Sequence[SiteScore] = (),
     stopped: str = "",
 ) -> Path:
     """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
@@ -177,6 +170,7 @@ def write_report(
         sites=read_sites(out / "sites.csv"),
         reconstructions=reconstructions,
         probes=probes,
+        scores=scores,
         stopped=stopped,
         min_cell=config.privacy.min_cell,
     )

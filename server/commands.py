@@ -45,16 +45,17 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
 
     from sscxr import codecs, wire
     from sscxr import config as configs
-    from sscxr.training.pretrain import build_objective, shared_tensors
+    from sscxr.training import stages
 
-    config = configs.load(recipe, overrides)
-    objective = build_objective(config)
-    shared = shared_tensors(objective, config)
-    federation, encoder = config.federation, cast(VisionTransformer, objective.encoder)
-    images = config.pretrain.batch_size * config.pretrain.views
+    config = stages.load_config(recipe, overrides)
+    parts = stages.parts(config)
+    shared = parts.shared()
+    federation, encoder = config.federation, cast(VisionTransformer, parts.encoder)
+    views = config.pretrain.views if config.run.stage == stages.PRETRAIN else 1
+    images = stages.batch_size(config) * views
     tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
     activations = images * tokens * encoder.embed_dim * len(encoder.blocks)
-    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
     memory = _PROCESS_GB + 1e-9 * (_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
     return Join(
         federation=name,

@@ -133,8 +133,8 @@ class Federation:
     def _encoded(self) -> ArrayRecord:
         return to_arrays(codecs.encode(self.state.encoder, self.config.federation.downlink))
 
-    def _evaluate(self, attempt: int) -> dict[str, tuple[float, int]]:
-        """Held-out loss and aggregates of every site that is there; what fails is left out."""
+    def _evaluate(self, attempt: int) -> dict[str, wire.EvaluateReply]:
+        """Held-out figures of every site that is there, and its aggregates; what fails is left out."""
         present = self.roster.present()
         found = {}
         for node, reply in self.mail.ask(
@@ -146,25 +146,35 @@ class Federation:
                     continue
                 if not (0 <= said.images <= wire.MAX_COUNT and 0 <= said.loss <= wire.MAX_LOSS):
                     continue
+                if said.score != wire.NO_SCORE and not 0 <= said.score <= 1:
+                    continue
                 self.state.counts[said.site] = wire.counts_from_json(said.counts)
                 if said.images:
-                    found[said.site] = (said.loss, said.images)
+                    found[said.site] = said
             except (WireError, SiteFailedError):
                 continue
         return found
 
     def _commit(
-        self, fold: Fold, held_out: Mapping[str, tuple[float, int]], mean_norm: float, seconds: float
+        self, fold: Fold, held_out: Mapping[str, wire.EvaluateReply], mean_norm: float, seconds: float
     ) -> None:
+        losses = {site: (said.loss, said.images) for site, said in sorted(held_out.items())}
+        scores = {
+            site: (said.score, said.images)
+            for site, said in sorted(held_out.items())
+            if said.score != wire.NO_SCORE
+        }
         record = {
             "round": self.state.round + 1,
             "sites": len(fold.folded),
             "roster": len(self.state.roster),
             "images": fold.total.weight,
             "loss": _weighted(fold.losses),
-            "held_out_loss": _weighted(held_out),
-            "held_out_images": sum(images for _, images in held_out.values()),
-            "held_out": {site: loss for site, (loss, _) in sorted(held_out.items())},
+            "held_out_loss": _weighted(losses),
+            "held_out_images": sum(images for _, images in losses.values()),
+            "held_out": {site: loss for site, (loss, _) in losses.items()},
+            "held_out_score": _weighted(scores),
+            "scores": {site: score for site, (score, _) in scores.items()},
             "mean_update_norm": mean_norm,
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
             "bytes_down": self.mail.bytes_sent,

@@ -13,6 +13,8 @@ from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.files import write_atomically
 
+PROBES, SCORES = "probes.json", "scores.json"  # the last file that a pretraining leaves, and a fine-tuning
+
 
 def is_started(out: Path) -> bool:
     """Whether a run is in the folder; before its first message there is only data."""
@@ -57,8 +59,9 @@ def same_data(out: Path, cache: Cache, partition: str) -> None:
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run in the folder has left all that it should; `probes.json` is the last file written."""
-    return (out / "probes.json").exists() and (out / "encoder" / "model.safetensors").exists()
+    """Whether the run in the folder has left all that it should."""
+    last = any((out / name).exists() for name in (PROBES, SCORES))
+    return last and (out / "encoder" / "model.safetensors").exists()
 
 
 def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None:

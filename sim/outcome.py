@@ -13,6 +13,8 @@ from rich.table import Table
 from client.site import StateStore
 from server.app import publish, write_report
 from server.ledger import Ledger, State, read_sites
+from sim import alone
+from sim.asked import PROBES, SCORES
 from sscxr import seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
@@ -20,7 +22,8 @@ from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.probe import Comparison
 from sscxr.files import write_atomically
-from sscxr.report import Reconstruction
+from sscxr.report import Reconstruction, SiteScore
+from sscxr.training import stages
 from sscxr.training.pretrain import SiteTraining, build_encoder, set_up, whole
 
 _PICTURES = 6  # held-out images whose reconstruction is shown
@@ -30,9 +33,36 @@ def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
     """Measure the released encoder, write the report and the card, print what a person wants to know."""
     state = Ledger(out, config, resume=True).last()
     assert state is not None, "a run that ended has a checkpoint"
+    if config.run.stage == stages.PRETRAIN:
+        _finish_pretraining(cache, config, out, state, console)
+    else:
+        _finish_tuning(cache, config, out, state, console)
+
+
+def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
+    """Compare the federation's model with each site's own, site by site."""
     device = set_up(config)
-    training = SiteTraining(config, device)
-    training.load_shared(state.encoder)
+    scores = alone.site_scores(
+        out, config, state, device, lambda name: console.print(f"{name} by itself ...", highlight=False)
+    )
+    if stages.shares_head(config):
+        alone.save_model(out, config, state, cache)
+    data = [_site_data(cache, out, name, config) for name in state.roster]
+    folder = publish(config, state, out / "encoder", data)
+    page = write_report(config, out, scores=scores)
+    write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
+    _print_sites(out, console)
+    _print_scores(scores, console)
+    console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
+    if stages.shares_head(config):
+        console.print(f"model    {out / 'model'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
+    device = set_up(config)
+    training = SiteTraining(config, device, cache)
+    training.parts.load_shared(state.encoder)
     settings = config.probe
     probes = probe.run(
         training.objective.encoder,
@@ -56,8 +86,9 @@ def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
         config, out, probes=probes, reconstructions=_reconstructions(training, cache, out, state)
     )
     # Last of all: a folder that has it is that of a finished run.
-    write_atomically(out / "probes.json", json.dumps([asdict(pair) for pair in probes], indent=1).encode())
-    _print(out, probes, console)
+    write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
+    _print_sites(out, console)
+    _print_probes(probes, console)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
 
@@ -105,7 +136,7 @@ def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: Sta
     return [shown]
 
 
-def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
+def _print_sites(out: Path, console: Console) -> None:
     sites = read_sites(out / "sites.csv")
     table = Table(title="sites")
     for heading in (
@@ -127,6 +158,9 @@ def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
         missed = str(len(rows) - len(good))
         table.add_row(str(name), images, str(len(good)), *ends, f"{megabytes:.1f}", f"{seconds:.1f}", missed)
     console.print(table)
+
+
+def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
     if not probes:
         console.print("no probe: no label has enough cases in training and test", highlight=False)
         return
@@ -144,4 +178,15 @@ def _print(out: Path, probes: Sequence[Comparison], console: Console) -> None:
             f"{before.auroc:.3f} [{before.low:.3f}, {before.high:.3f}]",
             f"{pair.gain:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]",
         )
+    console.print(table)
+
+
+def _print_scores(scores: Sequence[SiteScore], console: Console) -> None:
+    title = "each site's held-out patients [95 % interval]: the federation's model, and the site's own"
+    table = Table(title=title)
+    for heading in ("site", "images", "tested on", "figure", "federated", "alone", "gap"):
+        words = heading in ("site", "figure")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    for score in scores:
+        table.add_row(score.site, str(score.images), str(score.test_images), score.figure, *score.told())
     console.print(table)

@@ -19,6 +19,7 @@ from server.app import Hooks
 from server.ledger import SiteRow
 from server.rounds import Listener
 from sscxr.config import Config
+from sscxr.training import stages
 from sscxr.training.pretrain import steps_of_round
 
 
@@ -61,7 +62,7 @@ class Show:
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
         if step == 1:
-            size, epochs = self.config.pretrain.batch_size, self.config.federation.local_epochs
+            size, epochs = stages.batch_size(self.config), self.config.federation.local_epochs
             self.progress.reset(self._steps, total=len(steps_of_round(images, size, epochs, self._round)))
         self.progress.update(
             self._steps, completed=step, note=f"{site}  loss {loss:.4f}" if loss == loss else site

@@ -44,29 +44,57 @@ def run(
     engine_name: Annotated[
         str, typer.Option("--engine", help="inline, or ray: Flower's own engine")
     ] = "inline",
+    stage: Annotated[str | None, typer.Option(help="run.stage: pretrain, classify or segment")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|DIR", help="A released encoder to start from, or a run's `encoder` folder."
+        ),
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME[,NAME...]", help="classify.labels: what to tell.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="run.seed")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/sim"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
-    """Federated GMML pretraining over virtual sites, from X-ray files to a released encoder."""
+    """Federated GMML pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
     short = {
         "federation.rounds": rounds,
         "federation.local_epochs": local_epochs,
         "sim.partition": partition,
         "run.seed": seed,
+        "run.stage": stage,
+        "encoder.start": encoder and _located(encoder),
+        "classify.labels": label and f"[{label}]",
     }
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])
     try:
-        settings = configs.load(config, [*overrides, *given])
+        settings = _settings(config, [*overrides, *given])
         simulate(settings, clients, paths, out, engine_name, resume)
     except Stopped as stopped:
         command = [*sys.argv[1:], *(() if resume else ("--resume",))]
         line = f"stopped; what was done is saved. To go on: python -m sim.run {shlex.join(command)}"
         print(line, file=sys.stderr)
         raise typer.Exit(128 + stopped.signal_number) from None
+
+
+def _located(encoder: str) -> Path:
+    from sscxr import fetch
+
+    return fetch.located(encoder).resolve()
+
+
+def _settings(config: str, overrides: list[str]) -> configs.Config:
+    settings = configs.load(config, overrides)
+    if settings.run.stage == "pretrain":
+        return settings
+    from sscxr.training import stages  # torch takes seconds to import; a mistyped setting was told without it
+
+    return stages.load_config(config, overrides)
 
 
 def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list[Path]]:

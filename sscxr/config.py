@@ -156,7 +156,7 @@ class FederationConfig:
     retries: int = MISSING
     uplink: str = MISSING
     downlink: str = MISSING
-    share_head: bool = MISSING
+    share_head: bool | None = MISSING
     max_images: int = MISSING
     max_update_norm: float = MISSING
     keep_checkpoints: int = MISSING

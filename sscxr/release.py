@@ -233,10 +233,9 @@ def _check_run(run: Path) -> int:
     absent = [name for name in FILES if not (run / "encoder" / name).is_file()]
     if absent:
         raise ReleaseError(f"the run in {run} is not finished: it has no encoder/{absent[0]}; resume it")
-    if (run / "sites").is_dir() and not (
-        run / "probes.json"
-    ).is_file():  # a simulation, which ends with probes
-        raise ReleaseError(f"the run in {run} is not finished: its probes are not measured; resume it")
+    ends = ("probes.json", "scores.json")  # a simulation ends with one of them
+    if (run / "sites").is_dir() and not any((run / name).is_file() for name in ends):
+        raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
     last = max(checkpoints)
     trained = safetensors.torch.load_file(last / "encoder.safetensors")
     weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)

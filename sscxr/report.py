@@ -42,6 +42,45 @@ class Reconstruction:
     reconstructed: Pictures
 
 
+@dataclass(frozen=True)
+class SiteScore:
+    """One site's held-out patients, under the federation's model and under one that the site trained by itself.
+
+    Attributes:
+        figure: "auroc" or "dice"; empty: the site has too little that the stage can use.
+        images, test_images, test_patients: trained on and tested on.
+        federated, alone, gap: {value, low, high, n} with 95 % intervals over patients; the gap is the paired
+            difference. None: not measured.
+    """
+
+    site: str
+    figure: str
+    images: int
+    test_images: int
+    test_patients: int
+    federated: dict[str, Any] | None
+    alone: dict[str, Any] | None
+    gap: dict[str, Any] | None
+
+    def told(self) -> tuple[str, str, str]:
+        """The three figures as a person reads them."""
+        return _told(self.federated), _told(self.alone), _told(self.gap, sign="+")
+
+    @property
+    def better(self) -> bool:
+        """Whether the federation's model beats the site's own beyond the interval of the difference."""
+        return bool(self.gap and self.gap["low"] is not None and self.gap["low"] > 0)
+
+
+def _told(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
+    if not found or found["value"] is None:
+        return "-"
+    value, low, high = (
+        f"{found[k]:{sign}.3f}" if found[k] is not None else "-" for k in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
 def write(
     out: str | Path,
     *,
@@ -50,6 +89,7 @@ def write(
     sites: pd.DataFrame,
     reconstructions: Sequence[Reconstruction] = (),
     probes: Sequence[Comparison] = (),
+    scores: Sequence[SiteScore] = (),
     notes: Sequence[str] = (),
     stopped: str = "",
     min_cell: int = 10,
@@ -63,6 +103,7 @@ def write(
         sites: the rows of sites.csv, `SITE_COLUMNS`; outcome is "folded", or what went wrong.
         reconstructions: pictures; none where no image is at hand.
         probes: the encoder against the untrained one; none without labels.
+        scores: a fine-tuning's model against each site's own.
         notes: lines for the reader, shown under the summary.
         stopped: why the run ended early; empty: it did not.
         min_cell: counts of images and patients below it are not shown.
@@ -84,10 +125,18 @@ def write(
         more_troubles=max(0, len(troubles) - LISTED),
         reconstructions=[_pictures(item) for item in reconstructions],
         probes=[_probe_row(pair, min_cell) for pair in probes],
+        scores=[_score_row(score, min_cell) for score in scores],
     )
     out = Path(out)
     write_atomically(out, page.encode())
     return out
+
+
+def _score_row(score: SiteScore, min_cell: int) -> dict[str, Any]:
+    federated, alone, gap = score.told()
+    patients = str(score.test_patients) if score.test_patients >= min_cell else f"below {min_cell}"
+    row = {"site": score.site, "figure": score.figure or "too few images", "patients": patients}
+    return row | {"federated": federated, "alone": alone, "gap": gap, "better": score.better}
 
 
 def _template() -> jinja2.Template:

@@ -28,6 +28,7 @@ ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
 # Figures beyond these are no images and no losses; sums of those within them stay finite.
 MAX_COUNT = 2**40
 MAX_LOSS = 1e6
+NO_SCORE = -1.0
 
 Scalar = str | int | float | bool
 Record = dict[str, Scalar]
@@ -40,7 +41,7 @@ FAILURES: Final[dict[str, str]] = {
     "paused": "it is paused",
     "settings": "its site settings cannot be used",
     "cache": "its cache cannot be used",
-    "few images": "it has too few images",
+    "few images": "it has too few images that the run can use",
     "time": "its training did not end within the time there was",
     "loss": "its loss became NaN or infinite",
     "codec": "its update has values that the run's codec cannot hold",
@@ -177,7 +178,9 @@ class EvaluateReply:
 
     Attributes:
         images: how many were held out; 0 where they are fewer than the minimum cell.
-        loss: the objective's mean loss on them; 0 where `images` is 0.
+        loss: the mean loss on them; 0 where `images` is 0.
+        score: of a classifier the mean AUROC on them, of a segmenter the Dice, 0..1; `NO_SCORE` where there is
+            none, or a class has fewer images than the minimum cell.
         counts: JSON, table -> cell -> count over all the site's usable images, small cells suppressed
             (`suppress`). Tables and cells come from fixed lists, never from the site's own words.
     """
@@ -186,6 +189,7 @@ class EvaluateReply:
     round: int
     images: int
     loss: float
+    score: float
     counts: str = "{}"
 
 

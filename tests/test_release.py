@@ -227,7 +227,7 @@ def test_only_a_finished_run_is_released(tmp_path: Path) -> None:
         release.publish(tmp_path, tmp_path / "out")
     run = a_run(tmp_path / "run")
     (run / "sites").mkdir()
-    with pytest.raises(release.ReleaseError, match="probes are not measured"):
+    with pytest.raises(release.ReleaseError, match="encoder is not measured"):
         release.publish(run, tmp_path / "out")
     (run / "probes.json").write_text("[]")
     release.publish(run, tmp_path / "out")

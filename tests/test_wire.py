@@ -15,7 +15,7 @@ from sscxr.wire import WireError
 TASK = wire.Task("run", 3, 1, "r00002-a00", "run: {}", "{}", 60.0)
 HELLO = wire.Hello("site-1", "{}")
 TRAIN = wire.TrainReply("site-1", 3, 1, "{}", 40, 3, 0.5, 1.5, "kept")
-EVALUATE = wire.EvaluateReply("site-1", 3, 12, 0.25, "{}")
+EVALUATE = wire.EvaluateReply("site-1", 3, 12, 0.25, 0.75, "{}")
 FAILURE = wire.Failure("site-1", "memory")
 
 
@@ -35,7 +35,7 @@ def test_what_leaves_a_site_is_this_list() -> None:
         "TrainReply": [
             *("site", "round", "attempt", "fingerprint", "images", "steps", "loss", "seconds", "state"),
         ],
-        "EvaluateReply": ["site", "round", "images", "loss", "counts"],
+        "EvaluateReply": ["site", "round", "images", "loss", "score", "counts"],
         "Failure": ["site", "failure"],
     }
 

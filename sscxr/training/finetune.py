@@ -16,9 +16,15 @@ from sscxr.config import Config, FinetuneConfig
 from sscxr.data import augment
 from sscxr.data.cache import Cache
 from sscxr.errors import SscxrError
+from sscxr.models.classifier import Classifier
 from sscxr.training import optim
 from sscxr.training.loop import NonFiniteLossError, Stretch, train
 from sscxr.training.pretrain import Rows, autocast, batches_per_epoch, epoch
+
+
+# Times the rate, of a linear head alone. Ours, on paediatric X-rays: at the plain rate it stays far from the best
+# linear classifier (AUROC 0.86, at this one 0.93).
+_LINEAR_RATE = 20.0
 
 
 class FinetuneError(SscxrError):
@@ -147,9 +153,12 @@ def freeze(encoder: nn.Module) -> None:
 
 
 def optimiser(model: nn.Module, settings: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW with rates by layer; a frozen encoder is left out."""
+    """AdamW with rates by layer; a frozen encoder is left out, and a classifier's head on it learns faster."""
     low, high = settings.betas
-    return optim.layered_adamw(model, lr=settings.lr, betas=(low, high), layer_decay=settings.layer_decay)
+    top = _LINEAR_RATE if settings.frozen and isinstance(model, Classifier) else 1.0
+    return optim.layered_adamw(
+        model, lr=settings.lr, betas=(low, high), layer_decay=settings.layer_decay, top=top
+    )
 
 
 def schedule(settings: FinetuneConfig) -> optim.Schedule:
@@ -208,7 +217,7 @@ def fine_tune(
                     model,
                     adam,
                     _batches(task, batches, seeds.generator(device, seed, "fine-tune", "views", number)),
-                    lambda batch: _loss(task, batch, frozen=settings.frozen),
+                    lambda batch: loss_of(task, batch, frozen=settings.frozen),
                     stretch=Stretch(steps, number / planned, (number + 1) / planned),
                     schedule=schedule(settings),
                     clip=settings.clip,
@@ -242,7 +251,8 @@ def _batches(
         yield task.batch(rows, generator), rows.tolist()
 
 
-def _loss(task: Task, batch: Any, *, frozen: bool) -> Tensor:
+def loss_of(task: Task, batch: Any, *, frozen: bool) -> Tensor:
+    """A task's loss, a frozen encoder in eval mode."""
     if frozen:
         cast(nn.Module, task.model.encoder).eval()  # `train` puts the whole model into training mode
     return task.loss(batch)

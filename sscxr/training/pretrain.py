@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,14 +17,14 @@ from torch import Tensor
 from sscxr import seeds
 from sscxr.config import Config, ConfigError
 from sscxr.data import augment
+from sscxr.data.cache import Cache
 from sscxr.models import encoder as encoders
 from sscxr.objectives.gmml import GMML
 from sscxr.training import optim
 from sscxr.training.loop import Stretch, Trained, train
+from sscxr.training.parts import Parts
 
 Rows = npt.NDArray[np.int64]
-Images = npt.NDArray[np.uint8]
-_HEAD = "head."  # of the reconstruction head's tensors among others; a released encoder has none
 
 
 def set_up(config: Config) -> torch.device:
@@ -96,22 +97,6 @@ def build_objective(config: Config) -> GMML:
         )
 
 
-def shared_tensors(objective: GMML, config: Config) -> dict[str, Tensor]:
-    """The tensors that the server averages, on the CPU: the encoder's, and with `share_head` the head's."""
-    encoder = {name: tensor.detach().cpu() for name, tensor in objective.encoder.state_dict().items()}
-    return encoder | _head(objective) if config.federation.share_head else encoder
-
-
-def split_head(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The encoder's tensors, and the reconstruction head's without their prefix."""
-    head = {k.removeprefix(_HEAD): v for k, v in tensors.items() if k.startswith(_HEAD)}
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}, head
-
-
-def _head(objective: GMML) -> dict[str, Tensor]:
-    return {f"{_HEAD}{name}": tensor.detach().cpu() for name, tensor in objective.head.state_dict().items()}
-
-
 def schedule(config: Config) -> optim.Schedule:
     """The run's learning-rate and weight-decay schedule."""
     settings = config.pretrain
@@ -124,45 +109,46 @@ def schedule(config: Config) -> optim.Schedule:
     )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """A model on a site's held-out images.
+
+    Attributes:
+        loss: mean over the images.
+        score: mean AUROC of a classifier, Dice of a segmenter; NaN: there is none.
+    """
+
+    loss: float
+    score: float
+
+
 class SiteTraining:
     """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
 
-    What is shared are the encoder's parameters, by timm's names, and with `federation.share_head` the
-    reconstruction head's, as `head.*`; what is local are the moments, and else the head.
+    Beside what of `parts` is not averaged, the optimiser's moments are local.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self, config: Config, device: torch.device, cache: Cache, *, share_head: bool = False
+    ) -> None:
+        self.config, self.device, self.images = config, device, cache.images
         self.objective = build_objective(config).to(device)
+        self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         self.optimiser = optim.adamw(
             self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas)
         )
 
-    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the encoder that the server sent, and the head where it is shared."""
-        encoder, head = split_head(tensors)
-        self.objective.encoder.load_state_dict(encoder, strict=True)
-        if self.config.federation.share_head:
-            self.objective.head.load_state_dict(head, strict=True)
-
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `local` gave after an earlier round."""
-        if not self.config.federation.share_head:
-            self.objective.head.load_state_dict(split_head(tensors)[1], strict=True)
+        self.parts.load_local(tensors)
         optim.restore_moments(self.optimiser, self.objective, tensors)
-
-    def shared(self) -> dict[str, Tensor]:
-        """What is averaged, as it is now, on the CPU."""
-        return shared_tensors(self.objective, self.config)
 
     def local(self) -> dict[str, Tensor]:
         """What stays at the site between rounds, on the CPU."""
-        head = {} if self.config.federation.share_head else _head(self.objective)
-        return head | optim.moments(self.optimiser, self.objective)
+        return self.parts.local() | optim.moments(self.optimiser, self.objective)
 
     def train_round(
         self,
-        images: Images,
         rows: Rows,
         *,
         site: str,
@@ -173,7 +159,6 @@ class SiteTraining:
         """Train for one round's local epochs.
 
         Args:
-            images: the cache's uint8 [N, S, S].
             rows: the site's training rows.
             site, round_number: place the round's randomness; the attempt has no part in it.
             budget: seconds there are.
@@ -188,7 +173,7 @@ class SiteTraining:
             return train(
                 self.objective,
                 self.optimiser,
-                self._views(images, rows, site, steps, seeds.generator(self.device, *place, "views")),
+                self._views(rows, site, steps, seeds.generator(self.device, *place, "views")),
                 lambda batch: cast(Tensor, self.objective(batch, source)),
                 stretch=stretch,
                 schedule=schedule(self.config),
@@ -200,29 +185,24 @@ class SiteTraining:
             )
 
     def _views(
-        self, images: Images, rows: Rows, site: str, steps: range, source: torch.Generator
+        self, rows: Rows, site: str, steps: range, source: torch.Generator
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
-        size = self.config.pretrain.batch_size
-        per_epoch = batches_per_epoch(len(rows), size)
-        for number, steps_of_epoch in itertools.groupby(steps, lambda step: step // per_epoch):
-            batches = epoch(rows, size, seeds.generator("cpu", self.config.run.seed, "order", site, number))
-            for step in steps_of_epoch:
-                batch = batches[step % per_epoch]
-                pixels = torch.from_numpy(images[batch]).to(self.device)
-                pixels = pixels.repeat(self.config.pretrain.views, 1, 1)
-                yield views(pixels, self.config, source), batch.tolist()
+        settings, seed = self.config.pretrain, self.config.run.seed
+        for batch in batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site):
+            pixels = torch.from_numpy(self.images[batch]).to(self.device)
+            yield views(pixels.repeat(settings.views, 1, 1), self.config, source), batch.tolist()
 
     @torch.no_grad()
-    def held_out_loss(self, images: Images, rows: Rows, *, site: str) -> float:
+    def held_out(self, rows: Rows, *, site: str) -> HeldOut:
         """The objective's loss on whole images that are never trained on; the same corruption every round."""
         self.objective.eval()
         source = seeds.generator(self.device, self.config.run.seed, "held out", site)
         total = 0.0
         for batch in np.array_split(rows, batches_per_epoch(len(rows), self.config.pretrain.batch_size)):
-            clean = whole(torch.from_numpy(images[batch]).to(self.device), self.config)
+            clean = whole(torch.from_numpy(self.images[batch]).to(self.device), self.config)
             with autocast(self.config.pretrain.amp, self.device):
                 total += float(self.objective(clean, source)) * len(batch)
-        return total / len(rows)
+        return HeldOut(total / len(rows), math.nan)
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
@@ -238,6 +218,15 @@ def steps_of_round(images: int, batch_size: int, local_epochs: float, round_numb
     per_round = local_epochs * batches_per_epoch(images, batch_size)
     first, last = (math.floor(number * per_round + 1e-6) for number in (round_number, round_number + 1))
     return range(first, max(last, first + 1))
+
+
+def batches_of_round(rows: Rows, batch_size: int, steps: range, *, seed: int, site: str) -> Iterator[Rows]:
+    """The batches of a round's steps: each epoch has an order of its own, wherever rounds begin and end in it."""
+    per_epoch = batches_per_epoch(len(rows), batch_size)
+    for number, steps_of_epoch in itertools.groupby(steps, lambda step: step // per_epoch):
+        batches = epoch(rows, batch_size, seeds.generator("cpu", seed, "order", site, number))
+        for step in steps_of_epoch:
+            yield batches[step % per_epoch]
 
 
 def epoch(rows: Rows, batch_size: int, order: torch.Generator) -> list[Rows]:

@@ -23,6 +23,7 @@ from sim.engine import InlineGrid
 from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
+from sscxr.training.parts import Parts
 from sscxr.training.pretrain import SiteTraining
 
 PATIENT = "DOE^JANE"
@@ -271,11 +272,11 @@ def test_the_text_of_an_exception_stays_in_the_log_of_the_site(
 def test_an_update_that_the_codec_cannot_hold_is_told_as_such(
     site: Path, monkeypatch: pytest.MonkeyPatch, codec: str, value: float
 ) -> None:
-    def far(self: SiteTraining) -> dict[str, torch.Tensor]:
+    def far(self: Parts) -> dict[str, torch.Tensor]:
         return {name: torch.full_like(tensor, value) for name, tensor in real(self).items()}
 
-    real = SiteTraining.shared
-    monkeypatch.setattr(SiteTraining, "shared", far)
+    real = Parts.shared
+    monkeypatch.setattr(Parts, "shared", far)
     assert failure(fed.ask(fed.settings(f"federation.uplink={codec}"), site)) == "codec"
     assert not states(site)
 

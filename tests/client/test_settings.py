@@ -70,7 +70,7 @@ def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path) -> None:
     ("line", "word"),
     [
         ("stages: [finetune]", "'finetune' is not known"),
-        ("metrics: [loss]", "there are: held_out_loss, counts"),
+        ("metrics: [loss]", "there are: held_out_loss, held_out_score, counts"),
         ("threads: -1", "threads=-1"),
         ("memory_gb: -1", "memory_gb=-1"),
         ("memory_gb: .nan", "memory_gb=nan"),

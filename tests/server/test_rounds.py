@@ -21,7 +21,7 @@ from server.ledger import Ledger
 from server.mail import RunStopped
 from server.rounds import Federation
 from sim.engine import InlineGrid
-from sscxr import codecs
+from sscxr import codecs, wire
 from sscxr.training.pretrain import SiteTraining
 
 NAMES = ["anna", "bona", "cora"]
@@ -357,14 +357,16 @@ def test_the_mean_is_weighted_by_images_up_to_the_cap(tmp_path: Path, replies: d
     assert json.loads((tmp_path / "out" / "rounds.jsonl").read_text())["images"] == sum(weights.values())
 
 
-def test_a_bad_evaluation_is_left_out(tmp_path: Path, replies: dict[str, Message]) -> None:
+@pytest.mark.parametrize("score", [0.75, wire.NO_SCORE, 1.5])
+def test_a_bad_evaluation_is_left_out(tmp_path: Path, replies: dict[str, Message], score: float) -> None:
     config = fed.settings("federation.rounds=1", "federation.evaluate_every=1")
     grid = Replay(sites(tmp_path), replies, {})
     bad = {
-        "anna": {"site": "anna", "round": 0, "images": 9, "loss": 1e308, "counts": "{}"},
-        "bona": {"site": "bona", "round": 0, "images": 9, "loss": 0.5, "counts": f'{{"{PATIENT}": {{}}}}'},
-        "cora": {"site": "cora", "round": 0, "images": 9, "loss": 0.5, "counts": '{"sex": {"F": 40}}'},
+        "anna": {"loss": 1e308, "score": -1.0, "counts": "{}"},
+        "bona": {"loss": 0.5, "score": -1.0, "counts": f'{{"{PATIENT}": {{}}}}'},
+        "cora": {"loss": 0.5, "score": score, "counts": '{"sex": {"F": 40}}'},
     }
+    bad = {name: {"site": name, "round": 0, "images": 9} | told for name, told in bad.items()}
     real = grid._client
 
     def respond(message: Message, context: Any) -> Message:
@@ -374,9 +376,13 @@ def test_a_bad_evaluation_is_left_out(tmp_path: Path, replies: dict[str, Message
 
     grid._client = respond
     state = fed.federation(grid, config, tmp_path / "out").run()
-    assert state.counts == {"cora": {"sex": {"F": 40}}}
     record = json.loads((tmp_path / "out" / "rounds.jsonl").read_text())
-    assert record["held_out"] == {"cora": 0.5}
+    if score > 1:
+        assert (state.counts, record["held_out"]) == ({}, {})
+    else:
+        assert state.counts == {"cora": {"sex": {"F": 40}}}
+        assert record["held_out"] == {"cora": 0.5}
+        assert record["scores"] == ({"cora": 0.75} if score > 0 else {})
     assert PATIENT.encode() not in disk(tmp_path / "out")
 
 

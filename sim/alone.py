@@ -1,0 +1,100 @@
+"""What each site would have by itself: the same network, start, epochs and rates, without the others."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from client.settings import SiteError, read_settings
+from client.site import Site
+from server.ledger import State
+from sscxr import finetuned
+from sscxr.config import Config
+from sscxr.data.cache import Cache
+from sscxr.evaluation import classification, segmentation
+from sscxr.files import write_atomically
+from sscxr.report import SiteScore
+from sscxr.training import stages
+from sscxr.training.site_finetune import SiteFineTuning
+
+
+def site_scores(
+    out: Path, config: Config, state: State, device: torch.device, told: Callable[[str], None]
+) -> list[SiteScore]:
+    """The federation's model and each site's own, on the same held-out images of that site.
+
+    A site's own model is trained here; its score is kept in `out/alone`, so that a resumed run has it already.
+
+    Args:
+        told: of each site before it is trained.
+    """
+    start = stages.start(config)
+    found = []
+    for name in state.roster:
+        file = out / "alone" / f"{name}.json"
+        if not file.is_file():
+            site = Site(read_settings(out / "sites" / name / "site.yaml"))
+            told(name)
+            score = _score(site, config, state, start, device)
+            write_atomically(file, json.dumps(asdict(score), indent=1).encode())
+        found.append(SiteScore(**json.loads(file.read_text())))
+    return found
+
+
+def _score(
+    site: Site, config: Config, state: State, start: Mapping[str, Tensor], device: torch.device
+) -> SiteScore:
+    try:
+        train, test = site.training_rows(config), site.held_out_rows(config)
+    except SiteError:  # too few images that the stage can use
+        return SiteScore(site.name, "", 0, 0, 0, None, None, None)
+    federated = cast(SiteFineTuning, stages.site_training(config, device, site.cache, train))
+    federated.parts.load_shared(state.encoder)
+    tensors, _ = site.store.load(config.run.name, state.bases.get(site.name, ""))
+    if tensors is not None:
+        federated.load_local(tensors)
+    alone = cast(SiteFineTuning, stages.site_training(config, device, site.cache, train))
+    alone.parts.load_shared(start)
+    for number in range(config.federation.rounds):
+        alone.train_round(train, site=site.name, round_number=number, budget=math.inf)
+    groups = site.cache.index["group"].to_numpy()
+    name = "auroc" if config.run.stage == "classify" else "dice"
+    counts = (len(train), len(test), len(set(groups[test])))
+    if not len(test):
+        return SiteScore(site.name, name, *counts, None, None, None)
+    return SiteScore(
+        site.name, name, *counts, *_figures(federated.task, alone.task, test, groups[test], name, config)
+    )
+
+
+def _figures(
+    federated: Any, alone: Any, test: Any, groups: Any, name: str, config: Config
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The federation's, the site's own, and the difference: {value, low, high, n} each."""
+    if name == "dice":
+        measured = [task.measured(test) for task in (federated, alone)]
+        first, second = (segmentation.figures(one, groups)[name] for one in measured)
+        return first, second, segmentation.difference(measured[0], measured[1], groups)[name]
+    truth, labels = federated.targets[test], list(config.classify.labels)
+    said = [task.probabilities(test) for task in (federated, alone)]
+    first, second = (classification.figures(one, truth, groups, labels)[name] for one in said)
+    return first, second, classification.difference(said[0], said[1], truth, groups, labels)[name]
+
+
+def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
+    """Write the federation's model again, with the patients it learned from, which a simulation knows."""
+    groups = set()
+    for name in state.roster:
+        try:
+            site = Site(read_settings(out / "sites" / name / "site.yaml"))
+            groups |= set(cache.index["group"].to_numpy()[site.training_rows(config)])
+        except SiteError:
+            continue
+    lines = ["group,part", *(f"{group},train" for group in sorted(groups))]
+    extra = {finetuned.TRAINED_ON: "\n".join(lines) + "\n"}
+    return stages.save_model(config, state.encoder, out / "model", extra=extra)

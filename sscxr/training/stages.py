@@ -1,0 +1,130 @@
+"""The stages of a federation, in one place: what each begins with, learns from and trains.
+
+Fine-tuning is imported where it is asked for: a site that pretrains need not wait for it at every message.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from sscxr import config as configs
+from sscxr.config import Config, ConfigError
+from sscxr.data.cache import Cache
+from sscxr.models import encoder as encoders
+from sscxr.training import pretrain
+from sscxr.training.parts import Parts
+from sscxr.training.pretrain import Rows, SiteTraining
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from sscxr.training.site_finetune import SiteFineTuning
+
+    Training = SiteTraining | SiteFineTuning
+
+PRETRAIN = "pretrain"
+log = logging.getLogger("sscxr.server")
+
+
+def load_config(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
+    """A run's settings; a fine-tuning from a released encoder's folder (`encoder.start`) has that encoder's sizes.
+
+    Raises:
+        ConfigError, FinetunedError: see `config.load`; no released encoder there.
+    """
+    config = configs.load(file, overrides)
+    start = Path(config.encoder.start or "").expanduser()
+    if config.run.stage != PRETRAIN and config.encoder.start and start.is_dir():
+        from sscxr import finetuned
+
+        config = configs.load(file, [*overrides, *finetuned.encoder_settings(start)])
+    if config.run.stage == "classify" and not config.classify.labels:
+        raise ConfigError(
+            "classify.labels is empty: name the labels to tell, as in classify.labels=[pneumonia]"
+        )
+    return config
+
+
+def shares_head(config: Config) -> bool:
+    """Whether what is on top of the encoder is averaged too: as set, else in fine-tuning."""
+    chosen = config.federation.share_head
+    return config.run.stage != PRETRAIN if chosen is None else chosen
+
+
+def batch_size(config: Config) -> int:
+    """Images a step."""
+    return config.pretrain.batch_size if config.run.stage == PRETRAIN else config.finetune.batch_size
+
+
+def parts(config: Config) -> Parts:
+    """The stage's model as all begin with it, but for the encoder's start: alike everywhere."""
+    if config.run.stage == PRETRAIN:
+        objective = pretrain.build_objective(config)
+        return Parts(objective.encoder, objective.head, share_head=shares_head(config))
+    from sscxr.training import site_finetune
+
+    return site_finetune.parts_of(site_finetune.build_model(config), share_head=shares_head(config))
+
+
+def start(config: Config) -> dict[str, Tensor]:
+    """What the server sends in the first round: `parts`, with the encoder of `encoder.start` where it names one.
+
+    Raises:
+        EncoderError, FinetunedError, ReleaseError, SigningError: one that cannot be read, or does not fit.
+    """
+    begun = parts(config)
+    if config.encoder.start:
+        encoder, place = cast("VisionTransformer", begun.encoder), Path(config.encoder.start).expanduser()
+        if place.is_dir():
+            from sscxr import finetuned
+
+            finetuned.load_encoder(encoder, place)
+        else:
+            missing = encoders.load_start(encoder, place)
+            if missing:
+                log.warning("the start has no %s; they begin at random", ", ".join(missing))
+    return {name: tensor.clone() for name, tensor in begun.shared().items()}
+
+
+def site_training(config: Config, device: torch.device, cache: Cache, rows: Rows) -> "Training":
+    """What trains at a site, on these rows."""
+    if config.run.stage == PRETRAIN:
+        return SiteTraining(config, device, cache, share_head=shares_head(config))
+    from sscxr.training.site_finetune import SiteFineTuning
+
+    return SiteFineTuning(config, device, cache, rows, share_head=shares_head(config))
+
+
+def save_model(
+    config: Config, shared: Mapping[str, Tensor], folder: Path, *, extra: Mapping[str, str] | None = None
+) -> Path:
+    """Write what a federated fine-tuning made, head and all, as `sscxr finetune` writes a model."""
+    from sscxr import finetuned
+    from sscxr.training import site_finetune
+
+    model = site_finetune.build_model(config)
+    site_finetune.parts_of(model, share_head=True).load_shared(shared)
+    files = {finetuned.SETTINGS: configs.dumps(config)} | dict(extra or {})
+    return finetuned.save(folder, model, finetuned.spec_of(config), extra=files, overwrite=True)
+
+
+def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
+    """Those of some rows that the stage can learn from."""
+    if config.run.stage == PRETRAIN:
+        return rows
+    from sscxr.training import site_finetune
+
+    return site_finetune.usable(cache, rows, config)
+
+
+def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
+    """Whether a score on held-out rows may leave a site."""
+    if config.run.stage == PRETRAIN:
+        return True
+    from sscxr.training import site_finetune
+
+    return site_finetune.tellable(cache, rows, config, minimum)
