@@ -54,7 +54,7 @@ def adamw(model: nn.Module, *, lr: float, betas: tuple[float, float]) -> torch.o
 
 
 def layered_adamw(
-    model: nn.Module, *, lr: float, betas: tuple[float, float], layer_decay: float
+    model: nn.Module, *, lr: float, betas: tuple[float, float], layer_decay: float, top: float = 1.0
 ) -> torch.optim.AdamW:
     """AdamW for fine-tuning: the nearer to the input, the lower the rate (BEiT, arXiv 2106.08254, appendix).
 
@@ -64,12 +64,13 @@ def layered_adamw(
 
     Args:
         model: has a timm ViT as `encoder`.
+        top: the rate of what is on top of the encoder, as a multiple of the whole.
     """
     depth = len(cast(Any, model.encoder).blocks)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = layer_decay ** _layers_above(name, depth)
+            scale = layer_decay ** _layers_above(name, depth) if name.startswith("encoder.") else top
             decays = parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _SPARED
             groups.setdefault((scale, decays), []).append(parameter)
     return torch.optim.AdamW(
@@ -82,11 +83,8 @@ def layered_adamw(
 
 
 def _layers_above(name: str, depth: int) -> int:
-    """How many times the rate is reduced for a parameter of this name."""
-    part, _, rest = name.partition(".")
-    if part != "encoder":
-        return 0
-    part, _, rest = rest.partition(".")
+    """How many times the rate is reduced for a parameter of the encoder."""
+    part, _, rest = name.removeprefix("encoder.").partition(".")
     if part == "blocks":
         return depth - int(rest.partition(".")[0])
     return depth + 1 if part in ("patch_embed", "norm_pre", *_SPARED) else 0

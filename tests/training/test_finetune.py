@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sscxr.data.cache import Cache
+from sscxr.models.classifier import Classifier
 from sscxr.models.encoder import build
 from sscxr.training import finetune
 from sscxr.training.finetune import Epoch, FinetuneError, Split
+from sscxr.training.optim import set_rates
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,24 @@ def test_two_runs_give_the_same_weights_and_the_seed_matters(tmp_path: Path) -> 
         ends.append(toy.model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not torch.equal(ends[0]["head.weight"], ends[2]["head.weight"])
+
+
+def test_a_linear_head_on_a_frozen_encoder_learns_faster(tmp_path: Path) -> None:
+    settings = config(tmp_path, "finetune.lr=1e-3")
+    model = Classifier(build(releases.NAME, **releases.SIZES), labels=1, pool="mean")
+
+    def rates(model: nn.Module) -> set[float]:
+        optimiser = finetune.optimiser(model, settings.finetune)
+        set_rates(optimiser, 1e-3, 0.0)
+        return {group["lr"] for group in optimiser.param_groups}
+
+    assert max(rates(model)) == 1e-3
+    finetune.freeze(model.encoder)
+    settings.finetune.frozen = True
+    assert list(rates(model)) == pytest.approx([2e-2])
+    toy = Toy([]).model
+    finetune.freeze(toy.encoder)
+    assert rates(toy) == {1e-3}, "a decoder's rate stays"
 
 
 def test_few_images_are_passed_over_more_often(tmp_path: Path) -> None:
