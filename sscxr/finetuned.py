@@ -309,7 +309,8 @@ def _released(folder: Path) -> dict[str, Any]:
         mean, std = (sum(input_args[name]) / len(input_args[name]) for name in ("mean", "std"))
         architecture = str(facts["architecture"])
     except FileNotFoundError:
-        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}") from None
+        hint = f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
+        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{hint}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FinetunedError(f"{folder / CONFIG} is not that of a released encoder ({error!r})") from None
     strange = sorted(set(args) - {*_ENCODER_ARGS, *_POOLING_ARGS})
