@@ -12,7 +12,7 @@ LONGEST = 1024  # px of an overlay's longer side, at most
 PANEL = 512  # px of a panel's longer side
 CAPTION = 18  # px above a panel
 OUTLINE = (255, 176, 0)
-STRENGTH = 0.65  # opacity of the hottest place
+STRENGTH = 0.6  # opacity of the hottest place
 
 
 def outlined(grey: Grey, mask: npt.NDArray[np.bool_]) -> Image.Image:
@@ -37,7 +37,7 @@ def heated(grey: Grey, heats: Sequence[Grey], captions: Sequence[str]) -> Image.
 
     Args:
         grey: float32 [H, W] in 0..1.
-        heats: float32 [H, W] each, not below 0; drawn relative to each one's hottest place.
+        heats: float32 [H, W] each; the hotter half is drawn, relative to each map's hottest place.
         captions: of the maps.
     """
     scale = PANEL / max(grey.shape)
@@ -48,7 +48,8 @@ def heated(grey: Grey, heats: Sequence[Grey], captions: Sequence[str]) -> Image.
     pen = ImageDraw.Draw(page)
     for place, (heat, caption) in enumerate(zip(heats, captions, strict=True), 1):
         small = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))[..., None]
-        share = np.clip(small / max(float(small.max()), 1e-12), 0, 1)
+        cold, hot = float(np.median(small)), float(small.max())
+        share = np.clip((small - cold) / max(hot - cold, 1e-12), 0, 1)
         colour = np.concatenate([np.full_like(share, 255), 255 * share, np.zeros_like(share)], axis=2)
         mixed = base * (1 - STRENGTH * share) + colour * STRENGTH * share
         page.paste(Image.fromarray(mixed.astype(np.uint8)), (place * size[0], CAPTION))

@@ -89,6 +89,8 @@ def figures(
 ) -> dict[str, Any]:
     """Figures with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
 
+    The interval of `ece` lies about its value: its resamples are shifted by how much they exceed it on average.
+
     Returns:
         Each of `FIGURES`, and of several labels each `FIGURE:LABEL`: {value, low, high, n}, n the images that it
         is of. `sensitivity` and `specificity` belong to one threshold, chosen on these images. Then counts: n
@@ -102,6 +104,10 @@ def figures(
         _values(probabilities, truth, weights, labels, specificity)
         for weights in metrics.resampled(groups, resamples, seed)
     ]
+    # Drawing patients with replacement by itself adds to a calibration error: only the resamples' spread is used.
+    for name in (name for name in values if name.startswith("ece") and np.isfinite(values[name]).all()):
+        excess = np.nanmean(np.concatenate([chunk[name] for chunk in chunks])) - values[name]
+        chunks = [{**chunk, name: np.maximum(chunk[name] - excess, 0)} for chunk in chunks]
     found = _described(values, chunks, truth, labels) | _counts(truth, groups, labels)
     found["threshold"] = dict.fromkeys(labels)
     for place, label, rows in _known(truth, labels):

@@ -40,7 +40,7 @@ def test_figures_are_sklearns_and_json_takes_them() -> None:
     for name in classification.FIGURES:
         figure = found[name]
         assert figure["n"] == COUNT
-        assert 0 <= figure["low"] <= figure["high"] <= 1
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
     threshold = found["threshold"]["pneumonia"]
     called = probabilities[:, 0] >= threshold
     assert found["sensitivity"]["value"] == pytest.approx(called[truth[:, 0] == 1].mean())
