@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sscxr.models.encoder import EncoderError
 
 _STEPS = 4  # upsamplings, each with a skip
+_NORM = ("instance", {"affine": True})  # with a scale and shift, as in nnU-Net and MONAI's DynUNet
 
 
 class UNETR(nn.Module):
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
         )
         self.skips.append(
             UnetrBasicBlock(
-                2, in_channels, feature_size, kernel_size=3, stride=1, norm_name="instance", res_block=True
+                2, in_channels, feature_size, kernel_size=3, stride=1, norm_name=_NORM, res_block=True
             )
         )
         self.ups = nn.ModuleList(
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
                 width,
                 kernel_size=3,
                 upsample_kernel_size=stride,
-                norm_name="instance",
+                norm_name=_NORM,
                 res_block=True,
             )
             for below, width, stride in zip([embed_dim, *widths[:-1]], widths, strides, strict=True)
@@ -150,7 +151,7 @@ def _projected(embed_dim: int, width: int, strides: list[int]) -> nn.Module:
         kernel_size=3,
         stride=1,
         upsample_kernel_size=2 if halvings else 1,
-        norm_name="instance",
+        norm_name=_NORM,
         conv_block=True,
         res_block=True,
     )
