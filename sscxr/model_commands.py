@@ -53,8 +53,8 @@ def evaluate(
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
     console = Console()
-    title = f"{model} on {data}: {found['n']} images of {found['patients']} patients"
-    table = Table("", "value", "95 % interval", "images", title=title, title_justify="left", box=None)
+    typer.echo(f"{model} on {data}: {found['n']} images of {found['patients']} patients")
+    table = Table("", "value", "95 % interval", "images", box=None)
     for name, figure in _figures(found).items():
         table.add_row(name, *_cells(figure), str(figure["n"]))
     console.print(table)
@@ -85,8 +85,8 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
-    title = f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients"
-    table = Table("", "A", "B", "A - B", "95 % interval", "p", title=title, title_justify="left", box=None)
+    typer.echo(f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients")
+    table = Table("", "A", "B", "A - B", "95 % interval", "p", box=None)
     for name, figure in _figures(found).items():
         each = [_number(found[one][name]["value"]) for one in ("a", "b")]
         table.add_row(name, *each, *_cells(figure), _number(figure.get("p")))
