@@ -29,7 +29,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 30 images, a model, a damaged one, a pickle, an empty folder, two pictures, one of them cut off."""
+    """A cache of 30 images, a model, a damaged one, a pickle, an empty folder, two pictures, one cut off."""
     place = tmp_path_factory.mktemp("place")
     rng = np.random.default_rng(0)
     squares = rng.integers(0, 256, (30, 32, 32), dtype=np.uint8)
