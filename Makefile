@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/installed
 
-.PHONY: venv demo test quick check lint types clean
+.PHONY: venv demo test quick faults check lint types clean
 
 venv: $(STAMP)
 
@@ -19,11 +19,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/python -m sim.run --clients 8 --out runs/demo
 
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(PYTEST) -m 'not faults'
 
 quick: venv
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(PYTEST) -m 'not slow'
+
+# The fault table of docs/faults.md: processes killed, a network cut, disks full; mostly waiting.
+faults: venv
+	$(PYTEST) -m faults
 
 lint: venv
 	$(BIN)/ruff check .

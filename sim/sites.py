@@ -119,6 +119,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "cache": str(cache.folder.resolve()),
             "state": "state",
             "groups": "groups.txt",
+            "stages": [config.run.stage],
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
         }
         (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))

@@ -24,6 +24,7 @@ from server import status
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.faults,
     pytest.mark.timeout(1200),
     pytest.mark.xdist_group("deployment"),  # one federation at a time
 ]

@@ -12,7 +12,9 @@ from client import app as client
 from server.app import run
 from sim.engine import InlineGrid
 from sscxr import seeds
-from sscxr.training.pretrain import build_objective, epoch, set_up, shared_tensors, split_head, steps_of_round
+from sscxr.training import stages
+from sscxr.training.parts import split
+from sscxr.training.pretrain import epoch, set_up, steps_of_round
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 61, 500])
@@ -35,10 +37,8 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
     site = fed.make_site(tmp_path, "anna", images=20)
     seen: list[int] = []
 
-    def note(
-        self: pretrain.SiteTraining, images: object, rows: object, site: str, steps: range, source: object
-    ):  # type: ignore[no-untyped-def]
-        for views, batch in real(self, images, rows, site, steps, source):
+    def note(self: pretrain.SiteTraining, rows: object, site: str, steps: range, source: object):  # type: ignore[no-untyped-def]
+        for views, batch in real(self, rows, site, steps, source):
             seen.extend(batch)
             yield views, batch
 
@@ -62,14 +62,14 @@ def test_a_shared_head_is_averaged_kept_nowhere_else_and_never_released(tmp_path
     config = fed.settings("federation.share_head=true", "federation.rounds=2")
     run(InlineGrid(client.app, sites), config, out, resume=False)
     set_up(config)
-    start = split_head(shared_tensors(build_objective(config), config))[1]
+    start = split(stages.start(config))[1]
     kept = safetensors.torch.load_file(out / "checkpoints" / "round-00002" / "encoder.safetensors")
-    head = split_head(kept)[1]
+    head = split(kept)[1]
     assert head.keys() == start.keys()
     assert all(not torch.equal(head[name], start[name]) for name in head)
     for site in sites:
         for state in (site.parent / "state").rglob("*.safetensors"):
-            assert not split_head(safetensors.torch.load_file(state))[1]
+            assert not split(safetensors.torch.load_file(state))[1]
     released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
-    assert not split_head(released)[1]
-    assert all(torch.equal(released[name], tensor) for name, tensor in split_head(kept)[0].items())
+    assert not split(released)[1]
+    assert all(torch.equal(released[name], tensor) for name, tensor in split(kept)[0].items())
