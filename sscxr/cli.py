@@ -155,7 +155,7 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        typer.echo("stopped; what was done is kept, run it again to go on", err=True)
+        typer.echo("stopped; run it again: preparing and pulling go on where they were, a fine-tuning begins anew", err=True)
         sys.exit(INTERRUPTED)
     except SscxrError as error:
         _fail(str(error))

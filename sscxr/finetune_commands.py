@@ -200,7 +200,9 @@ def _job(
     from sscxr import tune
     from sscxr.data.cache import open_cache
 
-    return tune.Job(encoder, open_cache(data), settings, out, _names(source), untrained, overwrite)
+    cache = open_cache(data)
+    settings.data.cache_size = cache.size  # what `sscxr predict` scales files to
+    return tune.Job(encoder, cache, settings, out, _names(source), untrained, overwrite)
 
 
 def _names(text: str) -> list[str]:

@@ -120,6 +120,6 @@ def _finite(recent: Sequence[tuple[int, Tensor, Sequence[int]]]) -> list[float]:
             listed = ", ".join(str(int(row)) for row in rows)
             raise NonFiniteLossError(
                 f"loss {value} at step {step} of this round; the batch's images by cache row: {listed}. "
-                "Look at them, lower pretrain.lr, or set pretrain.amp=fp32"
+                "Look at them, lower the learning rate (lr), or set amp=fp32"
             )
     return values
