@@ -22,7 +22,8 @@ from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
-from sscxr.report import Reconstruction, SiteScore
+from sscxr.report import Reconstruction
+from sscxr.report_summary import SiteScore
 from sscxr.training import parts, stages
 from sscxr.training.pretrain import build_encoder, set_up
 
@@ -166,6 +167,7 @@ def write_report(
     return report.write(
         out / "report.html",
         title=config.run.name,
+        stage=config.run.stage,
         rounds=rounds,
         sites=read_sites(out / "sites.csv"),
         reconstructions=reconstructions,

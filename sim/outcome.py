@@ -22,7 +22,8 @@ from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.probe import Comparison
 from sscxr.files import write_atomically
-from sscxr.report import Reconstruction, SiteScore
+from sscxr.report import Reconstruction
+from sscxr.report_summary import SiteScore
 from sscxr.training import stages
 from sscxr.training.pretrain import SiteTraining, build_encoder, set_up, whole
 

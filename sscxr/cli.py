@@ -155,7 +155,10 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
-        typer.echo("stopped; run it again: preparing and pulling go on where they were, a fine-tuning begins anew", err=True)
+        typer.echo(
+            "stopped; run it again: preparing and pulling go on where they were, a fine-tuning begins anew",
+            err=True,
+        )
         sys.exit(INTERRUPTED)
     except SscxrError as error:
         _fail(str(error))

@@ -101,7 +101,7 @@ def segment(
     frozen: Frozen = False,
     untrained: Untrained = False,
     overwrite: Overwrite = False,
-    config: ConfigFile = "default",
+    config: ConfigFile = "segment",
     key: PublicKey = None,
 ) -> None:
     """Fine-tune a lung segmenter (UNETR) on images with masks; judged at the end on patients it has not seen."""

@@ -18,8 +18,8 @@ import pandas as pd
 from sscxr import card, figures
 from sscxr.evaluation.probe import Comparison
 from sscxr.files import write_atomically
+from sscxr.report_summary import FOLDED, WORDS, SiteScore, Words, held_out, mean_loss, summary
 
-FOLDED = "folded"
 SITE_COLUMNS = ("round", "site", "images", "loss", "update_norm", "seconds", "bytes", "outcome", "reason")
 # Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
 LISTED = 40
@@ -42,49 +42,11 @@ class Reconstruction:
     reconstructed: Pictures
 
 
-@dataclass(frozen=True)
-class SiteScore:
-    """One site's held-out patients, under the federation's model and under one that the site trained by itself.
-
-    Attributes:
-        figure: "auroc" or "dice"; empty: the site has too little that the stage can use.
-        images, test_images, test_patients: trained on and tested on.
-        federated, alone, gap: {value, low, high, n} with 95 % intervals over patients; the gap is the paired
-            difference. None: not measured.
-    """
-
-    site: str
-    figure: str
-    images: int
-    test_images: int
-    test_patients: int
-    federated: dict[str, Any] | None
-    alone: dict[str, Any] | None
-    gap: dict[str, Any] | None
-
-    def told(self) -> tuple[str, str, str]:
-        """The three figures as a person reads them."""
-        return _told(self.federated), _told(self.alone), _told(self.gap, sign="+")
-
-    @property
-    def better(self) -> bool:
-        """Whether the federation's model beats the site's own beyond the interval of the difference."""
-        return bool(self.gap and self.gap["low"] is not None and self.gap["low"] > 0)
-
-
-def _told(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
-    if not found or found["value"] is None:
-        return "-"
-    value, low, high = (
-        f"{found[k]:{sign}.3f}" if found[k] is not None else "-" for k in ("value", "low", "high")
-    )
-    return f"{value} [{low}, {high}]"
-
-
 def write(
     out: str | Path,
     *,
     title: str,
+    stage: str = "pretrain",
     rounds: Sequence[Mapping[str, Any]],
     sites: pd.DataFrame,
     reconstructions: Sequence[Reconstruction] = (),
@@ -99,6 +61,7 @@ def write(
     Args:
         out: the HTML file; it appears whole or not at all.
         title: the run's name.
+        stage: "pretrain", "classify" or "segment".
         rounds: the records of rounds.jsonl: `round`; `held_out_loss`, `bytes_up`, `bytes_down` where measured.
         sites: the rows of sites.csv, `SITE_COLUMNS`; outcome is "folded", or what went wrong.
         reconstructions: pictures; none where no image is at hand.
@@ -116,10 +79,11 @@ def write(
     troubles = _troubles(sites)
     page = _template().render(
         title=title,
-        summary=_summary(folded, sites, rounds, probes, min_cell),
+        summary=summary(WORDS[stage], folded, sites, rounds, probes, scores, min_cell),
+        meaning=WORDS[stage].meaning,
         stopped=stopped,
         notes=list(notes),
-        charts=_charts(folded, rounds),
+        charts=_charts(WORDS[stage], folded, rounds),
         sites=_site_rows(sites, min_cell),
         troubles=troubles[:LISTED],
         more_troubles=max(0, len(troubles) - LISTED),
@@ -144,102 +108,37 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
-def _summary(
-    folded: pd.DataFrame,
-    sites: pd.DataFrame,
-    rounds: Sequence[Mapping[str, Any]],
-    probes: Sequence[Comparison],
-    min_cell: int,
-) -> list[str]:
-    """The run in a few plain sentences."""
-    if folded.empty:
-        return ["No round was completed: no site's update was folded into the encoder.", *_trouble(sites)]
-    counts = folded.groupby("site")["images"].last()
-    # One small site's count would follow from a total and the others' counts.
-    total = "" if (counts.isna() | (counts < min_cell)).any() else f" on {int(counts.sum()):,} images"
-    names, number = folded["site"].nunique(), folded["round"].nunique()
-    lines = [f"{_many(names, 'site')} trained{total} over {_many(number, 'round')}."]
-    lines += [text for text in (_learned(folded, rounds), _probed(probes), _sent(rounds)) if text]
-    return lines + _trouble(sites)
-
-
-def _learned(folded: pd.DataFrame, rounds: Sequence[Mapping[str, Any]]) -> str:
-    losses, kind = _held_out(rounds), "held-out images"
-    if len(losses) < 2:
-        losses, kind = _mean_loss(folded), "the sites' own images"
-    losses = losses.dropna()
-    if len(losses) < 2:
-        return "One round does not tell whether it learned."
-    first, last = float(losses.iloc[0]), float(losses.iloc[-1])
-    fall = (first - last) / first if first else 0.0
-    verdict = "It learned" if fall > 0.01 else "It hardly learned" if fall > -0.01 else "It did not learn"
-    return f"{verdict}: the reconstruction loss on {kind} went from {first:.3f} to {last:.3f} ({-fall:+.0%})."
-
-
-def _probed(probes: Sequence[Comparison]) -> str:
-    if not probes:
-        return "No probe was run: no label has enough cases on patients that were set aside."
-    better = sum(pair.better for pair in probes)
-    worse = sum(pair.high < 0 for pair in probes)
-    told = f"The features beat the untrained encoder's in {better} of {_many(len(probes), 'probe')}"
-    return f"{told}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
-
-
-def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:
-    measured = [row for row in rounds if "bytes_up" in row and "bytes_down" in row]
-    if not measured:
-        return ""
-    up, down = (float(np.median([row[way] for row in measured])) / 1e6 for way in ("bytes_up", "bytes_down"))
-    return f"In the median round {up:,.1f} MB came from all sites together, and {down:,.1f} MB went to them."
-
-
-def _trouble(sites: pd.DataFrame) -> list[str]:
-    bad = sites[sites["outcome"] != FOLDED]
-    if bad.empty:
-        return ["No site was absent and no update was refused."] if len(sites) else []
-    counts = bad.groupby("outcome").size()
-    told = ", ".join(f"{outcome}: {_many(int(number), 'time')}" for outcome, number in counts.items())
-    return [f"Not every site took part in every round ({told}); see below for sites and reasons."]
-
-
-def _charts(folded: pd.DataFrame, rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _charts(words: Words, folded: pd.DataFrame, rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Pairs of heading and inline SVG."""
-    charts: list[tuple[str, str]] = []
+    drawn: list[tuple[str, list[figures.Line], str]] = []
     if folded["loss"].notna().any():
         lines = [
             figures.Line(str(name), rows["round"].tolist(), rows["loss"].tolist())
             for name, rows in folded.groupby("site")
         ]
         if len(lines) > 1:
-            mean = _mean_loss(folded)
+            mean = mean_loss(folded)
             lines.append(figures.Line("all, by images", mean.index.tolist(), mean.tolist(), bold=True))
-        alt = "Training loss of each site by round"
-        charts.append(("Training loss by site", _loss_chart(lines, alt)))
-    held_out = _held_out(rounds)
-    if len(held_out):
-        line = figures.Line("held out", held_out.index.tolist(), held_out.tolist(), bold=True)
-        alt = "Loss on held-out images by round"
-        charts.append(("Loss on held-out images", _loss_chart([line], alt)))
-    return charts
+        drawn.append(("Training loss by site", lines, words.axis))
+    losses = held_out(rounds)
+    if len(losses):
+        line = figures.Line("held out", losses.index.tolist(), losses.tolist(), bold=True)
+        drawn.append(("Loss on held-out images", [line], words.axis))
+    scores = _score_lines(rounds)
+    if scores:
+        drawn.append((f"{words.score} on each site's held-out images", scores, words.score))
+    return [
+        (heading, figures.line_chart(lines, x_label="round", y_label=axis, alt=f"{heading}, round by round"))
+        for heading, lines, axis in drawn
+    ]
 
 
-def _loss_chart(lines: Sequence[figures.Line], alt: str) -> str:
-    return figures.line_chart(lines, x_label="round", y_label="loss (mean absolute error)", alt=alt)
-
-
-def _mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":
-    """By round, the sites' losses weighted by their images."""
-    rows = folded.dropna(subset=["loss"])
-    weight = rows["images"].fillna(1).clip(lower=1).astype(float)
-    total = (rows["loss"].astype(float) * weight).groupby(rows["round"]).sum()
-    return total / weight.groupby(rows["round"]).sum()
-
-
-def _held_out(rounds: Sequence[Mapping[str, Any]]) -> "pd.Series[float]":
-    found = {int(row["round"]): row.get("held_out_loss") for row in rounds}
-    return pd.Series(
-        {number: float(loss) for number, loss in sorted(found.items()) if loss is not None}, dtype=float
-    )
+def _score_lines(rounds: Sequence[Mapping[str, Any]]) -> list[figures.Line]:
+    """Each site's held-out score, where it told one."""
+    told = [(int(row["round"]), row.get("scores") or {}) for row in rounds]
+    sites = sorted({site for _, scores in told for site in scores})
+    points = {site: [(number, scores[site]) for number, scores in told if site in scores] for site in sites}
+    return [figures.Line(site, [x for x, _ in points[site]], [y for _, y in points[site]]) for site in sites]
 
 
 def _site_rows(sites: pd.DataFrame, min_cell: int) -> list[dict[str, str]]:
@@ -300,7 +199,3 @@ def _probe_row(pair: Comparison, min_cell: int) -> dict[str, Any]:
 
 def _figure(value: float, form: str) -> str:
     return form.format(value) if np.isfinite(value) else "–"
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

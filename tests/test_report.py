@@ -14,6 +14,7 @@ from PIL import Image
 
 from sscxr import figures, report
 from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.report_summary import SiteScore
 
 HOSTILE = '<script>alert("x")</script> $a_{ & \'b\'" onload="y'
 
@@ -212,3 +213,27 @@ def test_many_sites_are_told_apart() -> None:
 def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="outcome"):
         write(tmp_path, sites=site_rows(["a"]).drop(columns=["outcome"]))
+
+
+# ---- of a fine-tuning
+
+
+def scored(site: str, gap: float, half: float = 0.02) -> SiteScore:
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "low": value - half, "high": value + half, "n": 40}
+
+    return SiteScore(site, "auroc", 120, 40, 31, figure(0.9), figure(0.9 - gap), figure(gap))
+
+
+def test_a_fine_tuning_is_told_in_its_own_words(tmp_path: Path) -> None:
+    scores = [scored("anna", 0.1), scored("bona", -0.1), scored("cora", 0.0)]
+    scores.append(SiteScore("dora", "", 0, 0, 0, None, None, None))
+    rounds = [{"round": n, "held_out_loss": 0.5, "scores": {"anna": 0.7 + n / 10}} for n in range(3)]
+    page = Page(write(tmp_path, stage="classify", rounds=rounds, scores=scores, probes=[])).text
+    assert "better than a site's own at 1 of 3 sites, worse at 1" in page
+    assert "+0.100 [+0.080, +0.120]" in page
+    assert "too few images" in page
+    assert "cross-entropy" in page
+    assert "AUROC on each site's held-out images" in page
+    for word in ("reconstruction loss", "probe was run"):
+        assert word not in page
