@@ -168,7 +168,7 @@ def test_an_override_that_is_no_yaml_is_one_line() -> None:
 def test_a_recipe_that_is_not_there_names_those_that_are(name: str) -> None:
     line = refused(file=name)
     assert name in line
-    assert "default, demo, smoke, sscxr" in line
+    assert "default, demo, segment, smoke, sscxr" in line
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "words", "a: [1", "\x00", "pretrain:\n\tlr: 1\n"])
