@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv
 	$(BIN)/python -m sim.run --clients 8 --out runs/demo
 
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+# A file's tests go to one worker: they share what is costly to begin, and some have fixed ports.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: venv
 	$(PYTEST) -m 'not faults'

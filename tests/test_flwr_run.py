@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from simulations import ROOT, arguments, environment, left_running, run, small_cache, weights
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flower")]  # its local SuperLink has one fixed port
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
+# Fixed ports: these tests must not run side by side, and a file is one worker's.
 PORTS = {"FLWR_LOCAL_CONTROL_API_PORT": "39193", "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "39191"}
 
 

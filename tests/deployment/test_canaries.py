@@ -24,7 +24,7 @@ from wires import Wire
 from client.settings import init
 
 slow = pytest.mark.slow
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("deployment")]  # one federation at a time
+pytestmark = pytest.mark.timeout(1200)
 
 # Added to the ClientApp: foreign code fails with a text that names a file and a patient.
 FAILING = """

@@ -28,7 +28,7 @@ from sscxr import config as configs
 
 PROBE_BYTES = 2 << 20
 slow = pytest.mark.slow
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.xdist_group("deployment")]  # one federation at a time
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

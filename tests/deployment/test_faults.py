@@ -26,7 +26,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.faults,
     pytest.mark.timeout(1200),
-    pytest.mark.xdist_group("deployment"),  # one federation at a time
 ]
 A, B, C = SITES
 SHORT = ("federation.local_epochs=5", "federation.evaluate_every=0", "federation.quorum=0.6")

@@ -27,7 +27,7 @@ POINTS = {
     "in the release": ("sscxr.release:replace_folder", 1, "before"),
     "between release and probes": ("sscxr.release:replace_folder", 1, "after"),
     "in the second release": ("sscxr.release:replace_folder", 2, "before"),
-    "before the last file": ("sim.outcome:_print", 1, "before"),
+    "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
 QUICK = {
     "in local training", "between a site's state and its reply", "in folding",

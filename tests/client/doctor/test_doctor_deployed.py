@@ -12,7 +12,6 @@ from superlinks import Authority
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("deployment"),  # one federation at a time
     pytest.mark.skipif(NGINX is None, reason="no nginx here"),
 ]
 SITE = "hospital-a"
