@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -16,7 +15,7 @@ from server.ledger import Ledger, State, read_sites
 from server.mail import RunStopped
 from server.rounds import Federation, Listener
 from sscxr import config as configs
-from sscxr import release, report
+from sscxr import release, report, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
@@ -25,10 +24,7 @@ from sscxr.models import encoder as encoders
 from sscxr.report import Reconstruction
 from sscxr.report_summary import SiteScore
 from sscxr.training import parts, stages
-from sscxr.training.pretrain import build_encoder, set_up
-
-if TYPE_CHECKING:  # beside a CPU-only torch, sscxr comes before timm
-    pass
+from sscxr.training.pretrain import set_up
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()
@@ -123,19 +119,15 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
         data: what each site trained on.
         card: further fields of the model card.
     """
-    encoder = build_encoder(config)
+    name, args = config.encoder.name, stages.encoder_args(config)
+    with seeds.forked(config.run.seed, "encoder"):
+        encoder = encoders.build(name, **args)
     encoder.load_state_dict(parts.split(state.encoder)[0])
-    settings = config.encoder
     return release.write_encoder(
         encoder,
         folder,
-        architecture=settings.name,
-        model_args=encoders.model_args(
-            img_size=settings.img_size,
-            patch_size=settings.patch_size,
-            in_chans=settings.in_chans,
-            depth=settings.depth,
-        ),
+        architecture=name,
+        model_args=args,
         mean=config.data.mean,
         std=config.data.std,
         card=Card(

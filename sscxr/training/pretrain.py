@@ -58,7 +58,7 @@ def build_encoder(config: Config) -> VisionTransformer:
     """The encoder at its start: from the run's seed alone, alike everywhere, or from a checkpoint."""
     settings = config.encoder
     with seeds.forked(config.run.seed, "encoder"):
-        encoder = encoders.build(
+        return encoders.build(
             settings.name,
             img_size=settings.img_size,
             patch_size=settings.patch_size,
@@ -66,10 +66,6 @@ def build_encoder(config: Config) -> VisionTransformer:
             depth=settings.depth,
             drop_path=settings.drop_path,
         )
-    depth = len(encoder.blocks)
-    if not all(1 <= block <= depth for block in config.gmml.blocks):
-        raise ConfigError(f"gmml.blocks={config.gmml.blocks}: the encoder has blocks 1 to {depth}")
-    return encoder
 
 
 def build_objective(config: Config) -> GMML:
@@ -77,7 +73,9 @@ def build_objective(config: Config) -> GMML:
     if config.pretrain.objective != "gmml":
         raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: gmml")
     encoder = build_encoder(config)
-    settings, shape = config.gmml, config.encoder
+    settings, shape, depth = config.gmml, config.encoder, len(encoder.blocks)
+    if not all(1 <= block <= depth for block in settings.blocks):
+        raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
     with seeds.forked(config.run.seed, "head"):
         return GMML(
             encoder=encoder,

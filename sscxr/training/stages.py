@@ -6,7 +6,7 @@ Fine-tuning is imported where it is asked for: a site that pretrains need not wa
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,21 @@ def shares_head(config: Config) -> bool:
 def batch_size(config: Config) -> int:
     """Images a step."""
     return config.pretrain.batch_size if config.run.stage == PRETRAIN else config.finetune.batch_size
+
+
+def encoder_args(config: Config) -> dict[str, Any]:
+    """What, beside its name, tells timm to build the encoder as the stage trains it; see `encoder.model_args`."""
+    if config.run.stage == PRETRAIN:
+        settings = config.encoder
+        return encoders.model_args(
+            img_size=settings.img_size,
+            patch_size=settings.patch_size,
+            in_chans=settings.in_chans,
+            depth=settings.depth,
+        )
+    from sscxr import finetuned
+
+    return finetuned.spec_of(config).model_args
 
 
 def parts(config: Config) -> Parts:

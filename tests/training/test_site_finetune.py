@@ -64,6 +64,17 @@ def test_encoder_and_head_are_averaged_and_make_a_model(tmp_path: Path) -> None:
         assert not split(kept_by(file))[1], "a head that is averaged is kept nowhere else"
 
 
+@pytest.mark.parametrize("settings", ["gmml.blocks=[12]", "finetune.img_size=48"])
+def test_an_encoder_of_another_depth_or_size_than_the_recipes_is_released(
+    tmp_path: Path, settings: str
+) -> None:
+    sites = [site(tmp_path, name, {"pneumonia": MIXED}) for name in ("anna", "bona")]
+    out = federated(sites, tmp_path / "out", *CLASSIFY, settings)
+    released = release.load_encoder(out / "encoder").state_dict()
+    trained = finetuned.load(out / "model")[0].encoder.state_dict()
+    assert all(torch.equal(released[name], tensor) for name, tensor in trained.items())
+
+
 def test_a_head_that_is_kept_never_leaves_its_site(tmp_path: Path) -> None:
     sites = [site(tmp_path, "anna", {"pneumonia": MIXED}), site(tmp_path, "bona", {"pneumonia": 1 - MIXED})]
     out = federated(sites, tmp_path / "out", *CLASSIFY, "federation.share_head=false")
