@@ -62,6 +62,8 @@ class Roster:
     def gather(self) -> None:
         """Wait for the roster; without one, take the sites that are there.
 
+        Sites that say they have too few images are not waited for where the others are a quorum.
+
         Raises:
             RunStopped: too few came.
         """
@@ -71,7 +73,7 @@ class Roster:
         while True:
             self._meet()
             present = sorted(self._nodes)
-            if expected and set(expected) <= set(present):
+            if expected and set(expected) <= set(present) | self._too_few():
                 break
             if not expected and present and len(self._known) == len(self._mail.nodes()):
                 expected = present
@@ -156,6 +158,11 @@ class Roster:
     def _forget_useless(self) -> None:
         # A mended cache, a node whose predecessor has gone.
         self._known = {node: site for node, site in self._known.items() if site}
+
+    def _too_few(self) -> set[str]:
+        """Sites that have too few images, which no waiting mends, where the others are enough."""
+        few = {site for site, told in self._failed.items() if told == ("failed", wire.FAILURES["few images"])}
+        return few if len(set(self._expected()) - few) >= self.quorum() else set()
 
     def _expected(self) -> list[str]:
         return list(self._settings.sites) or self._state.roster

@@ -122,9 +122,13 @@ def test_two_runs_give_the_same_bytes_and_one_that_was_stopped_too(tmp_path: Pat
         ({"pneumonia": np.full(20, np.nan)}, False),
     ],
 )
-def test_sites_differ_in_their_labels(tmp_path: Path, labels: dict[str, Any], takes_part: bool) -> None:
+def test_sites_differ_in_their_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: dict[str, Any], takes_part: bool
+) -> None:
+    monkeypatch.setattr("server.roster.sleep", lambda seconds: pytest.fail("it waits for labels to appear"))
     sites = [site(tmp_path, "anna", {"pneumonia": MIXED}), site(tmp_path, "bona", labels)]
-    settings = (*CLASSIFY, "classify.labels=[pneumonia,covid19]", "federation.quorum=0.5")
+    waiting = ("federation.quorum=0.5", "federation.start_timeout=600")
+    settings = (*CLASSIFY, "classify.labels=[pneumonia,covid19]", *waiting)
     out = federated(sites, tmp_path / "out", *settings, "federation.sites=[anna,bona]")
     rows = read_sites(out / "sites.csv")
     outcomes = set(rows[rows["site"] == "bona"]["outcome"])
