@@ -97,7 +97,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
     groups = (out / "sites" / name / "groups.txt").read_text().split()
     rows = cache.rows(laterals=config.data.laterals)
-    rows = rows[~cache.held_out(config.data.test_share)[rows]]
+    rows = stages.usable(cache, rows[~cache.held_out(config.data.test_share)[rows]], config)
     index = cache.index.iloc[rows]
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})

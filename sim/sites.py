@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from omegaconf import OmegaConf
 
@@ -57,23 +58,30 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    total = sum(len(cache) for cache in caches)
-    images = np.lib.format.open_memmap(
-        partial / "images.npy", mode="w+", dtype=np.uint8, shape=(total, *caches[0].images.shape[1:])
-    )
-    start = 0
-    for cache in caches:
-        images[start : start + len(cache)] = cache.images
-        start += len(cache)
-    images.flush()
-    index = pd.concat([cache.index.assign(has_mask=0) for cache in caches], ignore_index=True)
+    _write(partial / "images.npy", caches, [cache.images for cache in caches])
+    if any(cache.masks is not None for cache in caches):
+        _write(partial / "masks.npy", caches, [cache.masks for cache in caches])
+    index = pd.concat([cache.index for cache in caches], ignore_index=True)
     index.to_csv(partial / "index.csv", index=False)
     sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
-    summary = {"format_version": caches[0].summary["format_version"], "sources": sources, "images": total}
+    summary = {"format_version": caches[0].summary["format_version"], "sources": sources}
+    summary["images"] = sum(len(cache) for cache in caches)
     (partial / "summary.json").write_text(json.dumps(summary, indent=1))
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return open_cache(out)
+
+
+def _write(file: Path, caches: Sequence[Cache], parts: Sequence[npt.NDArray[np.uint8] | None]) -> None:
+    """Write what the caches have, one after the other; where one has none, zeros."""
+    shape = (sum(len(cache) for cache in caches), caches[0].size, caches[0].size)
+    joined = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for cache, part in zip(caches, parts, strict=True):
+        if part is not None:
+            joined[start : start + len(cache)] = part
+        start += len(cache)
+    joined.flush()
 
 
 def _check_apart(caches: Sequence[Cache]) -> None:

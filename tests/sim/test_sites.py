@@ -1,0 +1,63 @@
+"""From data to virtual sites: several caches as one, and what is said of each site's images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caches import make_cache
+
+from sim.outcome import _site_data
+from sim.sites import gather
+from sscxr import config as configs
+from sscxr.data.cache import CacheError, open_cache
+
+
+def images(seed: int, count: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+
+
+def groups(letter: str, count: int = 4) -> list[str]:
+    return [f"{letter}{number}" for number in range(count)]
+
+
+def test_joined_caches_keep_masks_and_labels(tmp_path: Path) -> None:
+    first = make_cache(tmp_path / "a", images(0), {"group": groups("a"), "label:normal": [0, 1, 0, 1]})
+    make_cache(tmp_path / "b", images(1, 3), {"group": groups("b", 3), "has_mask": [0, 1, 1]})
+    masks = np.zeros((3, 8, 8), dtype=np.uint8)
+    masks[1:, 2:5, 2:5] = 255
+    np.save(tmp_path / "b" / "masks.npy", masks)
+    second = open_cache(tmp_path / "b")
+    joined = gather([first.folder, second.folder], tmp_path / "out", configs.load(), 2)
+    assert np.array_equal(joined.images, np.concatenate([first.images, second.images]))
+    assert joined.masks is not None
+    assert np.array_equal(joined.masks[4:], masks)
+    assert not joined.masks[:4].any()
+    assert joined.index["has_mask"].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert np.isnan(joined.label("normal")[4:]).all()
+    assert joined.label("normal")[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_caches_that_share_an_image_are_not_joined(tmp_path: Path) -> None:
+    for name in "ab":
+        make_cache(tmp_path / name, images(0), {"group": groups(name)})
+    with pytest.raises(CacheError, match=r"4 images of .* are in another"):
+        gather([tmp_path / "a", tmp_path / "b"], tmp_path / "out", configs.load(), 2)
+
+
+def test_a_fine_tuning_counts_the_images_that_it_learned_from(tmp_path: Path) -> None:
+    cache = make_cache(
+        tmp_path / "cache", images(0), {"group": groups("a"), "label:normal": [0, 1, np.nan, np.nan]}
+    )
+    folder = tmp_path / "out" / "sites" / "anna"
+    folder.mkdir(parents=True)
+    (folder / "groups.txt").write_text("a0 a1 a2")
+    told = {
+        stage: _site_data(
+            cache,
+            tmp_path / "out",
+            "anna",
+            configs.load("default", [f"run.stage={stage}", "classify.labels=[normal]"]),
+        )
+        for stage in ("pretrain", "classify")
+    }
+    assert (told["pretrain"].images, told["classify"].images) == (3, 2)
