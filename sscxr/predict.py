@@ -98,7 +98,9 @@ def predict(
             row["warnings"] = "; ".join(warnings)
         found.rows.append(row)
         on_file(number, len(listed), file)
-    columns = opened.spec.labels if classifies else ["lung_share", "mask", "overlay", "dicom_seg"]
+    columns = ["lung_share", "mask", "overlay", "dicom_seg"]
+    if classifies:
+        columns = [*opened.spec.labels, *["saliency"] * with_saliency]
     _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
     return found
 
@@ -119,7 +121,7 @@ def _classified(
     opened: Opened, file: Read, prepared: Prepared, out: Path, *, with_saliency: bool
 ) -> dict[str, str]:
     said = judge.probabilities(opened, prepared.image[None])[0]
-    labels = opened.spec.labels
+    labels, named = opened.spec.labels, {}
     if with_saliency:
         likeliest = np.argsort(-said, kind="stable")[:MOST_MAPS]
         maps = [
@@ -128,7 +130,8 @@ def _classified(
         captions = [f"{labels[label]} {said[label]:.2f}" for label in likeliest]
         picture = overlay.heated(decode.read(file.file, dicom.MAX_PIXELS)[0], maps, captions)
         picture.save(out / f"{file.name}_saliency.png")
-    return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)}
+        named = {"saliency": f"{file.name}_saliency.png"}
+    return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)} | named
 
 
 def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.float32]:

@@ -13,6 +13,8 @@ from sscxr.data.decode import Prepared
 from sscxr.data.facts import Refused
 from sscxr.errors import SscxrError
 
+_ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+
 
 class ReadingError(SscxrError):
     """Nothing to read, or nowhere to write what is found: one line that says why."""
@@ -52,7 +54,8 @@ def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path
             found[path] = "no such file or folder"
             continue
         for item in listing.collect([path], labels=None, skip=skip or Path("/nonexistent")).items:
-            found.setdefault(path if path.is_file() and path.suffix != ".csv" else item.file, item.problem)
+            named = path.is_file() and path.suffix.lower() != ".csv"
+            found.setdefault(path if named else item.file, item.problem)
     if not found:
         raise ReadingError(f"no files in {', '.join(map(str, paths))}")
     return list(found.items())
@@ -67,10 +70,12 @@ def read(listed: Sequence[tuple[Path, str]], *, size: int) -> Iterator[Read]:
     """
     taken: set[str] = set()
     for file, problem in listed:
-        name, number = file.stem, 1
+        # A DICOM file is often named by its UID alone, whose last number is no ending.
+        stem = file.stem if file.suffix.lower() in _ENDINGS else file.name
+        name, number = stem, 1
         while name.lower() in taken:  # alike where case does not count
             number += 1
-            name = f"{file.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.lower())
         if problem:
             yield Read(file, name, None, problem)

@@ -81,7 +81,7 @@ def test_a_turned_file_is_the_same_image(classifier: Path, folder: Path, tmp_pat
     )
     table = rows(tmp_path / "out")
     assert table["plain.dcm"]["pneumonia"] == table["turned.dcm"]["pneumonia"]
-    pages = [Image.open(tmp_path / "out" / f"{name}_saliency.png") for name in ("plain", "turned")]
+    pages = [Image.open(tmp_path / "out" / table[f"{name}.dcm"]["saliency"]) for name in ("plain", "turned")]
     assert pages[0].size == (3 * round(overlay.PANEL * WIDE / HIGH), overlay.PANEL + overlay.CAPTION)
     assert np.array_equal(*map(np.asarray, pages))
 
@@ -118,6 +118,16 @@ def test_masks_lie_as_the_files_store_them(
     assert table["plain.png"]["dicom_seg"] == ""
     assert table["plain.png"]["mask"] == "plain-2_mask.png"  # a name of its own beside plain.dcm's
     assert 0 < float(table["plain.dcm"]["lung_share"]) < 1
+
+
+def test_files_named_by_their_uids_and_manifests(tmp_path: Path) -> None:
+    for name in ("1.2.840.77", "1.2.840.78", "a.PNG"):
+        (tmp_path / name).write_bytes(b"no picture")
+    names = [read.name for read in reading.read(reading.files([tmp_path]), size=32)]
+    assert names == ["1.2.840.77", "1.2.840.78", "a"]
+    table = tmp_path / "list.CSV"
+    table.write_text(f"image,patient\n{tmp_path / 'a.PNG'},p\n")
+    assert reading.files([table]) == [(tmp_path / "a.PNG", "")]
 
 
 def test_values_come_back_to_the_originals_pixels() -> None:
