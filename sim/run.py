@@ -160,7 +160,8 @@ def _simulate(
             gpus = torch.cuda.device_count() if config.run.device in ("auto", "cuda") else 0
             here = str(client.app.__file__)
             engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
-    finish(cache, config, out, Console(width=None if sys.stdout.isatty() else _WIDTH))
+    width = None if sys.stdout.isatty() else _WIDTH
+    finish(cache, config, out, Console(width=width, markup=False, emoji=False))
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sscxr.model_commands import CacheOption, Source, figures_of, names
+
 if TYPE_CHECKING:
     from sscxr.config import Config
     from sscxr.training.finetune import Epoch, Split
@@ -27,13 +29,7 @@ _LINES = 30  # at most so many plain lines of epochs, where there is no terminal
 Encoder = Annotated[
     str, typer.Option(metavar="URL|DIR", help="A released encoder, or a run's `encoder` folder.")
 ]
-CacheOption = Annotated[
-    Path, typer.Option("--data", metavar="CACHE", help="The folder of a prepared site cache.")
-]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")]
-Source = Annotated[
-    str, typer.Option(metavar="NAME[,NAME...]", help="Only images of these sources; default: of all.")
-]
 Frozen = Annotated[
     bool, typer.Option("--frozen", help="Leave the encoder as it is; only what is on top of it learns.")
 ]
@@ -85,7 +81,7 @@ def classify(
 
     folder = _located(encoder, key)
     settings = _settings(folder, "classify", config, overrides, frozen=frozen)
-    settings.classify.labels = _names(label)
+    settings.classify.labels = names(label)
     settings.classify.per_class = per_class or settings.classify.per_class
     with Show(settings) as show:
         tuned = tune.classify(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
@@ -202,12 +198,7 @@ def _job(
 
     cache = open_cache(data)
     settings.data.cache_size = cache.size  # what `sscxr predict` scales files to
-    return tune.Job(encoder, cache, settings, out, _names(source), untrained, overwrite)
-
-
-def _names(text: str) -> list[str]:
-    """Names out of "a,b"."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    return tune.Job(encoder, cache, settings, out, names(source), untrained, overwrite)
 
 
 def _finish(tuned: "Tuned") -> None:
@@ -222,14 +213,14 @@ def _finish(tuned: "Tuned") -> None:
             for source, figures in sources.items():
                 table.add_section()
                 _add_figures(table, figures, f"{source}: ")
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
     typer.echo(tuned.folder)
 
 
 def _add_figures(table: Table, figures: Mapping[str, Any], prefix: str = "") -> None:
     """A row for each figure that has a value."""
-    for name, one in figures.items():
-        if isinstance(one, dict) and one.get("value") is not None:
+    for name, one in figures_of(figures).items():
+        if one["value"] is not None:
             low, high = ("" if v is None else f"{v:.3f}" for v in (one["low"], one["high"]))
             interval = f"{low} to {high}" if low else ""
             table.add_row(prefix + name, f"{one['value']:.3f}", interval, str(one["n"]))

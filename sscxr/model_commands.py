@@ -46,23 +46,22 @@ def evaluate(
     """Judge a fine-tuned model on prepared data; patients that it was trained on are left out."""
     from sscxr import judge
 
-    judged = judge.evaluate(model, data, sources=_names(source), held_out=held_out)
+    judged = judge.evaluate(model, data, sources=names(source), held_out=held_out)
     _notes(judged.notes)
     found = judged.figures
     if as_json:
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
-    console = Console()
+    console = Console(markup=False, emoji=False)
     typer.echo(f"{model} on {data}: {found['n']} images of {found['patients']} patients")
     table = Table("", "value", "95 % interval", "images", box=None)
-    for name, figure in _figures(found).items():
+    for name, figure in figures_of(found).items():
         table.add_row(name, *_cells(figure), str(figure["n"]))
     console.print(table)
     for label, threshold in found.get("threshold", {}).items():
         at = "no threshold" if threshold is None else f"threshold {threshold:.3f}"
         console.print(
             f"{label}: sensitivity and specificity at {at}, for specificity {found['at_specificity']:g}",
-            markup=False,
             highlight=False,
         )
     console.print(_subgroups(found))
@@ -79,7 +78,7 @@ def compare(
     """Judge two models on the same images: A minus B, by a paired bootstrap over patients."""
     from sscxr import judge
 
-    judged = judge.compare(first, second, data, sources=_names(source), held_out=held_out)
+    judged = judge.compare(first, second, data, sources=names(source), held_out=held_out)
     _notes(judged.notes)
     found = judged.figures
     if as_json:
@@ -87,10 +86,10 @@ def compare(
         return
     typer.echo(f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients")
     table = Table("", "A", "B", "A - B", "95 % interval", "p", box=None)
-    for name, figure in _figures(found).items():
+    for name, figure in figures_of(found).items():
         each = [_number(found[one][name]["value"]) for one in ("a", "b")]
         table.add_row(name, *each, *_cells(figure), _number(figure.get("p")))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 def predict(
@@ -183,7 +182,7 @@ def similar(
     table = Table(*found.columns, box=None)
     for row in found.itertuples(index=False):
         table.add_row(f"{row.cosine:.3f}", *map(str, row[1:]))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
     typer.echo(out)
 
 
@@ -220,7 +219,7 @@ def _failed(file: "Read", console: Console | None = None) -> None:
     (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
     """Names out of "a,b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -230,8 +229,10 @@ def _notes(notes: Sequence[str]) -> None:
         typer.echo(f"note: {note}", err=True)
 
 
-def _figures(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {name: value for name, value in found.items() if isinstance(value, dict) and "low" in value}
+def figures_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The figures by name, without the counts and subgroups that stand beside them."""
+    parts = {"value", "low", "high", "n"}
+    return {name: one for name, one in found.items() if isinstance(one, dict) and parts <= one.keys()}
 
 
 def _cells(figure: Mapping[str, Any]) -> tuple[str, str]:
@@ -245,7 +246,7 @@ def _number(value: float | None) -> str:
 
 def _subgroups(found: Mapping[str, Any]) -> Table:
     """The first figure of each subgroup, with counts."""
-    name = next(iter(_figures(found)))
+    name = next(iter(figures_of(found)))
     table = Table("", "", name, "95 % interval", "images", "patients", "with", box=None)
     for column, parts in found["by"].items():
         for place, (part, figures) in enumerate(parts.items()):

@@ -71,6 +71,19 @@ def test_evaluate_prints_json_alone(
     assert all(word in out for word in ("auroc", "sensitivity", "95 % interval", "source"))
 
 
+def test_names_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+    index = {"label:low": np.arange(8) % 2.0, "label:left [/x]": np.arange(8) % 2.0, "source": "[ward]"}
+    make_cache(tmp_path / "cache", squares, index)
+    make_model(tmp_path / "model", labels=["low", "left [/x]"])
+    code, out, err = run(capsys, monkeypatch, "evaluate", tmp_path / "model", "--data", tmp_path / "cache")
+    assert (code, err) == (0, "")
+    assert "auroc:left [/x]" in out
+    assert "[ward]" in out
+
+
 def test_compare(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (place / "model", place / "model", "--data", place / "cache")
     code, out, _ = run(capsys, monkeypatch, "compare", *pair, "--json")
