@@ -15,7 +15,7 @@ from sscxr import finetuned, inference
 from sscxr.config import Config
 from sscxr.data.cache import Cache, open_cache
 from sscxr.errors import SscxrError
-from sscxr.evaluation import classification
+from sscxr.evaluation import classification, segmentation
 from sscxr.finetuned import Model, Spec
 from sscxr.training import finetune
 from sscxr.training.pretrain import Rows, set_up
@@ -81,8 +81,6 @@ def evaluate(
     opened, cache = open_model(folder), open_cache(cache_folder)
     rows, notes = _rows(cache, [opened], sources, held_out)
     if opened.spec.task == "segment":
-        from sscxr.evaluation import segmentation  # MONAI takes seconds to import
-
         rows = segmentation.masked(cache, rows)
         resamples = opened.config.probe.resamples
         found = segmentation.evaluate(
@@ -134,8 +132,6 @@ def compare(
     about |= {"cache": str(cache_folder)}
     groups, resamples = cache.index["group"].to_numpy(), pair[0].config.probe.resamples
     if a.task == "segment":
-        from sscxr.evaluation import segmentation
-
         rows = segmentation.masked(cache, rows)
         measured = [_measured(opened, cache, rows) for opened in pair]
         found = segmentation.difference(measured[0], measured[1], groups[rows], resamples=resamples)
@@ -187,8 +183,6 @@ def lungs(opened: Opened, images: npt.NDArray[np.uint8], rows: Rows | None = Non
 
 def _measured(opened: Opened, cache: Cache, rows: Rows) -> pd.DataFrame:
     """A segmenter's figures of each row, which all have a mask; see `segmentation.measure`."""
-    from sscxr.evaluation import segmentation
-
     if cache.masks is None:
         raise JudgeError(f"cache {cache.folder} has no masks")
     millimetres = segmentation.mm_per_px(cache.index.iloc[rows])
@@ -203,6 +197,12 @@ def _rows(
     rows, notes = finetune.usable(cache, laterals=settings.laterals, sources=sources), []
     if held_out:
         rows = rows[cache.held_out(settings.test_share)[rows]]
+    silent = [opened.folder for opened in models if not (opened.folder / finetuned.TRAINED_ON).is_file()]
+    if not held_out:
+        notes += [
+            f"{folder} does not say which patients it learned from: if some are in this cache, give --held-out"
+            for folder in silent
+        ]
     known = {group for opened in models for group in trained_on(opened.folder)}
     groups = cache.index["group"].to_numpy()[rows]
     met = np.isin(groups, sorted(known))

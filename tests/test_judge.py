@@ -76,6 +76,17 @@ def test_patients_it_was_trained_on_are_left_out(cache: Cache, tmp_path: Path) -
         judge.evaluate(model, cache.folder)
 
 
+def test_a_model_that_does_not_say_whom_it_learned_from(cache: Cache, tmp_path: Path) -> None:
+    """As the server of a federation writes it."""
+    model = make_model(tmp_path / "model")
+    (model / finetuned.TRAINED_ON).unlink()
+    judged = judge.evaluate(model, cache.folder)
+    assert judged.figures["n"] == COUNT - 4
+    assert len(judged.notes) == 1
+    assert "give --held-out" in judged.notes[0]
+    assert judge.evaluate(model, cache.folder, held_out=True).notes == []
+
+
 def test_poor_labels_are_noted(cache: Cache, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", labels=["pneumonia", "covid19", "oedema"])
     judged = judge.evaluate(model, cache.folder)

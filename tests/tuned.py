@@ -28,5 +28,5 @@ def make_model(
         if task == "classify":
             torch.nn.init.normal_(model.head.weight)  # as it starts, the head says the same of every image
     settings = config.load("default", ["data.cache_size=32", "run.threads=1", "probe.resamples=50"])
-    extra = {finetuned.SETTINGS: config.dumps(settings)} | more
+    extra = {finetuned.SETTINGS: config.dumps(settings), finetuned.TRAINED_ON: "group,part\n"} | more
     return finetuned.save(folder, model, spec, extra=extra)
