@@ -221,6 +221,7 @@ def save(
     """
     folder = Path(folder)
     refuse(folder, overwrite=overwrite)
+    place = folder.resolve()  # "." has no name
     state = model.state_dict()
     state = {
         name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
@@ -228,7 +229,7 @@ def save(
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FinetunedError(f"the model is not saved: {bad[0]} holds NaN or Inf")
-    fresh = folder.with_name(f".{folder.name}.partial")
+    fresh = place.with_name(f".{place.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     safetensors.torch.save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
@@ -237,7 +238,7 @@ def save(
     (fresh / signing.SUMS).write_bytes(signing.sums_of(fresh, (WEIGHTS, CONFIG)))
     for name, content in (extra or {}).items():
         (fresh / name).write_text(content, encoding="utf-8")
-    files.replace_folder(fresh, folder)
+    files.replace_folder(fresh, place)
     return folder
 
 

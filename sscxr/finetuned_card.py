@@ -34,7 +34,7 @@ def render(
     sections = [
         _head(spec),
         _data(config, index, parts),
-        _figures(figures),
+        _figures(figures, config.privacy.min_cell),
         _recipe(config, history),
         _LIMITS,
     ]
@@ -82,7 +82,7 @@ def _data(config: Config, index: pd.DataFrame, parts: Split) -> str:
     return "\n".join(["## Data", "", *lines, "", "No patient is in two parts."])
 
 
-def _figures(figures: Mapping[str, Any]) -> str:
+def _figures(figures: Mapping[str, Any], min_cell: int) -> str:
     if not figures:
         return "## Figures\n\nNone: no patients were set aside for testing."
     lines = ["| figure | value (95 % interval) | images |", "| --- | ---: | ---: |"]
@@ -90,7 +90,7 @@ def _figures(figures: Mapping[str, Any]) -> str:
         if name.partition(":")[0] in _SHOWN and figure["value"] is not None:
             low, high = figure["low"], figure["high"]
             value = f"{figure['value']:.3f}" if low is None else interval(figure["value"], low, high)
-            lines.append(f"| {escape(name)} | {value} | {figure['n']} |")
+            lines.append(f"| {escape(name)} | {value} | {count(figure['n'], min_cell)} |")
     at = figures.get("at_specificity")
     chosen = (
         f" Sensitivity is given at a specificity of {at:g} or more, chosen on these images." if at else ""

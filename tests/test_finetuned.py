@@ -225,7 +225,7 @@ def test_what_is_no_model(tmp_path: Path, encoder: Path) -> None:
 
 
 def test_only_a_fine_tuned_model_is_written_over_and_only_when_asked(
-    written: Path, encoder: Path, tmp_path: Path
+    written: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(FinetunedError, match="--overwrite"):
         finetuned.save(written, model(1), spec())
@@ -239,6 +239,10 @@ def test_only_a_fine_tuned_model_is_written_over_and_only_when_asked(
         assert sorted(folder.iterdir()) == before
     (tmp_path / "empty").mkdir()
     finetuned.save(tmp_path / "empty", model(), spec())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    finetuned.save(".", model(), spec())
+    assert finetuned.read_spec(tmp_path / "here") == spec()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

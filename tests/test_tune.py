@@ -77,7 +77,7 @@ def test_several_labels_with_unknowns(encoder: Path, cache: Cache, tmp_path: Pat
 
 def test_few_labels_of_a_frozen_encoder(encoder: Path, cache: Cache, tmp_path: Path) -> None:
     few = ("classify.per_class=5", "finetune.frozen=true", "finetune.min_steps=6", "finetune.patience=1")
-    tuned = learn(encoder, cache, tmp_path / "model", *few)
+    tuned = learn(encoder, cache, tmp_path / "model", *few, "privacy.min_cell=1000")
     assert (len(tuned.parts.train), len(tuned.parts.val)) == (10, 0)
     assert len(tuned.history.epochs) == 6, "nothing stops it early"
     state = finetuned.load(tuned.folder)[0].encoder.state_dict()
@@ -86,6 +86,9 @@ def test_few_labels_of_a_frozen_encoder(encoder: Path, cache: Cache, tmp_path: P
     groups = pd.read_csv(tuned.folder / "trained_on.csv", dtype=str)
     assert set(groups["part"]) == {"train"}
     assert len(groups) == 10
+    card = (tuned.folder / "README.md").read_text()
+    assert "<1000" in card
+    assert f"| {tuned.figures['n']} |" not in card
 
 
 def test_validation_patients_of_one_class_stop_nothing_and_it_is_said(encoder: Path, tmp_path: Path) -> None:
