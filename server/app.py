@@ -134,6 +134,7 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
             name=config.run.name,
             data=data,
             rounds=state.round,
+            stage=config.run.stage,
             settings=configs.dumps(config),
             code_version=sscxr.__version__,
             min_cell=config.privacy.min_cell,

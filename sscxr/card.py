@@ -13,6 +13,13 @@ _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[-\s]?commercial", re.IG
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 
+_MADE = {
+    "pretrain": "pretrained without labels by group masked model learning (GMML)",
+    "classify": "fine-tuned with labels, as part of a classifier",
+    "segment": "fine-tuned with masks of the lungs, as part of a segmenter",
+}
+
+
 @dataclass(frozen=True)
 class SiteData:
     """What one site trained on.
@@ -39,6 +46,7 @@ class Card:
         rounds: federated rounds that the encoder has seen.
         settings: the resolved settings as YAML text.
         code_version: of sscxr.
+        stage: of the run: "pretrain", "classify" or "segment".
         probes: against the untrained encoder; empty where there were no labels.
         min_cell: counts below it are not told.
         notes: further lines, such as sites that were absent.
@@ -49,6 +57,7 @@ class Card:
     rounds: int
     settings: str
     code_version: str
+    stage: str = "pretrain"
     probes: Sequence[Comparison] = ()
     min_cell: int = 10
     notes: Sequence[str] = field(default_factory=tuple)
@@ -108,8 +117,8 @@ license: other
 
 # {escape(card.name)}: a chest X-ray encoder
 
-A vision transformer (`{config["architecture"]}`, {config["num_features"]} features) pretrained without labels by
-group masked model learning (GMML) at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
+A vision transformer (`{config["architecture"]}`, {config["num_features"]} features)
+{_MADE[card.stage]} at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
 site. Code: sscxr {escape(card.code_version)}.
 
 ## Use

@@ -55,6 +55,9 @@ def test_encoder_and_head_are_averaged_and_make_a_model(tmp_path: Path) -> None:
     out = federated(sites, tmp_path / "out", *CLASSIFY)
     model, spec = finetuned.load(out / "model")
     assert (spec.task, spec.labels) == ("classify", ["pneumonia"])
+    card = (out / "encoder" / "README.md").read_text()
+    assert "fine-tuned with" in card
+    assert "without labels" not in card
     encoder, head = split(weights(out))
     assert all(torch.equal(model.head.state_dict()[name], tensor) for name, tensor in head.items())
     assert torch.equal(release.load_encoder(out / "encoder").state_dict()["norm.bias"], encoder["norm.bias"])
