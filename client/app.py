@@ -110,14 +110,16 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
 def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
     metrics = site.settings.metrics
     rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
+    if not site.may_tell(rows, config):
+        rows = rows[:0]
     counts = site.counts_of_run(config) if "counts" in metrics else "{}"
     loss, score = 0.0, wire.NO_SCORE
     if len(rows):
         training, *_ = _begin(site, task, config, message, site.training_rows(config))
         found = training.held_out(rows, site=site.name)
         loss = found.loss
-        told = "held_out_score" in metrics and site.may_tell_score(rows, config)
-        score = found.score if told and math.isfinite(found.score) else wire.NO_SCORE
+        told = "held_out_score" in metrics and math.isfinite(found.score)
+        score = found.score if told else wire.NO_SCORE
     return wire.EvaluateReply(site.name, task.round, len(rows), loss, score, counts), None
 
 

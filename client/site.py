@@ -67,7 +67,10 @@ class Site:
     def usable_rows(self, config: Config) -> Rows:
         """Rows of this site that the run's stage can use."""
         rows = self.cache.rows(laterals=config.data.laterals)
-        return stages.usable(self.cache, rows[self._mine[rows]], config)
+        try:
+            return stages.usable(self.cache, rows[self._mine[rows]], config)
+        except CacheError as error:  # masks that do not fit their images
+            raise SiteError("cache", str(error)) from None
 
     def training_rows(self, config: Config) -> Rows:
         """Rows to train on: all but the held-out patients'.
@@ -93,8 +96,8 @@ class Site:
         rows = rows[self.cache.held_out(config.data.test_share)[rows]]
         return rows if len(rows) >= self.min_cell(config) else rows[:0]
 
-    def may_tell_score(self, rows: Rows, config: Config) -> bool:
-        """Whether the score on these rows may leave: no class among them is a small cell."""
+    def may_tell(self, rows: Rows, config: Config) -> bool:
+        """Whether figures of these held-out rows may leave: no class among them is a small cell."""
         return stages.tellable(self.cache, rows, config, self.min_cell(config))
 
     def counts_of_run(self, config: Config) -> str:

@@ -1,5 +1,6 @@
 """What each site would have by itself: the same network, start, epochs and rates, without the others."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -97,4 +98,6 @@ def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
             continue
     lines = ["group,part", *(f"{group},train" for group in sorted(groups))]
     extra = {finetuned.TRAINED_ON: "\n".join(lines) + "\n"}
+    data = dataclasses.replace(config.data, cache_size=cache.size)  # what `sscxr predict` scales files to
+    config = dataclasses.replace(config, data=data)
     return stages.save_model(config, state.encoder, out / "model", extra=extra)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sscxr import finetuned, seeds
 from sscxr.config import Config
 from sscxr.data.cache import Cache
+from sscxr.evaluation import segmentation
 from sscxr.training import finetune, optim
 from sscxr.training.loop import Stretch, Trained, train
 from sscxr.training.parts import Parts
@@ -114,7 +115,8 @@ def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
     A label that this cache does not have is unknown of all its images.
     """
     if config.run.stage == "segment":
-        return rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
+        masked = rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
+        return segmentation.masked(cache, masked) if len(masked) else masked
     known = np.zeros(len(cache), dtype=bool)
     for label in set(config.classify.labels) & set(cache.labels):
         known |= np.isfinite(cache.label(label))
@@ -122,7 +124,7 @@ def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
 
 
 def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
-    """Whether a score on held-out rows may leave a site: no class of a label is a small cell that is not empty."""
+    """Whether figures of held-out rows may leave a site: no class of a label is a small cell that is not empty."""
     if config.run.stage == "segment":
         return len(rows) >= minimum
     for label in set(config.classify.labels) & set(cache.labels):

@@ -137,7 +137,7 @@ def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
 
 
 def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
-    """Whether a score on held-out rows may leave a site."""
+    """Whether figures of held-out rows may leave a site."""
     if config.run.stage == PRETRAIN:
         return True
     from sscxr.training import site_finetune

@@ -166,7 +166,7 @@ def test_lungs_are_segmented_across_sites(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("positives", "told"), [(0, False), (1, False), (3, True), (8, False)])
-def test_a_score_whose_classes_are_small_cells_is_not_told(
+def test_figures_whose_classes_are_small_cells_are_not_told(
     tmp_path: Path, positives: int, told: bool
 ) -> None:
     labels = np.concatenate([np.arange(8) < positives, MIXED[:12]]).astype(float)
@@ -175,7 +175,14 @@ def test_a_score_whose_classes_are_small_cells_is_not_told(
     run(InlineGrid(client.app, [file]), config, tmp_path / "out", resume=False)
     record = json.loads((tmp_path / "out" / "rounds.jsonl").read_text())
     assert (record["scores"] != {}) == told
-    assert record["held_out_images"] == 8
+    assert record["held_out_images"] == (8 if told or not positives % 8 else 0)
+
+
+def test_masks_of_another_size_are_the_cache_s_fault(tmp_path: Path) -> None:
+    file = site(tmp_path, "anna", {}, stages_allowed="segment", has_mask=np.ones(20))
+    np.save(file.parent / "cache" / "masks.npy", np.zeros((20, 16, 16), np.uint8))
+    reply = fed.ask(fed.settings(*SEGMENT), file, "query", encoder=False)
+    assert dict(reply.content.config_records[client.RECORD])["failure"] == "cache"
 
 
 def test_what_the_server_sends_fits_what_a_site_trains(tmp_path: Path) -> None:
