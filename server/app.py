@@ -1,6 +1,5 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 import sscxr
 from server import status
 from server.aggregate import server_optimiser
-from server.ledger import Ledger, State, read_sites
+from server.ledger import Ledger, State
 from server.mail import RunStopped
 from server.rounds import Federation, Listener
 from sscxr import config as configs
-from sscxr import release, report, seeds
+from sscxr import release, report, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
@@ -153,16 +152,12 @@ def write_report(
     stopped: str = "",
 ) -> Path:
     """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
-    rounds_file = out / "rounds.jsonl"
-    rounds = (
-        [json.loads(line) for line in rounds_file.read_text().splitlines()] if rounds_file.exists() else []
-    )
     return report.write(
         out / "report.html",
         title=config.run.name,
         stage=config.run.stage,
-        rounds=rounds,
-        sites=read_sites(out / "sites.csv"),
+        rounds=runs.read_rounds(out / runs.ROUNDS),
+        sites=runs.read_sites(out / runs.SITES),
         reconstructions=reconstructions,
         probes=probes,
         scores=scores,

@@ -81,8 +81,9 @@ def run_status(
 ) -> None:
     """Say how a run stands. Exit code: 0 finished, 3 running, 1 anything else."""
     from server import status
+    from sscxr import runs
 
-    found = status.read(status.folder_of(run))
+    found = runs.read_status(status.folder_of(run))
     typer.echo(f"{found.line()} ({found.updated})")
     raise typer.Exit(status.EXIT_CODES.get(found.state, 1))
 

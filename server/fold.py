@@ -11,10 +11,10 @@ from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
-from server.ledger import SiteRow
 from server.mail import record_bytes
 from sscxr import codecs, wire
 from sscxr.config import FederationConfig
+from sscxr.runs import SiteRow
 from sscxr.wire import ARRAYS, RECORD, WireError
 
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}

@@ -11,11 +11,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import safetensors.torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.files import settle, write_atomically
+from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
 
 FORMAT_VERSION = 1
 # Settings that a run may be resumed with others of: they decide whether and when a round counts, not what it is.
@@ -35,30 +35,6 @@ _SAVED = ("round", "bases", "roster", "images", "counts", "keys")  # of a State,
 
 class LedgerError(SscxrError):
     """A run's folder that cannot be used: one line that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class SiteRow:
-    """One row of `sites.csv`: what came of one site in one attempt at one round.
-
-    Attributes:
-        round: counted from 1, as in every figure that a person sees.
-        loss: mean over the round's steps; None where there was no reply.
-        update_norm: L2 norm of its update.
-        bytes: of its update as sent, folded or refused.
-        outcome: folded, refused, failed, late, absent; a round without quorum folds nothing for good.
-        reason: why, where it was not folded; a note where it was.
-    """
-
-    round: int
-    site: str
-    images: int | None
-    loss: float | None
-    update_norm: float | None
-    seconds: float | None
-    bytes: int | None
-    outcome: str
-    reason: str
 
 
 @dataclass
@@ -100,10 +76,10 @@ class Ledger:
             LedgerError: a run is there and `resume` is False, or its settings differ.
         """
         self.out = out
-        self.rounds_file, self.sites_file = out / "rounds.jsonl", out / "sites.csv"
+        self.rounds_file, self.sites_file = out / ROUNDS, out / SITES
         self.checkpoints = out / "checkpoints"
         self._pending = out / "checkpoints" / "attempt.json"
-        exists = (out / "config.yaml").exists()
+        exists = (out / CONFIG).exists()
         if exists and not resume:
             raise LedgerError(f"{out} holds a run already; give --resume to go on with it, or another folder")
         if exists:
@@ -111,11 +87,11 @@ class Ledger:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for leftover in self.checkpoints.glob("round-*.tmp"):
             shutil.rmtree(leftover)
-        write_atomically(out / "config.yaml", configs.dumps(config).encode())
+        write_atomically(out / CONFIG, configs.dumps(config).encode())
 
     def _same_settings(self, config: Config) -> None:
         try:
-            stored = configs.as_dict(configs.loads((self.out / "config.yaml").read_text()))
+            stored = configs.as_dict(configs.loads((self.out / CONFIG).read_text()))
         except (OSError, ConfigError) as error:
             raise LedgerError(f"{self.out}/config.yaml: {error}") from None
         keys = [key for key in differing(stored, configs.as_dict(config)) if key not in MAY_CHANGE]
@@ -184,7 +160,7 @@ class Ledger:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if not self.sites_file.exists() or not self.sites_file.stat().st_size:
-            writer.writerow([item.name for item in fields(SiteRow)])
+            writer.writerow(SITE_COLUMNS)
         for row in rows:
             writer.writerow(["" if value is None else _plain(value) for value in asdict(row).values()])
         _append(self.sites_file, text.getvalue())
@@ -208,15 +184,6 @@ class Ledger:
         older = sorted(old for old in self.checkpoints.glob("round-*") if old.is_dir())[: -max(1, keep)]
         for old in older:
             shutil.rmtree(old)
-
-
-def read_sites(file: Path) -> pd.DataFrame:
-    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
-    if not file.exists():
-        return pd.DataFrame(columns=[item.name for item in fields(SiteRow)])
-    words = dict.fromkeys(("site", "outcome", "reason"), str)
-    numbers = [item.name for item in fields(SiteRow) if item.name not in words]
-    return pd.read_csv(file, dtype=words, keep_default_na=False, na_values={key: [""] for key in numbers})
 
 
 def _sorted(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 from server import status
 from server.aggregate import ServerOptimiser
 from server.fold import Fold, SiteFailedError, fields_of, to_arrays
-from server.ledger import Ledger, SiteRow, State
+from server.ledger import Ledger, State
 from server.mail import Mail, RunStopped
 from server.roster import Roster
 from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.runs import SiteRow
 from sscxr.wire import WireError
 
 

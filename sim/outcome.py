@@ -12,10 +12,10 @@ from rich.table import Table
 
 from client.site import StateStore
 from server.app import publish, write_report
-from server.ledger import Ledger, State, read_sites
+from server.ledger import Ledger, State
 from sim import alone
 from sim.asked import PROBES, SCORES
-from sscxr import seeds
+from sscxr import runs, seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
 from sscxr.data.cache import Cache
@@ -138,7 +138,7 @@ def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: Sta
 
 
 def _print_sites(out: Path, console: Console) -> None:
-    sites = read_sites(out / "sites.csv")
+    sites = runs.read_sites(out / runs.SITES)
     table = Table(title="sites")
     for heading in (
         "site",

@@ -16,9 +16,9 @@ from rich.progress import (
 
 from client.app import display
 from server.app import Hooks
-from server.ledger import SiteRow
 from server.rounds import Listener
 from sscxr.config import Config
+from sscxr.runs import SiteRow
 from sscxr.training import stages
 from sscxr.training.pretrain import steps_of_round
 

@@ -1,16 +1,42 @@
-"""Federated self-supervised learning on chest X-rays: the science. It opens no socket but to download a release."""
+"""Federated self-supervised learning on chest X-rays: the science. It opens no socket but to download a release.
 
+    import sscxr
+    encoder = sscxr.load_encoder("runs/demo/encoder")   # a timm ViT; an address is fetched
+    cache = sscxr.open_cache("CACHE")                   # images, masks, an index
+    run = sscxr.Run("runs/demo")                        # its tables: sites, rounds, probes, config, status
+
+Importing it takes some tens of milliseconds: numpy, pandas and torch come when they are needed.
+"""
+
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sscxr import _torchvision
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sscxr.data.cache import open_cache
+    from sscxr.runs import Run
+
 __version__ = "0.1.0"
+__all__ = ["Run", "load_encoder", "open_cache"]
 
 _torchvision.make_importable()
+_LATER = {"Run": "sscxr.runs", "open_cache": "sscxr.data.cache"}
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first asked for (PEP 562)."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'sscxr' has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])
 
 
 def load_encoder(path_or_url: str | Path, *, key: str | Path | None = None) -> "nn.Module":

@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, also after the power failed."""
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 
 def sync(path: Path) -> None:
@@ -40,3 +42,12 @@ def replace_folder(fresh: Path, folder: Path) -> None:
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def try_lock(handle: IO[str], kind: int) -> bool:
+    """Take a lock of `fcntl`'s kind on an open file, unless another process has it; whether it was taken."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

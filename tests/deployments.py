@@ -26,11 +26,10 @@ from simulations import ROOT, environment
 from wires import Wire
 
 from client.settings import init
-from server import status
 from server.commands import describe
-from server.status import Status
 from sscxr.data import phantom
 from sscxr.data.prepare import prepare
+from sscxr.runs import Status, read_status
 
 BIN = Path(sys.executable).parent
 DEPLOY = ROOT / "deploy"
@@ -381,7 +380,7 @@ class Deployment:
                 raise DeploymentError(
                     f"{entry['status']}:\n{self.flwr('log', str(entry['run-id']), NAME, '--show')}"
                 )
-            return status.read(out)
+            return read_status(out)
 
         try:
             found: Status = wait_until(ended, limit, f"the run in {out} ends", every=2)

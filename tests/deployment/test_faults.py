@@ -20,7 +20,7 @@ from deployments import NAME, NGINX, SETTINGS, SITES, Deployment, DeploymentErro
 from omegaconf import OmegaConf
 from simulations import ROOT, weights
 
-from server import status
+from sscxr.runs import read_status
 
 pytestmark = [
     pytest.mark.slow,
@@ -259,7 +259,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     in_round(federation, out, 2)
     working(federation, out, A)
     assert federation.kill("superlink", "flwr-serverapp")
-    wait_until(lambda: status.read(out).state == "died", 10, "the run is known to be dead")
+    wait_until(lambda: read_status(out).state == "died", 10, "the run is known to be dead")
 
     began = monotonic()
     federation.run(out, *settings, "run.name=server", resume=str(out))
@@ -269,7 +269,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     working(federation, out, B)
     federation.kill("superlink")
     wait_until(
-        lambda: status.read(out).state in ("died", "stopped"), 60, "the ServerApp ends with its SuperLink"
+        lambda: read_status(out).state in ("died", "stopped"), 60, "the ServerApp ends with its SuperLink"
     )
     federation.start_superlink()
     began = monotonic()

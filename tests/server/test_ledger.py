@@ -8,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from server.ledger import Ledger, LedgerError, SiteRow, State
+from server.ledger import Ledger, LedgerError, State
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.runs import SiteRow
 
 
 @pytest.fixture(scope="module")

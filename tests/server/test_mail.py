@@ -12,9 +12,10 @@ from flwr.app import Message
 
 from client import app as client
 from server import app as server
-from server import mail, roster, status
+from server import mail, roster
 from server.mail import RunStopped
 from sim.engine import InlineGrid
+from sscxr.runs import Status, read_status
 
 
 class Remote(InlineGrid):
@@ -109,10 +110,10 @@ def test_a_superlink_that_goes_away_between_rounds_costs_no_round(
     config = server.configs.load("smoke", text.split())
     with pytest.raises(RunStopped, match=r"stopped after round 2 of 3: the SuperLink did not answer"):
         server.run(grid, config, out, resume=False)
-    assert status.read(out).state == "stopped"
-    assert "did not answer" in status.read(out).reason
+    assert read_status(out).state == "stopped"
+    assert "did not answer" in read_status(out).reason
     server.run(InlineGrid(client.app, files), config, out, resume=True)
-    assert status.read(out) == status.Status("finished", 3, 3, "", status.read(out).updated)
+    assert read_status(out) == Status("finished", 3, 3, "", read_status(out).updated)
     found = server.Ledger(out, config, resume=True).last()
     assert found is not None
     assert all((found.encoder[name] == expected.encoder[name]).all() for name in expected.encoder)

@@ -10,6 +10,7 @@ import pytest
 
 from server import status
 from server.ledger import LedgerError
+from sscxr.runs import RunError, read_status
 
 
 def test_a_run_is_named_by_its_folder_or_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +22,7 @@ def test_a_run_is_named_by_its_folder_or_by_its_name(tmp_path: Path, monkeypatch
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     written = status.write(tmp_path, "stopped", done=2, rounds=5, reason="no quorum")
-    assert status.read(tmp_path) == written
+    assert read_status(tmp_path) == written
     assert written.line() == "stopped after round 2 of 5: no quorum"
 
 
@@ -38,19 +39,19 @@ def test_a_process_that_is_killed_leaves_a_run_that_died(tmp_path: Path) -> None
     ) as process:
         assert process.stdout
         process.stdout.readline()
-        assert status.read(tmp_path).state == "running"
+        assert read_status(tmp_path).state == "running"
         with pytest.raises(LedgerError, match="going on in another process"), status.held(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
-    assert status.read(tmp_path).state == "died"
+    assert read_status(tmp_path).state == "died"
     with status.held(tmp_path):
-        assert status.read(tmp_path).state == "running"
+        assert read_status(tmp_path).state == "running"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"state": "finished"}', '{"a": 1}'])
 def test_no_run_or_a_damaged_file_is_one_line(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "status.json").write_text(text)
-    with pytest.raises(LedgerError) as error:
-        status.read(tmp_path)
+    with pytest.raises(RunError) as error:
+        read_status(tmp_path)
     assert "\n" not in str(error.value)

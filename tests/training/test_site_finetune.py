@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 from client import app as client
 from server.app import run
-from server.ledger import read_sites
 from sim.engine import InlineGrid
 from sscxr import finetuned, release
 from sscxr.data.cache import open_cache
+from sscxr.runs import read_sites
 from sscxr.training import site_finetune, stages
 from sscxr.training.parts import Parts, split
 

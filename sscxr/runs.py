@@ -1,0 +1,277 @@
+"""A run's folder, read from its files alone, at any time: also while the run goes on, and after it died.
+
+`server/ledger.py` and `server/status.py` write these files; both ends of what is in them are here.
+"""
+
+import fcntl
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sscxr.errors import SscxrError
+from sscxr.files import try_lock
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from sscxr.config import Config
+
+CONFIG, STATUS, SITES, ROUNDS, PROBES, SCORES = (
+    "config.yaml", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
+)  # fmt: skip
+LOCK = "checkpoints/lock"  # held by the process that the run goes on in
+
+_PROBE_COLUMNS = ["label", "cohort", "kind", "auroc", "low", "high", "untrained", "gain", "gain_low", "gain_high",
+                  "test_images", "test_positives", "test_patients"]  # fmt: skip
+_SCORE_COLUMNS = ["site", "figure", "images", "test_images", "test_patients", "federated", "alone", "gap",
+                  "gap_low", "gap_high"]  # fmt: skip
+
+
+class RunError(SscxrError):
+    """A folder that is no run's, or a file of it that cannot be read: one line that says why."""
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One row of `sites.csv`: what came of one site in one attempt at one round.
+
+    Attributes:
+        round: counted from 1, as in every figure that a person sees.
+        loss: mean over the round's steps; None where there was no reply.
+        update_norm: L2 norm of its update.
+        bytes: of its update as sent, folded or refused.
+        outcome: folded, refused, failed, late, absent; a round without quorum folds nothing for good.
+        reason: why, where it was not folded; a note where it was.
+    """
+
+    round: int
+    site: str
+    images: int | None
+    loss: float | None
+    update_norm: float | None
+    seconds: float | None
+    bytes: int | None
+    outcome: str
+    reason: str
+
+
+SITE_COLUMNS = tuple(item.name for item in fields(SiteRow))
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Attributes:
+        state: running; finished: its encoder is released; stopped: it cannot go on now, its state is saved;
+            failed: by an error; died: its process ended without a word.
+        round: the rounds that are done.
+        rounds: the rounds that there will be.
+        reason: of a stop or a failure.
+        updated: ISO time, UTC.
+    """
+
+    state: str
+    round: int
+    rounds: int
+    reason: str
+    updated: str
+
+    def line(self) -> str:
+        """The outcome, as a log's last line has it."""
+        return f"{self.state} after round {self.round} of {self.rounds}{': ' if self.reason else ''}{self.reason}"
+
+
+class Run:
+    """A run, by its folder. Each attribute reads the files anew, so that of a run that goes on it is the newest.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a run's folder.
+
+        Raises:
+            RunError: no run has started there.
+        """
+        self.folder = Path(folder).expanduser()
+        if not (self.folder / CONFIG).is_file():
+            raise RunError(f"{self.folder}: no run has started there (no {CONFIG})")
+
+    def __repr__(self) -> str:
+        sites = self.sites
+        number = sites["site"].nunique()
+        try:
+            outcome = self.status.line()
+        except RunError:  # its first moment
+            outcome = "starting"
+        return f"Run({str(self.folder)!r}: {number} site{'' if number == 1 else 's'}, {outcome})"
+
+    @property
+    def status(self) -> Status:
+        """How it stands."""
+        return read_status(self.folder)
+
+    @property
+    def config(self) -> "Config":
+        """Its settings, every one."""
+        from sscxr import config as configs
+
+        return configs.loads(_text(self.folder / CONFIG))
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """One row a site and attempt at a round: the fields of `SiteRow`."""
+        return read_sites(self.folder / SITES)
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """One row a round, by its number: sites, images, loss, held_out_loss, bytes_up, seconds and so on."""
+        records = read_rounds(self.folder / ROUNDS)
+        plain = [{key: cell for key, cell in one.items() if not isinstance(cell, dict)} for one in records]
+        table = pd.DataFrame(plain) if plain else pd.DataFrame({"round": []}, dtype=int)
+        return table.set_index("round")
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """One row a site and evaluation: round, site, loss, score; empty cells where the site told none."""
+        rows = []
+        for one in read_rounds(self.folder / ROUNDS):
+            losses, scores = one.get("held_out") or {}, one.get("scores") or {}
+            for site in sorted(losses.keys() | scores.keys()):
+                rows.append((one["round"], site, losses.get(site), scores.get(site)))
+        return pd.DataFrame(rows, columns=["round", "site", "loss", "score"])
+
+    @property
+    def probes(self) -> pd.DataFrame:
+        """One row a probe, with 95 % intervals: AUROC, and the gain over the untrained encoder.
+
+        Empty until the run has ended, and where nobody had labels: a real server measures none.
+        """
+        rows = []
+        for pair in _json(self.folder / PROBES):
+            rows.append(
+                pair["trained"]
+                | {"untrained": pair["untrained"]["auroc"], "gain": pair["gain"]}
+                | {"gain_low": pair["low"], "gain_high": pair["high"]}
+            )
+        return pd.DataFrame(rows, columns=_PROBE_COLUMNS)
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Of a fine-tuning in a simulation, one row a site: the federation's model against the site's own."""
+        rows = []
+        for one in _json(self.folder / SCORES):
+            values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
+            ends = {f"gap_{end}": (one["gap"] or {}).get(end) for end in ("low", "high")}
+            rows.append(one | values | ends)
+        return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
+
+    def encoder(self) -> "VisionTransformer":
+        """Its released encoder, as `sscxr.load_encoder` gives it; before its end, that of the last round.
+
+        Raises:
+            RunError: no round is done yet.
+        """
+        from sscxr import release, seeds
+        from sscxr.models import encoder as encoders
+        from sscxr.training import parts, stages
+
+        released = self.folder / "encoder"
+        if (released / release.WEIGHTS).is_file():
+            return release.load_encoder(released)
+        config = self.config
+        with seeds.forked(config.run.seed, "encoder"):
+            encoder = encoders.build(config.encoder.name, **stages.encoder_args(config))
+        encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
+        encoder.pretrained_cfg |= {"mean": (config.data.mean,), "std": (config.data.std,)}
+        return encoder.eval()
+
+    def _last_checkpoint(self) -> dict[str, Any]:
+        """The tensors of the last committed round."""
+        import safetensors.torch
+
+        for folder in sorted((self.folder / "checkpoints").glob("round-?????"), reverse=True):
+            try:
+                return safetensors.torch.load_file(folder / "encoder.safetensors")
+            except FileNotFoundError:  # deleted just now, in favour of newer ones
+                continue
+        raise RunError(f"{self.folder}: no round is done yet, so there is no encoder")
+
+
+def read_status(out: Path, *, again: bool = True) -> Status:
+    """How a run stands, a dead one told from a live one.
+
+    Raises:
+        RunError: no run, or an unreadable file.
+    """
+    try:
+        status = Status(**json.loads((out / STATUS).read_text()))
+    except FileNotFoundError:
+        raise RunError(f"{out}: no run has started there (no {STATUS})") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{out / STATUS}: not readable ({type(error).__name__})") from None
+    if status.state != "running" or _is_locked(out):
+        return status
+    if again and (now := read_status(out, again=False)).state != "died":
+        return now  # it ended between the two looks
+    reason = "its process ended without a word; resume it"
+    return Status(**asdict(status) | {"state": "died", "reason": reason})
+
+
+def read_sites(file: Path) -> pd.DataFrame:
+    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
+    text = _whole_lines(file)
+    if not text:
+        return pd.DataFrame(columns=list(SITE_COLUMNS))
+    words = dict.fromkeys(("site", "outcome", "reason"), str)
+    numbers = [name for name in SITE_COLUMNS if name not in words]
+    empty = {name: [""] for name in numbers}
+    return pd.read_csv(io.StringIO(text), dtype=words, keep_default_na=False, na_values=empty)
+
+
+def read_rounds(file: Path) -> list[dict[str, Any]]:
+    """The records of a `rounds.jsonl`, as the server wrote them; none without one."""
+    try:
+        return [json.loads(line) for line in _whole_lines(file).splitlines()]
+    except ValueError:
+        raise RunError(f"{file}: not readable, a line of it is no JSON") from None
+
+
+def _whole_lines(file: Path) -> str:
+    """A text that another process may be adding to, without the half line at its end."""
+    try:
+        text = file.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    return text[: text.rfind("\n") + 1]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: not readable ({type(error).__name__})") from None
+
+
+def _json(file: Path) -> list[dict[str, Any]]:
+    """A list of records that is there whole or not at all; empty where it is not there."""
+    if not file.exists():
+        return []
+    try:
+        return list(json.loads(_text(file)))
+    except ValueError:
+        raise RunError(f"{file}: not readable as JSON") from None
+
+
+def _is_locked(out: Path) -> bool:
+    try:
+        with (out / LOCK).open() as handle:
+            return not try_lock(handle, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
