@@ -16,7 +16,7 @@ from sscxr.errors import SscxrError
 from sscxr.files import try_lock
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
+    from torch import nn
 
     from sscxr.config import Config
 
@@ -172,7 +172,7 @@ class Run:
             rows.append(one | values | ends)
         return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
 
-    def encoder(self) -> "VisionTransformer":
+    def encoder(self) -> "nn.Module":
         """Its released encoder, as `sscxr.load_encoder` gives it; before its end, that of the last round.
 
         Raises:
@@ -189,7 +189,8 @@ class Run:
         with seeds.forked(config.run.seed, "encoder"):
             encoder = encoders.build(config.encoder.name, **stages.encoder_args(config))
         encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
-        encoder.pretrained_cfg |= {"mean": (config.data.mean,), "std": (config.data.std,)}
+        about: Any = encoder.pretrained_cfg
+        about.update(mean=(config.data.mean,), std=(config.data.std,))  # as a release's says
         return encoder.eval()
 
     def _last_checkpoint(self) -> dict[str, Any]:
