@@ -149,6 +149,7 @@ def write_report(
     probes: Sequence[Comparison] = (),
     reconstructions: Sequence[Reconstruction] = (),
     scores: Sequence[SiteScore] = (),
+    notes: Sequence[str] = (),
     stopped: str = "",
 ) -> Path:
     """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
@@ -161,6 +162,7 @@ def write_report(
         reconstructions=reconstructions,
         probes=probes,
         scores=scores,
+        notes=notes,
         stopped=stopped,
         min_cell=config.privacy.min_cell,
     )

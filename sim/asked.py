@@ -10,6 +10,7 @@ from pathlib import Path
 from server.ledger import MAY_CHANGE, LedgerError, differing
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.data import corpora
 from sscxr.data.cache import Cache
 from sscxr.files import write_atomically
 
@@ -64,6 +65,12 @@ def is_finished(out: Path) -> bool:
     return last and (out / "encoder" / "model.safetensors").exists()
 
 
+def _placed(path: Path) -> str:
+    """A path, or a corpus and its path, from wherever the program is called."""
+    of_corpus = corpora.named(path)
+    return str(path.resolve()) if of_corpus is None else f"{of_corpus[0].name}:{of_corpus[1].resolve()}"
+
+
 def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None:
     """Note what a new run is asked for in `out/asked.json`; hold one to go on with to what is noted.
 
@@ -75,7 +82,7 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
     file = out / "asked.json"
     asked = {
         "--clients": clients,
-        "--data": [str(path.resolve()) for path in data],
+        "--data": [_placed(path) for path in data],
         "settings": configs.as_dict(config),
     }
     if file.exists():

@@ -15,6 +15,7 @@ from server.app import publish, write_report
 from server.ledger import Ledger, State
 from sim import alone
 from sim.asked import PROBES, SCORES
+from sim.sites import NOTES
 from sscxr import runs, seeds
 from sscxr.card import SiteData
 from sscxr.config import Config
@@ -49,8 +50,9 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     if stages.shares_head(config):
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config) for name in state.roster]
-    folder = publish(config, state, out / "encoder", data)
-    page = write_report(config, out, scores=scores)
+    notes = _notes(out)
+    folder = publish(config, state, out / "encoder", data, notes=notes)
+    page = write_report(config, out, scores=scores, notes=notes)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
     _print_sites(out, console)
     _print_scores(scores, console)
@@ -82,16 +84,22 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
         seed=config.run.seed,
     )
     data = [_site_data(cache, out, name, config) for name in state.roster]
-    folder = publish(config, state, out / "encoder", data, probes=probes)
-    page = write_report(
-        config, out, probes=probes, reconstructions=_reconstructions(training, cache, out, state)
-    )
+    notes = _notes(out)
+    folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
+    shown = _reconstructions(training, cache, out, state)
+    page = write_report(config, out, probes=probes, reconstructions=shown, notes=notes)
     # Last of all: a folder that has it is that of a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _notes(out: Path) -> list[str]:
+    """What is to be said of the partition; nothing in the folder of an older run."""
+    file = out / NOTES
+    return list(json.loads(file.read_text())) if file.exists() else []
 
 
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:

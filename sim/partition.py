@@ -1,7 +1,8 @@
 """Cutting a cache into virtual sites: always by patient group, reproducible from a seed.
 
-A group that is found in several sources belongs to the first one listed. Wherever an order of groups matters it
-is that of their `split` values, which do not depend on the salt of the cache.
+A group that is found in several sources belongs to the first one listed; one that is found in several hospitals,
+age groups and so on belongs where most of its images are. Wherever an order of groups matters it is that of their
+`split` values, which do not depend on the salt of the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from sscxr.data.cache import LABEL_PREFIX, Cache
 from sscxr.errors import SscxrError
 from sscxr.ranges import CHOICES
 
-METHODS = CHOICES["sim.partition"]
+METHODS = tuple(method for method in CHOICES["sim.partition"] if method != "file")
+CHILD_BANDS, UNKNOWN = ("0-4", "5-17", "paediatric"), "unknown"
 _DRAWS = 200  # tries at a random partition in which every site has its minimum
 
 
@@ -43,37 +45,98 @@ class Groups:
     kind: npt.NDArray[np.int64]
 
 
-def groups_of(cache: Cache, *, laterals: bool, test_share: float) -> Groups:
-    """Gather a cache's usable images by patient group."""
+def groups_of(
+    cache: Cache, *, laterals: bool, test_share: float, by: str = "source", label: str | None = None
+) -> Groups:
+    """Gather a cache's usable images by patient group.
+
+    Args:
+        by: what `natural` keeps apart: source, hospital, age, sex or view.
+        label: what the Dirichlet draws are over; None: the first of an image's labels that is present.
+
+    Raises:
+        PartitionError: a label that the cache has not.
+    """
     rows = cache.rows(laterals=laterals)
-    index = cache.index.iloc[rows]
-    order = {source: place for place, source in enumerate(cache.summary.get("sources", []))}
-    table = pd.DataFrame(
-        {
-            "group": index["group"].to_numpy(),
-            "split": index["split"].to_numpy(),
-            "training": ~cache.held_out(test_share)[rows],
-            "source": index["source"].to_numpy(),
-            "rank": [order.get(source, len(order)) for source in index["source"]],
-            "kind": _kinds(cache)[rows],
-        }
-    ).sort_values(["split", "group", "rank"], kind="stable")
-    grouped = table.groupby("group", sort=False)
+    sources = list(cache.summary.get("sources", []))
+    return gathered(cache.index.iloc[rows], ~cache.held_out(test_share)[rows], sources, by=by, label=label)
+
+
+def gathered(
+    index: pd.DataFrame,
+    training: npt.NDArray[np.bool_],
+    sources: Sequence[str] = (),
+    *,
+    by: str = "source",
+    label: str | None = None,
+) -> Groups:
+    """The patient groups of an index, or of what would be one; see `groups_of`.
+
+    Args:
+        index: `group`, `split`, `source` and what `by` and the labels want.
+        training: bool [N], which rows may be trained on.
+        sources: in the order they were listed.
+    """
+    order = np.lexsort((index["group"].to_numpy(dtype=str), index["split"].to_numpy(dtype=np.float64)))
+    index, training = index.iloc[order], training[order]
+    found, names = pd.factorize(index["group"])
+    codes: npt.NDArray[np.int64] = np.asarray(found, dtype=np.int64)
+    values = apart(index, by)
+    known = [*dict.fromkeys([*(sources if by == "source" else ()), *sorted(set(values))])]
+    numbers = {value: place for place, value in enumerate(known)}
+    places = np.asarray(values.map(numbers), dtype=np.int64)
+    if by == "source":
+        home = np.full(len(names), len(known), dtype=np.int64)
+        np.minimum.at(home, codes, places)
+    else:
+        home = _commonest(codes, places, len(known))
+    kinds = _kinds(index, label)
     return Groups(
-        names=grouped["group"].first().to_numpy(dtype=str),
-        images=np.asarray(grouped.size(), dtype=np.int64),
-        training=np.asarray(grouped["training"].sum(), dtype=np.int64),
-        source=grouped["source"].first().to_numpy(dtype=str),
-        kind=np.asarray(grouped["kind"].agg(lambda values: values.mode().iloc[0]), dtype=np.int64),
+        names=np.asarray(names, dtype=str),
+        images=np.bincount(codes, minlength=len(names)).astype(np.int64),
+        training=np.bincount(codes, weights=training, minlength=len(names)).astype(np.int64),
+        source=np.asarray(known, dtype=str)[home] if len(names) else np.array([], dtype=str),
+        kind=_commonest(codes, kinds, int(kinds.max(initial=0)) + 1),
     )
 
 
-def _kinds(cache: Cache) -> npt.NDArray[np.int64]:
-    """A class for each image: the first of its labels that is present, or none."""
-    columns = [LABEL_PREFIX + label for label in cache.labels]
+def apart(index: pd.DataFrame, by: str) -> "pd.Series[str]":
+    """What `natural` keeps apart, for every row: its source, hospital or machine, age group, sex or view."""
+    if by == "source":
+        return index["source"].astype(str)
+    if by == "hospital":
+        known = index["hospital"] != ""
+        return (index["source"] + " " + index["hospital"]).where(known, index["source"]).astype(str)
+    if by == "age":
+        band = index["age_band"]
+        told = pd.Series(np.where(band.isin(CHILD_BANDS), "children", "adults"), index=index.index)
+        return told.where(band != "", f"{UNKNOWN} age")
+    return index[by].where(index[by] != "", f"{UNKNOWN} {by}").astype(str)
+
+
+def _commonest(
+    codes: npt.NDArray[np.int64], values: npt.NDArray[np.int64], count: int
+) -> npt.NDArray[np.int64]:
+    """The commonest value of each group, the smallest of several; groups are 0 to the largest code."""
+    pairs, often = np.unique(codes * count + values, return_counts=True)
+    groups, found = pairs // count, pairs % count
+    order = np.lexsort((found, -often, groups))
+    _, first = np.unique(groups[order], return_index=True)
+    return np.asarray(found[order][first], dtype=np.int64)
+
+
+def _kinds(index: pd.DataFrame, label: str | None) -> npt.NDArray[np.int64]:
+    """A class for each image: present, absent or unknown of one label; or the first of all present, or none."""
+    columns = [name for name in index.columns if name.startswith(LABEL_PREFIX)]
+    if label is not None:
+        if LABEL_PREFIX + label not in columns:
+            known = ", ".join(name.removeprefix(LABEL_PREFIX) for name in columns) or "none"
+            raise PartitionError(f"sim.label={label!r}: the data has no such label; its labels: {known}")
+        values = index[LABEL_PREFIX + label].to_numpy(dtype=np.float64)
+        return np.where(np.isnan(values), 2, values > 0.5).astype(np.int64)
     if not columns:
-        return np.zeros(len(cache), dtype=np.int64)
-    present = cache.index[columns].to_numpy(dtype=np.float64) > 0.5
+        return np.zeros(len(index), dtype=np.int64)
+    present = index[columns].to_numpy(dtype=np.float64) > 0.5
     return np.where(present.any(axis=1), present.argmax(axis=1), len(columns)).astype(np.int64)
 
 
@@ -84,7 +147,8 @@ def partition(
 
     Args:
         method: one of `METHODS`. natural: each source apart, the largest cut further until there are enough
-            sites; iid: at random; dirichlet: each label's share drawn by site; quantity: sizes drawn.
+            sites; natural-dirichlet: the same, each label's share drawn by part of a source; iid: at random;
+            dirichlet: each label's share drawn by site; quantity: sizes drawn.
         alpha: of the Dirichlet draws.
         minimum: images that each site must have to train on.
 
@@ -105,34 +169,66 @@ def partition(
         )
     rng = np.random.default_rng(seeds.derive(seed, "partition", method))
     if method == "natural":
-        names, home = _natural(groups, sites)
-        _check_minimum(names, home, groups, minimum)
+        names = _names(_parts(groups, sites))
+        home = _natural(groups, sites)
+        check_minimum(names, home, groups, minimum)
+    elif method == "natural-dirichlet":
+        names = _names(_parts(groups, sites))
+        home = _redrawn(_natural_dirichlet, groups, sites, alpha, minimum, rng)
     else:
         names = [f"site-{number}" for number in range(1, sites + 1)]
         home = _redrawn(_DEALS[method], groups, sites, alpha, minimum, rng)
     return {name: groups.names[home == number].tolist() for number, name in enumerate(names)}
 
 
-def _natural(groups: Groups, sites: int) -> tuple[list[str], npt.NDArray[np.int64]]:
+def _parts(groups: Groups, sites: int) -> dict[str, int]:
+    """Into how many sites each source is cut, by the sources' names."""
     sizes = {source: int(groups.images[groups.source == source].sum()) for source in set(groups.source)}
     sources = sorted(sizes, key=lambda source: (-sizes[source], source))
     if len(sources) > sites:
         raise PartitionError(
-            f"the data has {len(sources)} sources and natural keeps each apart: ask for at least "
-            f"{len(sources)} sites, or for sim.partition=iid"
+            f"the data has {len(sources)} sources (or what else sim.by says) and natural keeps each apart: ask for "
+            f"at least {len(sources)} sites, or for sim.partition=iid"
         )
     parts = dict.fromkeys(sources, 1)
     for _ in range(sites - len(sources)):
         largest = max(sources, key=lambda source: sizes[source] / parts[source])
         parts[largest] += 1
+    return dict(sorted(parts.items()))
+
+
+def _names(parts: dict[str, int]) -> list[str]:
+    """The sites' names: a source's, numbered where it is cut."""
     names: list[str] = []
-    home = np.zeros(len(groups.names), dtype=np.int64)
-    for source in sorted(sources):
+    for source, count in parts.items():
+        plain = _plain(source)
+        names += [plain] if count == 1 else [f"{plain}-{number}" for number in range(1, count + 1)]
+    return _distinct(names)
+
+
+def _natural(groups: Groups, sites: int) -> npt.NDArray[np.int64]:
+    """Each source apart, and cut evenly."""
+    home, before = np.zeros(len(groups.names), dtype=np.int64), 0
+    for source, count in _parts(groups, sites).items():
         mine = np.flatnonzero(groups.source == source)
-        home[mine] = len(names) + _fill(groups.images[mine], np.full(parts[source], 1 / parts[source]))
-        count = parts[source]
-        names += [_plain(source)] if count == 1 else [f"{_plain(source)}-{n}" for n in range(1, count + 1)]
-    return _distinct(names), home
+        home[mine] = before + _fill(groups.images[mine], np.full(count, 1 / count))
+        before += count
+    return home
+
+
+def _natural_dirichlet(
+    groups: Groups, sites: int, alpha: float, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Each source apart, and cut by shares of each class that are drawn."""
+    home, before = np.zeros(len(groups.names), dtype=np.int64), 0
+    for source, count in _parts(groups, sites).items():
+        mine = np.flatnonzero(groups.source == source)
+        for kind in np.unique(groups.kind[mine]):
+            members = mine[groups.kind[mine] == kind]
+            shares = rng.dirichlet(np.full(count, alpha))
+            home[members] = before + _shuffled(groups.images[members], shares, rng)
+        before += count
+    return home
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -216,7 +312,8 @@ def _training(home: npt.NDArray[np.int64], groups: Groups, sites: int) -> npt.ND
     return np.bincount(home, weights=groups.training, minlength=sites).astype(np.float64)
 
 
-def _check_minimum(names: Sequence[str], home: npt.NDArray[np.int64], groups: Groups, minimum: int) -> None:
+def check_minimum(names: Sequence[str], home: npt.NDArray[np.int64], groups: Groups, minimum: int) -> None:
+    """Refuse a site with fewer images to train on than the minimum."""
     for name, count in zip(names, _training(home, groups, len(names)), strict=True):
         if count < minimum:
             raise PartitionError(

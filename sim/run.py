@@ -35,12 +35,20 @@ def run(
     clients: Annotated[int, typer.Option(help="Virtual sites.", min=1)] = 8,
     data: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH ...", help="Caches, manifests or folders; none: phantoms."),
+        typer.Option(
+            metavar="PATH ...", help="Caches, manifests, folders, or corpora (NAME:FOLDER); none: phantoms."
+        ),
     ] = None,
     config: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "demo",
     rounds: Annotated[int | None, typer.Option(help="federation.rounds")] = None,
     local_epochs: Annotated[float | None, typer.Option(help="federation.local_epochs")] = None,
-    partition: Annotated[str | None, typer.Option(help="natural, iid, dirichlet or quantity")] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.csv",
+            help="natural, iid, dirichlet, quantity, natural-dirichlet, or the partition.csv of an earlier run.",
+        ),
+    ] = None,
     engine_name: Annotated[
         str, typer.Option("--engine", help="inline, or ray: Flower's own engine")
     ] = "inline",
@@ -59,10 +67,12 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Federated GMML pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
+    file = partition if partition and partition.endswith(".csv") else None
     short = {
         "federation.rounds": rounds,
         "federation.local_epochs": local_epochs,
-        "sim.partition": partition,
+        "sim.partition": "file" if file else partition,
+        "sim.file": file and str(Path(file).resolve()),
         "run.seed": seed,
         "run.stage": stage,
         "encoder.start": encoder and _located(encoder),
@@ -99,9 +109,11 @@ def _settings(config: str, overrides: list[str]) -> configs.Config:
 
 def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list[Path]]:
     """Settings and paths: a shell spreads `--data FOLDER/*` over several arguments, the option takes the first."""
+    from sscxr.data import corpora
+
     paths = [*data, *(Path(item) for item in arguments if data and "=" not in item)]
     for path in paths:
-        if not path.exists():
+        if corpora.named(path) is None and not path.exists():
             raise ConfigError(f"--data {path}: no such cache, manifest or folder")
     overrides = [item for item in arguments if "=" in item or not data]
     return overrides, paths

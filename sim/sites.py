@@ -11,13 +11,16 @@ import numpy.typing as npt
 import pandas as pd
 from omegaconf import OmegaConf
 
-from sim import asked
+from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data import phantom
+from sscxr.data import published as tested
 from sscxr.data.cache import Cache, CacheError, open_cache
 from sscxr.data.prepare import prepare
+
+NOTES = "notes.json"  # what the report and the model card say of the partition
 
 
 def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cache:
@@ -36,7 +39,14 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         return open_cache(caches[0])
     if others:
         own = out / ("prepared" if caches else "cache")
-        caches.append(prepare(others, own, size=config.data.cache_size).folder)
+        prepared = prepare(
+            others,
+            own,
+            size=config.data.cache_size,
+            uncertain=config.sim.uncertain,
+            train_on_test=config.sim.train_on_test,
+        )
+        caches.append(prepared.folder)
     return open_cache(caches[0]) if len(caches) == 1 else _joined(caches, out / "cache")
 
 
@@ -99,25 +109,20 @@ def _check_apart(caches: Sequence[Cache]) -> None:
 def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:
     """Partition the cache and write `out/sites/NAME/site.yaml`, one a virtual site.
 
-    Also `out/partition.csv`: group, site. For a resumed run all is written again, to the same content.
+    Also `out/partition.csv` (see `published.py`), `out/holdings.csv`, `out/holdings.png` and `out/notes.json`.
+    For a resumed run all is written again, to the same content.
 
     Returns:
         The sites' names, in the order of their folders.
 
     Raises:
         LedgerError: the run in `out` started with other images or another partition.
+        PartitionError: a partition that cannot be made.
     """
-    groups = groups_of(cache, laterals=config.data.laterals, test_share=config.data.test_share)
-    parts = partition(
-        groups,
-        config.sim.partition,
-        clients,
-        alpha=config.sim.alpha,
-        minimum=config.privacy.min_cell,
-        seed=config.run.seed,
-    )
+    parts, notes = _parts(cache, config, clients)
     table = "".join(f"{group},{name}\n" for name, members in parts.items() for group in members)
     asked.same_data(out, cache, table)
+    _describe(cache, out, config, parts, notes)
     for name, members in parts.items():
         folder = out / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +136,48 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
         }
         (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))
-    (out / "partition.csv").write_text(f"group,site\n{table}")
     return sorted(parts)
+
+
+def _parts(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[str]], list[str]]:
+    """The sites' patient groups, and lines on where a partition file and the data differ."""
+    laterals, test_share = config.data.laterals, config.data.test_share
+    settings, minimum = config.sim, config.privacy.min_cell
+    groups = groups_of(cache, laterals=laterals, test_share=test_share, by=settings.by, label=settings.label)
+    if settings.file is not None:
+        rows = cache.rows(laterals=laterals)
+        index, held_out = cache.index.iloc[rows], cache.held_out(test_share)[rows]
+        return published.read(Path(settings.file), index, held_out, groups, minimum)
+    parts = partition(
+        groups, settings.partition, clients, alpha=settings.alpha, minimum=minimum, seed=config.run.seed
+    )
+    return parts, []
+
+
+def _describe(cache: Cache, out: Path, config: Config, parts: dict[str, list[str]], notes: list[str]) -> None:
+    """Who holds what, for people and for other programs."""
+    rows = cache.rows(laterals=config.data.laterals)
+    index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
+    describe(index, held_out, out, parts, notes)
+
+
+def describe(
+    index: pd.DataFrame,
+    held_out: npt.NDArray[np.bool_],
+    out: Path,
+    parts: dict[str, list[str]],
+    notes: list[str],
+) -> list[str]:
+    """Write the partition, its table and its picture, and the lines that the report and the card say of it."""
+    home = holdings.homes(index, parts)
+    counts = holdings.table(index, held_out, home)
+    trained = [group for members in parts.values() for group in members]
+    notes = [*notes, *tested.lines(index, held_out, trained), *holdings.warnings(index, held_out, home)]
+    (out / "partition.csv").write_text(published.text(index, held_out, parts))
+    counts.to_csv(out / "holdings.csv")
+    (out / "holdings.png").write_bytes(holdings.picture(index, home, counts))
+    (out / NOTES).write_text(json.dumps(notes, indent=1) + "\n")
+    return notes
 
 
 def write_config(config: Config, out: Path) -> Path:

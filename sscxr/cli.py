@@ -9,6 +9,7 @@ from typing import Annotated
 import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sscxr import encoder_commands, finetune_commands, model_commands
@@ -36,7 +37,10 @@ CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's 
 def prepare(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SRC...", help="Folders, DICOM, PNG or JPEG files, and manifests (.csv)."),
+        typer.Argument(
+            metavar="SRC...",
+            help="Folders, DICOM, PNG or JPEG files, manifests (.csv), public corpora (NAME:FOLDER).",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The cache's folder; an unfinished or older one is continued.")],
     labels: Annotated[
@@ -54,6 +58,12 @@ def prepare(
         int, typer.Option(min=1, help="Larger images are refused before decoding.")
     ] = 50_000_000,
     readd_removed: Annotated[bool, typer.Option(help="Take back images removed on request.")] = False,
+    uncertain: Annotated[
+        str, typer.Option(help="Labels a corpus calls uncertain: ignore (unknown), zeros or ones.")
+    ] = "ignore",
+    train_on_test: Annotated[
+        bool, typer.Option("--train-on-test", help="Do not set aside what was published as a test set.")
+    ] = False,
 ) -> None:
     """Prepare a site cache from an export; run again, it goes on where it stopped and adds what is new."""
     from sscxr.data.prepare import prepare as prepare_cache
@@ -67,8 +77,32 @@ def prepare(
         max_pixels=max_pixels,
         readd_removed=readd_removed,
         source=source,
+        uncertain=uncertain,
+        train_on_test=train_on_test,
     )
     _show(cache)
+
+
+@app.command("corpora")
+def list_corpora(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this one, with its labels.")
+    ] = None,
+) -> None:
+    """List the public corpora that can be named as NAME:FOLDER: what they hold, whom to ask, how they lie."""
+    from sscxr.data import corpora
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    chosen = [corpora.known(name)] if name else list(corpora.CORPORA.values())
+    for corpus in chosen:
+        table = Table(
+            "", "", title=f"{corpus.name}: {corpus.title}", title_justify="left", title_style="bold", box=None,
+            show_header=False,
+        )  # fmt: skip
+        for title in ("images", "labels", "licence", "where", "layout"):
+            table.add_row(title, escape(getattr(corpus, title)))
+        console.print(table)
+        console.print()
 
 
 @cache_app.command("info")

@@ -181,7 +181,12 @@ class ProbeConfig:
 @dataclass
 class SimConfig:
     partition: str = MISSING
+    by: str = MISSING
+    label: str | None = MISSING
+    file: str | None = MISSING
     alpha: float = MISSING
+    uncertain: str = MISSING
+    train_on_test: bool = MISSING
     phantoms: int = MISSING
 
 

@@ -101,7 +101,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "federation.uplink": ("fp32", "fp16", "int8"),
     "federation.downlink": ("fp32", "fp16"),
     "federation.server.name": ("fedavg", "nesterov"),
-    "sim.partition": ("natural", "iid", "dirichlet", "quantity"),
+    "sim.partition": ("natural", "iid", "dirichlet", "quantity", "natural-dirichlet", "file"),
+    "sim.by": ("source", "hospital", "age", "sex", "view"),
+    "sim.uncertain": ("ignore", "zeros", "ones"),
 }
 _PAIRS = (
     "augment.crop_scale",
@@ -133,6 +135,8 @@ def _problems(config: "Config") -> Iterator[str]:
         value = _get(config, key)
         if len(value) != 2 or value[0] > value[1]:
             yield f"{key}={value}: give two numbers, the lower first"
+    if (config.sim.partition == "file") != (config.sim.file is not None):
+        yield "sim.partition=file and sim.file go together: --partition FILE.csv sets both"
     yield from _names(config)
     yield from _shapes(config)
     yield from _rounds(config)

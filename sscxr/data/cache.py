@@ -49,10 +49,18 @@ INDEX_COLUMNS: dict[str, str] = {
     "content_width": "columns of the image within the padded square, px of the cache",
     "grey_range": "what set black and white: window, voi lut, percentiles, full range, 8 bit",
     "has_mask": "1 where masks.npy holds this image's mask",
-    "split": "the patient group's place in 0..1, fixed when first seen; below the test share: never trained on",
+    "split": "the patient group's place in 0..1, fixed when first seen; below the test share: never trained on; "
+    "less 1, and so below any share, where an image was published as one to test on",
     "warnings": "doubts about the image, separated by semicolons",
+    "hospital": "which hospital or machine of the source, as a corpus or a manifest tells; empty: unknown",
+    "published": "train, valid, test: the part of a corpus that the image was published in; empty: none",
+    "public_id": "the image's name within a public corpus; empty for everything else",
 }
-TEXT_COLUMNS = ("image", "group", "source", "view", "sex", "age_band", "licence", "grey_range", "warnings")
+TEXT_COLUMNS = (
+    *("image", "group", "source", "view", "sex", "age_band", "licence", "grey_range", "warnings"),
+    *("hospital", "published", "public_id"),
+)
+LATER_COLUMNS = ("hospital", "published", "public_id")  # caches written before have none of them
 LATERAL_VIEWS = ("L",)
 
 
@@ -149,6 +157,9 @@ def open_cache(folder: str | Path) -> Cache:
         index = pd.read_csv(folder / "index.csv", dtype=text, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
         raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    for name in LATER_COLUMNS:
+        if name not in index.columns:
+            index[name] = ""
     for name in index.columns.difference(list(TEXT_COLUMNS)):
         index[name] = pd.to_numeric(index[name], errors="coerce")
     missing = [name for name in INDEX_COLUMNS if name not in index.columns]

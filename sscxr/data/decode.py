@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sscxr.data import dicom, pictures, posture
+from sscxr.data import dicom, jsrt, pictures, posture
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning, turn
 
@@ -30,13 +30,16 @@ Grey = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have."""
+    """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have;
+    further masks, to be joined with the first.
+    """
 
     file: Path
     mask: Path | None
     view: str
     size: int
     max_pixels: int
+    more_masks: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
         return pictures.read(file, max_pixels=max_pixels)
     if dicom.is_dicom(file):
         return dicom.read(file, max_pixels=max_pixels)
+    if jsrt.is_jsrt(file):
+        return jsrt.read(file)
     if file.suffix.lower() == ".csv":
         raise Refused(
             "not an image", "a table; if it is a manifest, give it as a source itself or as --labels"
@@ -180,24 +185,35 @@ def resized(grey: Grey, size: int) -> Grey:
 
 
 def _mask(task: Task, shape: tuple[int, int], turning: Turning) -> tuple[Bytes | None, str]:
-    """The mask of an upright image of `shape`, or None and what was wrong with it."""
-    if task.mask is None:
-        return None, ""
+    """The mask of an upright image of `shape`, several joined, or None and what was wrong."""
+    joined: Bytes | None = None
+    for file in filter(None, (task.mask, *task.more_masks)):
+        mask, problem = _one_mask(file, shape, turning, task.max_pixels)
+        if mask is None:
+            return None, problem
+        joined = mask if joined is None else np.maximum(joined, mask)
+    if joined is not None and not (joined == pictures.MASK_LUNG).any():
+        return None, "mask without lung"
+    return joined, ""
+
+
+def _one_mask(
+    file: Path, shape: tuple[int, int], turning: Turning, max_pixels: int
+) -> tuple[Bytes | None, str]:
     try:
-        mask = pictures.read_mask(task.mask, max_pixels=task.max_pixels)
+        mask = pictures.read_mask(file, max_pixels=max_pixels)
     except FileNotFoundError:
         return None, "mask missing"
     except (OSError, Refused):
         return None, "mask not readable"
-    # Drawn on the pixels as stored, or else on the image as shown.
+    # Drawn on the pixels as stored, or else on the image as shown; or on one reduced by a whole number.
     stored = shape[::-1] if turning[0] else shape
+    factor = stored[0] // mask.shape[0]
+    if factor > 1 and (mask.shape[0] * factor, mask.shape[1] * factor) == stored:
+        mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     if mask.shape == stored:
         mask = turn(mask, turning)
-    if mask.shape != shape:
-        return None, "mask not of the image's size"
-    if not (mask == pictures.MASK_LUNG).any():
-        return None, "mask without lung"
-    return mask, ""
+    return (mask, "") if mask.shape == shape else (None, "mask not of the image's size")
 
 
 def has_heavy_text(levels: Bytes) -> bool:

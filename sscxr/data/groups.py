@@ -44,16 +44,26 @@ def place(digest: str) -> str:
     return f"{drawn / 16**12:.8f}"
 
 
+def tested(split: str) -> str:
+    """A place below any share that is set aside: the place less 1."""
+    return split if split.startswith("-") else f"{float(split) - 1:.8f}"
+
+
 def assign(
-    old: Sequence[tuple[str, Member]], new: Sequence[tuple[str, str]], links: Iterable[tuple[str, str]]
+    old: Sequence[tuple[str, Member]],
+    new: Sequence[tuple[str, str]],
+    links: Iterable[tuple[str, str]],
+    to_test: Iterable[str] = (),
 ) -> dict[str, Member]:
     """The patient group of every image.
 
     Args:
         old: images that are in the cache already, in its order, with their groups.
-        new: images that come in, each with the digest of its pixels.
+        new: images that come in, each with what its place is drawn from: the digest of its pixels, or a public
+            name of its patient.
         links: pairs of an image's hash and a patient's, at least one for every new image; images with a patient in
             common are one group.
+        to_test: images that were published as ones to test on; their whole groups are set aside.
 
     Returns:
         The group by image. A group met before keeps its name and place; where new images show that two groups
@@ -80,4 +90,6 @@ def assign(
         smallest[root] = min(smallest.get(root, digest), digest)
     for root, digest in smallest.items():
         found.setdefault(root, Member(names[root], place(digest)))
+    for root in {sets.find(f"image {image}") for image in to_test}:
+        found[root] = found[root]._replace(split=tested(found[root].split))
     return {image: found[sets.find(f"image {image}")] for image, _ in (*old, *new)}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sscxr.data import manifest
+from sscxr.data import corpora, manifest
 from sscxr.data.manifest import Record
 from sscxr.errors import SscxrError
 
@@ -47,33 +47,52 @@ class Listing:
 
 
 def collect(
-    sources: Iterable[Path], *, labels: Path | None, skip: Path, source: str | None = None
+    sources: Iterable[Path],
+    *,
+    labels: Path | None,
+    skip: Path,
+    source: str | None = None,
+    uncertain: str = "ignore",
+    train_on_test: bool = False,
 ) -> Listing:
     """List every file of the sources, in the sources' order and sorted within each.
 
     Args:
-        sources: folders (searched to the bottom), manifests (`.csv`) and single files.
+        sources: folders (searched to the bottom), manifests (`.csv`), single files, and corpora (`nih:FOLDER`).
         labels: a manifest that says more about files of the folders, by path or by unique file name.
         skip: a folder that is left out: the cache itself.
         source: the name of what no manifest names a source of; None: `local`, or where several folders or
             manifests want a name `local-1`, `local-2` and so on, in their order.
+        uncertain, train_on_test: as `prepare` has them.
 
     Raises:
         SourceError: a source that does not exist, or a name that cannot be one.
         ManifestError: a manifest that cannot be used.
+        CorpusError: a corpus that is not known, or a folder that is not it.
     """
     if source is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", source):
         raise SourceError("--source: a name has 1 to 64 letters (a to z), digits, dots, _ and -")
     places: dict[Path, list[Record] | None] = {}
+    warnings: list[str] = []
     for given in sources:
+        of_corpus = corpora.named(given)
+        if of_corpus is not None:
+            known = corpora.find(*of_corpus, uncertain=uncertain)
+            warnings += known.warnings
+            places[given] = list(corpora.records(known))
+            continue
         path = given.resolve()
         if not path.exists():
             raise SourceError(f"{given}: no such file or folder")
         if path not in places:
             places[path] = manifest.read(path) if path.suffix.lower() == ".csv" and path.is_file() else None
     names = _names(places, source)
+    if train_on_test:
+        places = {
+            path: records and [replace(record, held_out=False) for record in records]
+            for path, records in places.items()
+        }
     found: dict[Path, Item] = {}
-    warnings: list[str] = []
     order: dict[str, None] = {}
     for path, records in places.items():
         if records is not None:

@@ -7,7 +7,9 @@ Columns, of which only the first is needed:
     patient_id     whose image it is (`patient` is understood too, where there is no `patient_id`)
     split_group    patients to be kept together; wins over `patient_id`
     view, sex, age, age_group, licence
-    mask           a lung mask, relative to the manifest's folder
+    mask           a lung mask, relative to the manifest's folder; several separated by | are joined
+    hospital       which hospital or machine of the source it comes from
+    split          train, valid or test, as published; what is test is never trained on
     label          what it shows, by name; several separated by ; or |
     label:NAME     1 present, 0 absent, -1 or empty unknown
 
@@ -31,13 +33,15 @@ from sscxr.errors import SscxrError
 FILE_COLUMNS = ("file", "image", "path")
 KNOWN_COLUMNS = (
     "source", "patient_id", "split_group", "view", "sex", "age", "age_group", "licence", "mask", "label",
+    "hospital", "split",
 )  # fmt: skip
 # Seen in manifests, and not labels.
 OTHER_COLUMNS = (
     "patient", "labels_raw", "mask_kind", "original_file", "orig_width", "orig_height", "notes", "format",
     "redistributable", "use", "bytes", "sha256", "width", "height", "mode", "license", "study_id", "study_date",
-    "split", "fold", "site", "finding_text",
+    "fold", "site", "finding_text", "image_id", "boxes",
 )  # fmt: skip
+PUBLISHED = ("train", "valid", "test")
 UNKNOWN_LABELS = NO_VALUE | {"-1", "-1.0"}
 MAX_CATEGORIES = 100  # more distinct names than this in `label` are free text, not names
 
@@ -58,8 +62,13 @@ class Record:
         group: identifier of the patient group, the patient's where no other is given.
         view, sex, age_band, licence: in the cache's words.
         labels: name to 1 or 0; unknown ones are absent.
-        mask: absolute, or None.
+        mask, more_masks: absolute, or None; several are joined.
         problem: why the row cannot be used, or empty.
+        hospital: which one of the source, or which machine; empty where unknown.
+        published: train, valid, test or empty, as published.
+        held_out: never to be trained on.
+        public_id: the image's name within a public corpus; empty for a hospital's own, which have none.
+        place: what the patient's place among those set aside is drawn from, where a public name tells.
     """
 
     file: Path
@@ -75,6 +84,19 @@ class Record:
     mask: Path | None = None
     problem: str = ""
     warning: str = ""
+    # Not in the representation, which files of older caches are known by.
+    more_masks: tuple[Path, ...] = field(default=(), repr=False)
+    hospital: str = field(default="", repr=False)
+    published: str = field(default="", repr=False)
+    held_out: bool = field(default=False, repr=False)
+    public_id: str = field(default="", repr=False)
+    place: str = field(default="", repr=False)
+
+    @property
+    def added(self) -> str:
+        """What the representation leaves out; empty where there is nothing."""
+        told = (self.more_masks, self.hospital, self.published, self.held_out, self.public_id, self.place)
+        return repr(told) if any(told) else ""
 
 
 def read(path: Path) -> list[Record]:
@@ -194,11 +216,11 @@ def _add_names(path: Path, cells: "pd.Series[str]", labels: list[dict[str, int]]
 def _record(row: dict[str, str], file_column: str, folder: Path, labels: dict[str, int]) -> Record:
     name = row[file_column]
     file, problem = inside(folder, name)
-    mask_name = _known(row.get("mask", ""))
-    mask, warning = inside(folder, mask_name) if mask_name else (None, "")
+    masks, warning = _masks(folder, _known(row.get("mask", "")))
     patient = row.get("patient_id", "")
     patient = "" if patient.lower() in NO_VALUE else patient
     group = row.get("split_group", "")
+    published = row.get("split", "").lower()
     return Record(
         file=file,
         name=name,
@@ -210,10 +232,21 @@ def _record(row: dict[str, str], file_column: str, folder: Path, labels: dict[st
         age_band=_age_band(row.get("age", ""), row.get("age_group", "")),
         licence=row.get("licence", "") or row.get("license", ""),
         labels=labels,
-        mask=None if warning else mask,
+        mask=masks[0] if masks else None,
         problem=problem,
         warning=f"mask {warning}" if warning else "",
+        more_masks=masks[1:],
+        hospital=_known(row.get("hospital", "")),
+        published=published if published in PUBLISHED else "",
+        held_out=published == "test",
     )
+
+
+def _masks(folder: Path, names: str) -> tuple[tuple[Path, ...], str]:
+    """The masks of a row, and what is wrong with one of them; then there are none."""
+    found = [inside(folder, name.strip()) for name in names.split("|") if name.strip()]
+    warning = next((problem for _, problem in found if problem), "")
+    return ((), warning) if warning else (tuple(path for path, _ in found), "")
 
 
 def inside(folder: Path, name: str) -> tuple[Path, str]:

@@ -92,7 +92,9 @@ def merge(
             _refuse(same, same[:1], f"duplicate: same pixels as {shown_path(same[0].item.file)}")
     added.sort(key=lambda one: str(one.entry["digest"]))
     _add_to_ledger(tables, fresh)
-    _add_rows(tables, added, updated)
+    # One of several files of the same pixels being published as a test image is enough.
+    to_test = {str(one.entry["image"]) for one in fresh if one.entry.get("to_test")}
+    _add_rows(tables, added, updated, to_test)
     _quarantine(tables, found, problems, {one.entry["key"] for one in fresh})
     used = {row["source"] for row in tables.rows}
     tables.sources = [name for name in dict.fromkeys([*tables.sources, *sources]) if name in used]
@@ -145,9 +147,9 @@ def _add_to_ledger(tables: Tables, fresh: list[Found]) -> None:
             tables.ledger[one.entry["key"]] = with_kind(entry)
 
 
-def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found]) -> None:
+def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found], to_test: set[str]) -> None:
     old = [(row["image"], Member(row["group"], row["split"])) for row in tables.rows]
-    new = [(str(one.entry["image"]), str(one.entry["digest"])) for one in added]
+    new = [(str(one.entry["image"]), str(one.entry.get("place") or one.entry["digest"])) for one in added]
     present = {image for image, _ in (*old, *new)}
     links = [
         (entry["image"], link)
@@ -155,7 +157,7 @@ def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found]) -> 
         if entry.get("image") in present
         for link in entry["links"]
     ]
-    members = groups.assign(old, new, links)
+    members = groups.assign(old, new, links, to_test & present)
     for number, one in updated.items():
         tables.rows[number] = _row(one)
     tables.rows += [_row(one) for one in added]

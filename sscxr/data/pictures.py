@@ -12,6 +12,7 @@ from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import AS_STORED, PERCENTILES, Turning, turn
 
 FORMATS = ("PNG", "JPEG")
+MASK_FORMATS = (*FORMATS, "GIF")  # the SCR database's
 # A radiograph may be tinted, or carry a coloured arrow; a photograph or an overlay is coloured all over (ours).
 COLOURED = 64 / 255  # between the largest and the smallest channel
 MAX_COLOURED = 0.2  # of the pixels
@@ -72,7 +73,7 @@ def read_mask(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
         Refused: not a whole picture.
         OSError: the file cannot be opened.
     """
-    picture = _open(path, max_pixels)
+    picture = _open(path, max_pixels, MASK_FORMATS)
     if picture.mode == "P":
         picture = picture.convert("RGB")
     values = np.asarray(picture.convert("L") if picture.mode not in ("1", "L") else picture).astype(np.int64)
@@ -100,12 +101,12 @@ def colour_to_grey(samples: npt.NDArray[Any]) -> Grey:
     return np.asarray(channels @ np.array((0.299, 0.587, 0.114), dtype=np.float32), dtype=np.float32)
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """The decoded picture; its size is checked from its header alone."""
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=FORMATS)
+            picture = Image.open(file, formats=formats)
             width, height = picture.size
             if width * height > max_pixels:
                 raise Refused("too large", f"{width} x {height} px, the limit is {max_pixels} px")
@@ -115,7 +116,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
             if picture.format == "PNG":
                 picture.verify()  # checksums, which loading skips
                 file.seek(0)
-                picture = Image.open(file, formats=FORMATS)
+                picture = Image.open(file, formats=formats)
             picture.load()
             return picture
     except Image.DecompressionBombError:

@@ -47,11 +47,14 @@ def prepare(
     max_pixels: int = MAX_PIXELS,
     readd_removed: bool = False,
     source: str | None = None,
+    uncertain: str = "ignore",
+    train_on_test: bool = False,
 ) -> Cache:
     """Prepare a site cache, go on with one that was interrupted, or add to one.
 
     Args:
-        sources: folders (searched to the bottom), manifests (`.csv`) and single files.
+        sources: folders (searched to the bottom), manifests (`.csv`), single files, and public corpora
+            (`nih:/data/nih`, see `sscxr.data.corpora`).
         out: the cache's folder.
         labels: a manifest that says more about files of the folders.
         size: pixels a side of the cached images.
@@ -62,6 +65,8 @@ def prepare(
         readd_removed: take back what was removed on request, where the sources hold it.
         source: what to call the source of images that no manifest names one of; None: `local`, or `local-1`,
             `local-2` and so on where there are several folders. Names of folders and files never enter.
+        uncertain: labels that a public corpus calls uncertain: "ignore" (unknown), "zeros" or "ones".
+        train_on_test: treat images that were published as ones to test on like the others.
 
     Returns:
         The opened cache.
@@ -73,7 +78,14 @@ def prepare(
     if not 16 <= size <= 4096:
         raise PrepareError(f"size={size} px: a cached image has 16 to 4096 px a side")
     paths = [Path(source) for source in sources]
-    listed = listing.collect(paths, labels=None if labels is None else Path(labels), skip=out, source=source)
+    listed = listing.collect(
+        paths,
+        labels=None if labels is None else Path(labels),
+        skip=out,
+        source=source,
+        uncertain=uncertain,
+        train_on_test=train_on_test,
+    )
     if not listed.items:
         raise PrepareError(f"no files in {', '.join(str(path) for path in paths)}; nothing to prepare")
     for line in listed.warnings:
@@ -170,10 +182,7 @@ def _decode(
     size, max_pixels = header["size"], header["max_pixels"]
     passing: dict[str, Entry] = {}
     waiting = {key: item for key, item in new.items() if key not in journal.entries}
-    tasks = (
-        (key, Task(item.file, _mask(item), item.record.view if item.record else "", size, max_pixels))
-        for key, item in waiting.items()
-    )
+    tasks = ((key, _task(item, size, max_pixels)) for key, item in waiting.items())
     with show.counting(len(new) - len(waiting), len(new)) as counter:
         for key, result in pool.decode(tasks, min(workers, -(-len(waiting) // FILES_A_WORKER))):
             entry = {"key": key, "file": secret.hash("file", str(new[key].file))}
@@ -187,14 +196,20 @@ def _decode(
     return passing
 
 
-def _mask(item: Item) -> Path | None:
-    return item.record.mask if item.record is not None else None
+def _task(item: Item, size: int, max_pixels: int) -> Task:
+    record = item.record
+    if record is None:
+        return Task(item.file, None, "", size, max_pixels)
+    return Task(item.file, record.mask, record.view, size, max_pixels, record.more_masks)
 
 
 def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:
     """A salted hash of all that a file's outcome depends on: what it is, and what a manifest says of it."""
     parts = [repr(sorted(header.items())), item.source, repr(item.record)]
-    for path in (item.file, _mask(item)):
+    if item.record is not None and item.record.added:
+        parts.append(item.record.added)
+    masks = (item.record.mask, *item.record.more_masks) if item.record is not None else (None,)
+    for path in (item.file, *masks):
         try:
             status = path.stat() if path is not None else None
         except OSError:
@@ -224,12 +239,17 @@ def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
         "grey_range": facts.grey_range,
         "has_mask": str(int(prepared.mask is not None)),
         "warnings": "; ".join(warnings),
+        "hospital": record.hospital,
+        "published": record.published,
+        "public_id": record.public_id,
     }
     places = ("height", "width", "top", "left", "content_height", "content_width")
     return {
         "digest": prepared.digest,
         "image": row["image"],
         "patient": secret.hash("patient", patient) if patient else "",
+        "place": record.place,
+        "to_test": record.held_out,
         "links": [secret.hash("patient", group) if group else alone],
         "body_part": bool(facts.body_part),
         "row": row | {name: str(getattr(prepared, name)) for name in places},

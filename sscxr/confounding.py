@@ -1,0 +1,72 @@
+"""Whether knowing the site, or the source, is enough to tell a label: a model may then learn one for the other."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+EXPECTED = (
+    5  # images of a class that a site would have by the others' odds, at which having none is remarked (ours)
+)
+GIVES_AWAY = 0.8  # AUROC of the place alone at which it is said (ours)
+LEAST = 20  # images of either class, below which nothing is said (ours)
+SHOWN = 6  # places named in one line
+
+Values = npt.NDArray[np.float64]
+
+
+def warnings(places: "pd.Series[str]", labels: Mapping[str, Values], what: str = "site") -> list[str]:
+    """Lines for a report: places that hold one class of a label, and labels that the place alone gives away.
+
+    Args:
+        places: [N], the site, source or hospital of each image.
+        labels: name -> [N], 1 present, 0 absent, NaN unknown.
+        what: what a place is called.
+    """
+    single: dict[str, list[str]] = {}
+    given: list[str] = []
+    for name, values in labels.items():
+        known = np.isfinite(values)
+        present = values > 0.5
+        if min((known & present).sum(), (known & ~present).sum()) < LEAST:
+            continue
+        table = pd.DataFrame({"place": places[known].to_numpy(), "present": present[known]})
+        found = table.groupby("place")["present"].agg(["size", "mean"])
+        counts, shares = (found[name].to_numpy(dtype=np.float64) for name in ("size", "mean"))
+        overall = float(present[known].mean())
+        for place, count, share in zip(found.index, counts, shares, strict=True):
+            expected = count * (1 - overall if share == 1 else overall)
+            if share in (0, 1) and expected >= EXPECTED:
+                with_it = "only images with" if share == 1 else "no image with"
+                single.setdefault(f"{with_it} {name}", []).append(str(place))
+        area = _auroc(counts, shares)
+        if area >= GIVES_AWAY:
+            given.append(f"{name} ({area:.2f})")
+    lines = [f"Single-class {what}s: {_some(found)} {_has(found)} {kind}." for kind, found in single.items()]
+    if given:
+        lines.append(
+            f"The {what} gives the label away: knowing it alone tells {', '.join(given)} (AUROC). A model may "
+            f"learn the {what} and not the disease: judge it within each {what}, or on others."
+        )
+    return lines
+
+
+def _auroc(counts: Values, shares: Values) -> float:
+    """The area under the ROC curve of each place's share as the score of all its images."""
+    order = np.argsort(shares)
+    positives, negatives = (counts * shares)[order], (counts * (1 - shares))[order]
+    below = np.cumsum(negatives) - negatives
+    ties = shares[order][:, None] == shares[order][None, :]
+    equal = (ties * negatives).sum(axis=1)
+    first = np.array([below[np.argmax(row)] for row in ties])
+    return float((positives * (first + equal / 2)).sum() / (positives.sum() * negatives.sum()))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _has(names: list[str]) -> str:
+    return "has" if len(names) == 1 else "have"

@@ -1,0 +1,266 @@
+"""What the entries of corpora share: a folder looked through once, tables read as text, images found by name."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sscxr.data.cache import LABEL_PREFIX
+from sscxr.errors import SscxrError
+
+IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
+TEST, VALID, TRAIN = "test", "valid", "train"
+# What an entry's table may have besides `label:NAME`; the first is needed.
+COLUMNS = (
+    "image", "file", "patient_id", "study_id", "view", "age", "age_group", "sex", "hospital", "split", "mask",
+    "boxes", "licence",
+)  # fmt: skip
+_NUMBER = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*[Yy]?\s*$")
+
+
+class CorpusError(SscxrError):
+    """A folder that is not the corpus it is said to be: one line that says what was looked for."""
+
+
+@dataclass
+class Folder:
+    """A corpus's folder as it was downloaded, looked through once and without a look at any file.
+
+    Attributes:
+        path: the folder.
+        warnings: what the entry noticed, each one line without a file's or a patient's name.
+    """
+
+    path: Path
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Every file below the folder, relative, shallow ones first; links are followed, each folder once."""
+        found: list[tuple[int, str]] = []
+        seen: set[tuple[int, int]] = set()
+        waiting = [("", 0)]
+        while waiting:
+            below, depth = waiting.pop()
+            here = f"{self.path}/{below}"
+            status = os.stat(here)  # noqa: PTH116 - a corpus has 250,000 folders
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_dir():
+                        waiting.append((name, depth + 1))
+                    else:
+                        found.append((depth, name))
+        found.sort()
+        return [name for _, name in found]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Base name -> file, the shallowest where several have it."""
+        names: dict[str, str] = {}
+        for file in self.files:
+            names.setdefault(file.rpartition("/")[2], file)
+        return names
+
+    def has(self, *names: str) -> Path | None:
+        """The first of these tables that is there, plain or packed, wherever it lies."""
+        for name in names:
+            for packed in (name, f"{name}.gz", f"{name}.zip"):
+                if packed in self.names:
+                    return self.path / self.names[packed]
+        return None
+
+    def table(self, *names: str, shipped: str = "") -> Path:
+        """A table that is needed: the folder's, or else the one that torchxrayvision brings.
+
+        Raises:
+            CorpusError: neither; names what was looked for.
+        """
+        found = self.has(*names)
+        if found is not None:
+            return found
+        wanted = " or ".join(names)
+        if not shipped:
+            raise CorpusError(f"{self.path}: {wanted} was looked for and not found")
+        brought = from_torchxrayvision(shipped)
+        if brought is None:
+            raise CorpusError(
+                f"{self.path}: {wanted} was looked for and not found; put it there, or install torchxrayvision, "
+                "which brings it: pip install 'sscxr[corpora]'"
+            )
+        return brought
+
+    def below(self, *folders: str, suffixes: Sequence[str] = IMAGES) -> list[str]:
+        """Files with a suffix that have one of these folders above them; none given: all."""
+        wanted = {name.lower() for name in folders}
+        return [
+            file
+            for file in self.files
+            if file.lower().endswith(tuple(suffixes))
+            and (not wanted or not wanted.isdisjoint(file.lower().split("/")[:-1]))
+        ]
+
+    def locate(
+        self, wanted: "pd.Series[str]", *, parts: int = 1, suffixes: Sequence[str] = ("",)
+    ) -> "pd.Series[str]":
+        """Where the images lie, by the last parts of their path; empty where they are not there.
+
+        Args:
+            wanted: a path or name each.
+            parts: how many of its last parts tell an image from all others.
+            suffixes: tried in turn behind the name; "" the name as it is.
+        """
+        if parts == 1:
+            known: Mapping[str, str] = self.names
+        else:
+            known = {}
+            for file in self.files:
+                known.setdefault("/".join(file.split("/")[-parts:]), file)
+            wanted = pd.Series(["/".join(name.split("/")[-parts:]) for name in wanted], index=wanted.index)
+        found = pd.Series("", index=wanted.index, dtype=object)
+        for suffix in suffixes:
+            found = found.where(found != "", (wanted + suffix).map(known).fillna(""))
+        return found.astype(str)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One entry.
+
+    Attributes:
+        name: what is typed before the colon.
+        title, images, labels, licence, where, layout: for a person to read.
+        read: the folder, and what to make of uncertain labels -> a table of `COLUMNS` and `label:NAME` columns.
+        signs: names of files or folders by which the corpus is recognised, as glob patterns.
+        held_out: the published parts that results are reported on; they are not trained on.
+        public: whether ids may be published: whoever has the corpus has them.
+    """
+
+    name: str
+    title: str
+    images: str
+    labels: str
+    licence: str
+    where: str
+    layout: str
+    read: Callable[[Folder, str], pd.DataFrame]
+    signs: tuple[str, ...]
+    held_out: tuple[str, ...] = (TEST,)
+    public: bool = True
+
+
+def from_torchxrayvision(name: str) -> Path | None:
+    """A table that torchxrayvision brings; None where it is not installed. The package is not imported."""
+    package = find_spec("torchxrayvision")
+    if package is None or not package.submodule_search_locations:
+        return None
+    return Path(package.submodule_search_locations[0]) / "data" / name
+
+
+def read_csv(
+    path: Path, columns: Iterable[str], *, optional: Iterable[str] = (), header: int = 0
+) -> pd.DataFrame:
+    """Some columns of a table as text, cells stripped.
+
+    Raises:
+        CorpusError: no readable table, or a column that is not there.
+    """
+    needed = list(columns)
+    wanted = {*needed, *optional}
+    try:
+        table = pd.read_csv(
+            path,
+            usecols=lambda name: str(name).strip() in wanted,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            header=header,
+        )
+        table.columns = table.columns.str.strip()
+        missing = [name for name in needed if name not in table.columns]
+        if missing:
+            found = pd.read_csv(path, nrows=0, encoding="utf-8-sig", header=header).columns
+            raise CorpusError(
+                f"{path}: no column {missing[0]!r}; the columns found are "
+                f"{', '.join(repr(str(name).strip()) for name in found[:12])}"
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise CorpusError(f"{path}: no rows below the header")
+    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+
+
+def lines(path: Path) -> list[str]:
+    """A text list, empty lines left out.
+
+    Raises:
+        CorpusError: not readable as text.
+    """
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: not readable as a text list ({type(error).__name__})") from None
+
+
+def number(cells: "pd.Series[str]") -> npt.NDArray[np.float32]:
+    """Numbers of a text column; NaN where there is none.
+
+    A cell such as "058Y" is 58.
+    """
+    codes, texts = pd.factorize(cells)  # a million rows have few different cells
+    values = [_NUMBER.match(str(text)) for text in texts]
+    return np.array([float(found[1]) if found else np.nan for found in values], dtype=np.float32)[codes]
+
+
+def add_labels(table: pd.DataFrame, labels: Mapping[str, npt.NDArray[np.float32]]) -> pd.DataFrame:
+    """The table with a column a label."""
+    columns = {f"{LABEL_PREFIX}{name}": np.asarray(values, np.float32) for name, values in labels.items()}
+    return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
+
+
+def boxes(table: pd.DataFrame, image: str, label: str, place: Sequence[str]) -> "pd.Series[str]":
+    """Boxes as text by image: `label x y width height`, px of the original; several separated by |.
+
+    Args:
+        table: one row a box, as text; a row without numbers is none.
+        image, label: columns.
+        place: columns of x, y, width and height.
+    """
+    there = table[(table[list(place)] != "").all(axis=1)]
+    text = there[label].str.strip()
+    for column in place:
+        text = text + " " + pd.Series(number(there[column]), index=there.index).map("{:g}".format)
+    return text.groupby(there[image]).agg("|".join)
+
+
+def unknown_words(folder: Folder, words: Iterable[str]) -> None:
+    """Say that a table has findings that nobody has mapped yet."""
+    found = sorted(word[:40] for word in words)
+    if found:
+        shown = ", ".join(repr(word) for word in found[:5])
+        folder.warnings.append(
+            f"{len(found)} word{'s' if len(found) != 1 else ''} of its labels map to nothing here and were left "
+            f"out: {shown}{' ...' if len(found) > 5 else ''}"
+        )
+
+
+def first_rows(table: pd.DataFrame, folder: Folder, image: str = "image") -> pd.DataFrame:
+    """One row an image: of several the first, and say so."""
+    again = table.duplicated(image)
+    if again.any():
+        folder.warnings.append(f"{int(again.sum())} rows repeat an image; the first of each counts")
+        return table[~again].reset_index(drop=True)
+    return table
