@@ -70,8 +70,10 @@ class Fold:
         self._round, self._attempt = round_number, attempt
         self._bound = settings.max_update_norm * codecs.norm(encoder)
 
-    def add(self, site: str, reply: Message) -> SiteRow:
+    def add(self, site: str, reply: Message | WireError) -> SiteRow:
         """Check one site's reply and add it to the sum; its arrays are dropped, whatever came of it."""
+        if isinstance(reply, WireError):
+            return self.miss(site, "refused", str(reply))
         sent = _arrays_bytes(reply)
         try:
             row = self._checked(site, reply, sent)
@@ -134,13 +136,15 @@ def _drop_arrays(reply: Message) -> None:
             record.clear()
 
 
-def fields_of(reply: Message) -> dict[str, object]:
+def fields_of(reply: Message | WireError) -> dict[str, object]:
     """A reply's flat record.
 
     Raises:
         SiteFailedError: the reply is an error, or a failure that the site names.
-        WireError: no such record.
+        WireError: no such record; what the reply is in place of a message.
     """
+    if isinstance(reply, WireError):
+        raise reply
     if reply.has_error():
         # The text comes from another machine's exception; it is not repeated.
         code = int(reply.error.code)

@@ -7,18 +7,21 @@ from functools import partial
 from time import monotonic, sleep
 from typing import Any, TypeVar, cast
 
+import httpx
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from sscxr import wire
 from sscxr.errors import SscxrError
-from sscxr.wire import ARRAYS, RECORD
+from sscxr.wire import ARRAYS, RECORD, WireError
 
 _POLL = 0.5  # seconds between looks for replies that have not come yet
 _PATIENCE = 120.0  # seconds for a call that moves no large payload
 _LOOK = 30.0  # seconds between looks whether the SuperLink is still there
 _GLANCE = 1.0  # seconds for a reply to come over before others are looked for
 _AT_ONCE = 8  # replies on their way at once; each is in memory
+_BESIDE = 2**24  # bytes of a reply beside its update: headers of arrays, and the objects that it consists of
+_CONNECTION = (httpx.HTTPError, OSError)  # what a call raises on the SuperLink's account
 
 log = logging.getLogger("sscxr.server")
 Answer = TypeVar("Answer")
@@ -37,9 +40,16 @@ class Mail:
         bytes_sent: of arrays, as they travel, since someone set it to 0.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self.bytes_sent = 0
+    def __init__(self, grid: Grid, payload: int) -> None:
+        """Args: payload: bytes of an update; a reply of more than twice as much and a bit is not taken in."""
+        self._grid, self.bytes_sent = grid, 0
+        self._in_process = getattr(grid, "in_process", False)
+        if not self._in_process:
+            from server.intake import (
+                limit_replies,
+            )  # what it imports takes a second, which a simulation can do without
+
+            limit_replies(2 * payload + _BESIDE)
 
     def nodes(self) -> dict[int, Any]:
         """The connected nodes: id -> Flower's NodeInfo, with the name and the key that they are registered with."""
@@ -51,8 +61,11 @@ class Mail:
         kind: str,
         deadline: float,
         arrays: ArrayRecord | None = None,
-    ) -> Iterator[tuple[int, Message]]:
-        """Send each node its task and yield the replies as they come, one at a time, until the deadline."""
+    ) -> Iterator[tuple[int, Message | WireError]]:
+        """Send each node its task and yield the replies as they come, one at a time, until the deadline.
+
+        Of a reply that cannot be read, why not.
+        """
         waiting: dict[str, int] = {}
         until = monotonic() + deadline
         patience = max(deadline, _PATIENCE)
@@ -80,13 +93,15 @@ class Mail:
             if waiting and not heard:
                 sleep(_POLL)
 
-    def _pulled(self, identifier: str, pulls: dict[str, "_Call"], until: float) -> Iterable[Message]:
+    def _pulled(
+        self, identifier: str, pulls: dict[str, "_Call"], until: float
+    ) -> Iterable[Message | WireError]:
         """A message's reply, if it is here by now.
 
         A pull waits for the last byte of a reply that is still being uploaded; so it goes on by itself, and the
         others are looked for meanwhile, a few at a time.
         """
-        if getattr(self._grid, "in_process", False):
+        if self._in_process:
             return self._grid.pull_messages([identifier])
         call = pulls.get(identifier)
         if call is None:
@@ -96,6 +111,9 @@ class Mail:
         if not call.ended(min(_GLANCE, max(0.0, until - monotonic()))):
             return ()
         del pulls[identifier]
+        if call.error and not isinstance(call.error, _CONNECTION):
+            # Of what the site sent: Flower puts it together before we see it. Its text may repeat the site's words.
+            return (_unreadable(call.error),)
         return cast(Iterable[Message], call.answer())
 
     def _call(self, call: Callable[[], Answer], patience: float) -> Answer:
@@ -104,7 +122,7 @@ class Mail:
         Raises:
             RunStopped: it did not return in time, or Flower ended the run.
         """
-        if getattr(self._grid, "in_process", False):
+        if self._in_process:
             return call()  # the simulation trains within its calls, and training is bound to its thread
         made = _Call(call)
         if not made.ended(patience):
@@ -114,13 +132,23 @@ class Mail:
         return cast(Answer, made.answer())
 
 
+def _unreadable(error: BaseException) -> WireError:
+    return (
+        error if isinstance(error, WireError) else WireError(f"an unreadable reply ({type(error).__name__})")
+    )
+
+
 class _Call:
-    """A call on the Grid in a thread of its own, which may never return."""
+    """A call on the Grid in a thread of its own, which may never return.
+
+    Attributes:
+        error: what it raised, once it has ended.
+    """
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
         self._answer: object = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -128,7 +156,7 @@ class _Call:
         try:
             self._answer = self._call()
         except BaseException as error:
-            self._error = error
+            self.error = error
 
     def ended(self, limit: float) -> bool:
         """Whether it has returned, or does so within so many seconds."""
@@ -141,11 +169,11 @@ class _Call:
         Raises:
             RunStopped: it raised, as where Flower ended the run.
         """
-        if self._error is None:
+        if self.error is None:
             return self._answer
-        log.error("the SuperLink: %s", self._error)
+        log.error("the SuperLink: %s", self.error)
         raise RunStopped(
-            f"the connection to the SuperLink ended ({type(self._error).__name__}); see that it runs, and resume "
+            f"the connection to the SuperLink ended ({type(self.error).__name__}); see that it runs, and resume "
             "the run"
         )
 

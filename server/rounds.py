@@ -53,7 +53,7 @@ class Federation:
         self.listener = listener or Listener()
         self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
         self._settings_text = configs.dumps(config)
-        self.mail = Mail(grid)
+        self.mail = Mail(grid, codecs.payload_bytes(config.federation.uplink, state.encoder))
         self.roster = Roster(
             config.federation, state, self.mail, self.fingerprint, lambda budget: self._task(0, budget)
         )

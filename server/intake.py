@@ -1,0 +1,66 @@
+"""How much of a reply the server takes in; Flower itself sets no bound.
+
+Flower fetches the objects that a reply consists of and puts them together before anybody can look at the whole. An
+array names the pieces that it is made of by number, and one piece as often as it likes: a reply of some kB can
+unfold to terabytes.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from threading import Lock
+from typing import Any, cast
+
+from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
+from flwr.superlink.grid import http_grid
+
+from sscxr.wire import WireError
+
+_OBJECT = 1000  # bytes that an object costs beside its content, roughly
+
+
+def limit_replies(most: int) -> None:
+    """From now on in this process, refuse a reply of more than so many bytes, as sent or unfolded."""
+    http_grid.pull_objects = partial(_pull, most)
+    http_grid.inflate_object_from_contents = partial(_put_together, most)
+
+
+def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Flower's `pull_objects`, up to a size."""
+    taken, lock = 0, Lock()  # Flower fetches side by side
+
+    def pull(object_id: str) -> bytes:
+        nonlocal taken
+        content = pull_object_fn(object_id)
+        with lock:
+            taken += len(content) + _OBJECT
+            if taken > most:
+                raise WireError(f"an oversized reply (more than {most / 1e6:.0f} MB)")
+        return content
+
+    return cast(dict[str, bytes], inflatable_utils.pull_objects(object_ids, pull))
+
+
+def _put_together(most: int, object_id: str, contents: dict[str, bytes]) -> Message:
+    """Flower's `inflate_object_from_contents`, up to a size, and no more than a message.
+
+    Raises:
+        Exception: of any kind, where the objects make no message.
+    """
+    if sum(_unfolded(content, contents) for content in contents.values()) > most:
+        raise WireError(f"an oversized reply (unfolded more than {most / 1e6:.0f} MB)")
+    made: Any = inflatable_utils.inflate_object_from_contents(object_id, contents)
+    if not isinstance(made, Message) or not (made.has_error() or isinstance(made.content, RecordDict)):
+        raise WireError("a reply that is no message")
+    return made
+
+
+def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
+    """Bytes of an array that consists of such pieces; 0 for another object."""
+    kind, pieces, _ = get_object_head_values_from_object_content(content)
+    if kind != "Array":
+        return 0
+    named = json.loads(content.partition(b"\0")[2])["arraychunk_ids"]
+    return sum(len(contents[pieces[number]]) for number in named)
