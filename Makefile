@@ -30,7 +30,7 @@ quick: venv
 
 # The fault table of docs/faults.md: processes killed, a network cut, disks full; mostly waiting.
 faults: venv
-	$(PYTEST) -m faults
+	$(BIN)/python -m pytest -m faults
 
 lint: venv
 	$(BIN)/ruff check .
@@ -39,7 +39,9 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
-check: lint types test
+# All tests; those that mostly wait go on beside the others.
+check: lint types
+	$(MAKE) --jobs=2 --output-sync=line test faults
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -80,7 +80,7 @@ hosts=$(names "$@")
 for file in ca.key server.key; do
     [ ! -e "$dir/$file" ] || fail "$dir/$file is there, and no key is overwritten; --renew signs it anew"
 done
-mkdir -p -m 755 "$dir"  # the certificates are for everybody, the keys are not
+(umask 022 && mkdir -p "$dir")  # the certificates are for everybody, the keys are not
 key "$dir/ca.key"
 openssl req -x509 -new -key "$dir/ca.key" -days "$CA_DAYS" -sha256 -subj "/CN=sscxr federation CA" \
     -addext "basicConstraints = critical,CA:TRUE,pathlen:0" -addext "keyUsage = critical,keyCertSign,cRLSign" \

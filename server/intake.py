@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable import inflatable_utils
@@ -23,8 +23,9 @@ _OBJECT = 1000  # bytes that an object costs beside its content, roughly
 
 def limit_replies(most: int) -> None:
     """From now on in this process, refuse a reply of more than so many bytes, as sent or unfolded."""
-    http_grid.pull_objects = partial(_pull, most)
-    http_grid.inflate_object_from_contents = partial(_put_together, most)
+    flower: Any = http_grid
+    flower.pull_objects = partial(_pull, most)
+    flower.inflate_object_from_contents = partial(_put_together, most)
 
 
 def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
@@ -40,7 +41,7 @@ def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], byte
                 raise WireError(f"an oversized reply (more than {most / 1e6:.0f} MB)")
         return content
 
-    return cast(dict[str, bytes], inflatable_utils.pull_objects(object_ids, pull))
+    return inflatable_utils.pull_objects(object_ids, pull)
 
 
 def _put_together(most: int, object_id: str, contents: dict[str, bytes]) -> Message:

@@ -372,7 +372,9 @@ class Deployment:
         """
 
         def ended() -> Status | None:
-            # Flower first: it may still say "running" when the folder does not, never the other way round.
+            if (out / "status.json").exists() and status.read(out).state == "running":
+                return None  # a look at the folder is cheap; asking Flower takes seconds of a core
+            # Flower before the folder: it may still say "running" when that does not, never the other way round.
             entry = self.listed()[-1]
             if not str(entry["status"]).startswith("finished"):
                 return None
