@@ -372,7 +372,7 @@ class Deployment:
         """
 
         def ended() -> Status | None:
-            if (out / "status.json").exists() and status.read(out).state == "running":
+            if (out / "status.json").exists() and read_status(out).state == "running":
                 return None  # a look at the folder is cheap; asking Flower takes seconds of a core
             # Flower before the folder: it may still say "running" when that does not, never the other way round.
             entry = self.listed()[-1]
