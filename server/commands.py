@@ -4,13 +4,19 @@ import datetime
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from sscxr.join import PROBE, Join, Payload
 
-# Memory of a training process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from sscxr.config import Config
+    from sscxr.training.parts import Parts
+
+# Memory of a fine-tuning process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
 # two moments and a copy; and for each image, token, channel and block what the backward pass keeps in fp32.
 _PROCESS_GB, _PARAMETER_BYTES, _ACTIVATION_BYTES = 0.6, 20, 90
 
@@ -41,7 +47,6 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
         OSError: no such CA.
     """
     from omegaconf import OmegaConf
-    from timm.models.vision_transformer import VisionTransformer
 
     from sscxr import codecs, wire
     from sscxr import config as configs
@@ -50,13 +55,7 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
     config = stages.load_config(recipe, overrides)
     parts = stages.parts(config)
     shared = parts.shared()
-    federation, encoder = config.federation, cast(VisionTransformer, parts.encoder)
-    views = config.pretrain.views if config.run.stage == stages.PRETRAIN else 1
-    images = stages.batch_size(config) * views
-    tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
-    activations = images * tokens * encoder.embed_dim * len(encoder.blocks)
-    parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
-    memory = _PROCESS_GB + 1e-9 * (_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
+    federation = config.federation
     return Join(
         federation=name,
         superlink=superlink,
@@ -70,10 +69,23 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),
         ),
         deadline_s=federation.deadline,
-        memory_gb=round(memory, 1),
+        memory_gb=round(_memory_gb(config, parts), 1),
         probe=PROBE,
         issued=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
+
+
+def _memory_gb(config: "Config", parts: "Parts") -> float:
+    """Of a site's round, on a device that computes in fp32 unless the recipe says bf16."""
+    from sscxr.training import memory, stages
+
+    if config.run.stage == stages.PRETRAIN:
+        return memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16") / 1e9
+    encoder = cast("VisionTransformer", parts.encoder)
+    tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
+    activations = stages.batch_size(config) * tokens * encoder.embed_dim * len(encoder.blocks)
+    parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
+    return _PROCESS_GB + 1e-9 * float(_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
 
 
 def run_status(

@@ -64,7 +64,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
 
 def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
     device = set_up(config)
-    training = SiteTraining(config, device, cache, share_head=stages.shares_head(config))
+    training = SiteTraining(config, device, cache)
     training.parts.load_shared(state.encoder)
     settings = config.probe
     probes = probe.run(
@@ -136,9 +136,8 @@ def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: Sta
         levels = images[:, 0].float() * config.data.std + config.data.mean
         return (levels.clamp(0, 1) * 255).round().byte().cpu().numpy()
 
-    head = "the shared head" if training.parts.share_head else f"the head of {site}"
     shown = Reconstruction(
-        f"Held-out images through the last encoder and {head}",
+        f"Held-out images through the last encoder and the head of {site}",
         clean=grey(clean),
         corrupted=grey(corruption.images),
         reconstructed=grey(predicted),

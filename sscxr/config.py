@@ -34,6 +34,7 @@ class RunConfig:
     stage: str = MISSING
     seed: int = MISSING
     threads: int = MISSING
+    compile: str = MISSING
     device: str = MISSING
     deterministic: bool = MISSING
 
@@ -85,6 +86,8 @@ class GMMLConfig:
 class PretrainConfig:
     objective: str = MISSING
     batch_size: int = MISSING
+    accumulate: int = MISSING
+    checkpointing: bool = MISSING
     views: int = MISSING
     lr: float = MISSING
     min_lr: float = MISSING
@@ -285,7 +288,7 @@ def split_overrides(text: str) -> list[str]:
 def recipe(config: Config) -> dict[str, Any]:
     """The settings that have to be alike everywhere, by section."""
     whole = as_dict(config)
-    run = {name: whole["run"][name] for name in ("stage", "threads")}
+    run = {name: whole["run"][name] for name in ("stage", "threads", "compile")}
     return {"run": run} | {name: whole[name] for name in RECIPE_SECTIONS[config.run.stage]}
 
 
@@ -364,6 +367,7 @@ def _checked(merged: Any) -> Config:
     if missing:
         raise ConfigError(f"settings without a value: {', '.join(missing)}")
     config = cast(Config, OmegaConf.to_object(merged))
+    config.run.compile = config.run.compile.lower()  # YAML's true is Python's True
     problem = ranges.problem(config)
     if problem:
         raise ConfigError(problem)

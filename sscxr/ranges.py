@@ -33,6 +33,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "augment.contrast": (0, 1),
     "augment.blur": (0, 1),
     "pretrain.batch_size": (1, 2**16),
+    "pretrain.accumulate": (1, 2**16),
     "pretrain.views": (1, 16),
     "pretrain.lr": (_TINY, 10),
     "pretrain.min_lr": (0, 10),
@@ -93,6 +94,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "run.stage": ("pretrain", "classify", "segment"),
+    "run.compile": ("auto", "true", "false"),
     "pretrain.objective": ("gmml",),
     "pretrain.amp": ("auto", "bf16", "fp32"),
     "finetune.amp": ("auto", "bf16", "fp32"),

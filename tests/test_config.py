@@ -126,6 +126,8 @@ def test_a_value_of_another_type_names_its_key(override: str, key: str) -> None:
             "pretrain.lr=.nan",
             "pretrain.batch_size=0",
             "pretrain.views=0",
+            "pretrain.accumulate=0",
+            "run.compile=perhaps",
             "pretrain.amp=fp8",
         ),
         *("pretrain.betas=[0.9]", "pretrain.objective=jigsaw", "data.test_share=1", "data.std=0"),
@@ -263,7 +265,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("override", [*CHANGES.values(), "run.threads=1"])
+@pytest.mark.parametrize("override", [*CHANGES.values(), "run.threads=1", "run.compile=true"])
 def test_the_hash_differs_with_the_recipe(override: str) -> None:
     assert smoke_hash(override) != smoke_hash()
 

@@ -8,11 +8,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.doctor.checks import Check, failed, judged, ok, warning
 from client.settings import SiteSettings
 from sscxr.config import Config
 from sscxr.join import Join
+
+if TYPE_CHECKING:
+    import torch
 
 GB = 1e9  # bytes, as in the join file
 _SPARE = 1.5  # times the recipe's need, below which free memory is a warning (ours)
@@ -80,9 +84,9 @@ def device(join: Join | None, settings: SiteSettings | None, config: Config) -> 
     """The device that a run would use, and its free memory against the recipe's need."""
     import torch
 
-    need = join.memory_gb if join else 0.0
     wanted = (settings.device if settings else "") or config.run.device
     on_gpu = torch.cuda.is_available() and wanted != "cpu"
+    need = _need(join, config, torch.device("cuda" if on_gpu else "cpu"))
     if wanted.startswith("cuda") and not on_gpu:
         yield failed("device", f"{wanted} asked for, no GPU usable", "mend the driver, or set device: cpu")
     elif on_gpu:
@@ -90,6 +94,15 @@ def device(join: Join | None, settings: SiteSettings | None, config: Config) -> 
     else:
         yield ok("device", f"CPU, {platform.machine()}")
     yield from memory(free_memory() / GB, min(need, _BESIDE_GPU) if on_gpu else need, settings)
+
+
+def _need(join: Join | None, config: Config, device: "torch.device") -> float:
+    """GB that a round of the run takes on this device; of a fine-tuning, what the join file says of any."""
+    from sscxr.training import memory, pretrain
+
+    if join is None or config.run.stage != "pretrain":
+        return join.memory_gb if join else 0.0
+    return memory.of_pretraining(config, bf16=pretrain.in_bf16(config.pretrain.amp, device)) / GB
 
 
 def _gpu(index: int, need: float) -> Iterator[Check]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sscxr.data import dicom, jsrt, pictures, posture
 from sscxr.data.facts import Facts, Refused
-from sscxr.data.greyscale import Turning, turn
+from sscxr.data.greyscale import Turning, bands, turn
 
 MIN_SIDE = 48  # px of the shorter side; below it no lung field shows (ours)
 MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text (ours)
@@ -93,10 +93,11 @@ def prepare_file(task: Task) -> Prepared:
         OSError: the file cannot be opened.
     """
     grey, facts, turning = read(task.file, task.max_pixels)
-    levels = np.rint(grey * 255).astype(np.uint8)
+    levels = _levels(grey)
     _check_content(levels)
     height, width = levels.shape
-    digest = hashlib.sha256(f"{height}x{width}:".encode() + levels.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{height}x{width}:".encode())
+    digest.update(levels.data)
     content = resized(grey, task.size)
     doubts = list(facts.warnings)
     if has_heavy_text(levels):
@@ -108,7 +109,7 @@ def prepare_file(task: Task) -> Prepared:
     top, left = ((task.size - side) // 2 for side in content.shape)
     place = (slice(top, top + content.shape[0]), slice(left, left + content.shape[1]))
     image = np.zeros((task.size, task.size), dtype=np.uint8)
-    image[place] = np.rint(content * 255).astype(np.uint8)
+    image[place] = _levels(content)
     if mask is not None:
         padded = np.zeros_like(image)
         padded[place] = np.asarray(
@@ -116,7 +117,9 @@ def prepare_file(task: Task) -> Prepared:
         )
         mask = padded
     facts = Facts(**{**vars(facts), "warnings": tuple(dict.fromkeys(doubts))})
-    return Prepared(digest, image, mask, facts, height, width, top, left, content.shape[0], content.shape[1])
+    return Prepared(
+        digest.hexdigest(), image, mask, facts, height, width, top, left, content.shape[0], content.shape[1]
+    )
 
 
 def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
@@ -141,11 +144,19 @@ def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
     raise Refused("not an image", "neither DICOM, PNG nor JPEG by its content")
 
 
+def _levels(grey: Grey) -> Bytes:
+    """Grey levels of 0..1 in 8 bits."""
+    levels = np.empty(grey.shape, np.uint8)
+    for rows in bands(grey.shape):
+        levels[rows] = np.rint(grey[rows] * np.float32(255))
+    return levels
+
+
 def _check_content(levels: Bytes) -> None:
     """Refuse what the pixels themselves show to be no radiograph."""
     if min(levels.shape) < MIN_SIDE:
         raise Refused("too small", f"{levels.shape[1]} x {levels.shape[0]} px, at least {MIN_SIDE} a side")
-    histogram = np.bincount(levels.ravel(), minlength=256)
+    histogram = np.array(Image.fromarray(levels).histogram())
     present = np.flatnonzero(histogram)
     if len(present) == 1 or (len(present) == 2 and present[1] - present[0] == 1):
         raise Refused("constant image")

@@ -287,7 +287,8 @@ def _stored_bits(samples: npt.NDArray[Any], dataset: Dataset, stored: int) -> np
     high = int(header.get(dataset, "HighBit") or stored - 1)
     if not stored - 1 <= high < width:
         high = stored - 1
-    if stored == width:
+    plain = samples.dtype.kind == "u" and high == stored - 1  # nothing below to drop, no sign to extend
+    if stored == width or (plain and int(samples.max(initial=0)) < 1 << stored):
         return samples
     # Up until the high bit is the topmost, then down: this drops what lies above and below, and extends the sign.
     shifted: npt.NDArray[Any] = np.right_shift(np.left_shift(samples, width - 1 - high), width - stored)
@@ -298,14 +299,15 @@ def _displayed(samples: npt.NDArray[Any], dataset: Dataset) -> tuple[Grey, str, 
     """Grey levels with padding and shutters black and out of the statistics; warnings."""
     warnings: list[str] = []
     hidden = greyscale.padding(samples, dataset)
-    try:
-        shutters = greyscale.shuttered(samples.shape, dataset)
-    except (AttributeError, TypeError, ValueError):
-        shutters = np.zeros(samples.shape, dtype=bool)
-        warnings.append("shutter not usable")
-    if shutters.mean() > 0.95:  # no shutter leaves so little (ours)
-        warnings.append("shutter not usable")
-    else:
-        hidden |= shutters
+    if "ShutterShape" in dataset:
+        try:
+            shutters = greyscale.shuttered(samples.shape, dataset)
+        except (AttributeError, TypeError, ValueError):
+            shutters = np.zeros(samples.shape, dtype=bool)
+            warnings.append("shutter not usable")
+        if shutters.mean() > 0.95:  # no shutter leaves so little (ours)
+            warnings.append("shutter not usable")
+        else:
+            hidden |= shutters
     grey, grey_range, more = greyscale.displayed(samples, ~hidden, dataset)
     return grey, grey_range, warnings + more

@@ -5,7 +5,7 @@ interest, polarity, orientation. Every step up to the polarity maps a sample on 
 for each stored value that occurs, not once a pixel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ AS_STORED: Turning = (False, False, False)
 PERCENTILES = (0.5, 99.5)
 # A window or LUT that clips more than this share of the true pixels does not show the image (ours).
 MAX_CLIPPED = 0.95
+_BAND = 1 << 16  # pixels worked on at a time
 
 
 def displayed(
@@ -45,11 +46,10 @@ def displayed(
     if not true_pixels.any():
         raise Refused("constant image", "padding or shutters cover all of it")
     low = int(stored.min())
-    offsets = stored.astype(np.int64) - low
-    span = int(offsets.max()) + 1
+    span = int(stored.max()) - low + 1
     if span > 1 << 20:
         raise Refused("odd pixel values", f"a range of {span} stored values")
-    counts = np.bincount(offsets[true_pixels], minlength=span)
+    counts = _counts(stored, true_pixels, low, span)
     values = modality(np.arange(low, low + span, dtype=np.float64), header)
     occurs = counts > 0
     if not np.isfinite(values[occurs]).all():
@@ -57,9 +57,32 @@ def displayed(
     greys, grey_range, warnings = _values_of_interest(values, counts, header)
     if is_inverse(header):
         greys = 1.0 - greys
-    grey = greys.astype(np.float32)[offsets]
-    grey[~true_pixels] = 0.0
+    table, grey = greys.astype(np.float32), np.empty(stored.shape, np.float32)
+    for rows in bands(stored.shape):
+        offsets = np.subtract(stored[rows], low, dtype=np.int64)
+        np.take(table, offsets, out=grey[rows], mode="clip")  # none is out of range; unlike "raise", no copy
+    if not true_pixels.all():
+        grey[~true_pixels] = 0.0
     return grey, grey_range, warnings
+
+
+def bands(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of an image in bands, so that what is in between stays in the processor's cache."""
+    step = max(1, _BAND // max(1, shape[1]))
+    return (slice(first, first + step) for first in range(0, shape[0], step))
+
+
+def _counts(
+    stored: npt.NDArray[Any], true_pixels: npt.NDArray[np.bool_], low: int, span: int
+) -> npt.NDArray[np.int64]:
+    """How many true pixels have each of `span` stored values from `low`."""
+    counts, every = np.zeros(span, np.int64), bool(true_pixels.all())
+    # Many possible values: their counts would be added up too often.
+    parts = bands(stored.shape) if span <= _BAND else [slice(None)]
+    for rows in parts:
+        offsets = np.subtract(stored[rows], low, dtype=np.int64)
+        counts += np.bincount(offsets.ravel() if every else offsets[true_pixels[rows]], minlength=span)
+    return counts
 
 
 def modality(values: Floats, header: Dataset) -> Floats:

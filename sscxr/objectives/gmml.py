@@ -9,7 +9,7 @@ One choice a view: it is corrupted by noise or zeros, or by an alien, never by b
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -169,6 +169,20 @@ class GMML(nn.Module):
         """
         corruption = self.corrupt(images, generator)
         return self.loss(self.reconstruct(corruption.images), images, corruption.mask)
+
+    def parts(self, images: Tensor, generator: torch.Generator, count: int) -> Iterator[Tensor]:
+        """The loss of `forward` in parts that add up to it: the batch is corrupted whole, then encoded in parts.
+
+        Args:
+            images, generator: as for `forward`.
+            count: how many parts, of nearly equal size; never more than there are images.
+        """
+        corruption = self.corrupt(images, generator)
+        whole = corruption.mask.sum()
+        cuts = (tensor.tensor_split(min(count, len(images))) for tensor in (*corruption, images))
+        for corrupted, mask, clean in zip(*cuts, strict=True):
+            share = mask.sum() / whole.clamp(min=1) if self.corrupted_only else len(clean) / len(images)
+            yield self.loss(self.reconstruct(corrupted), clean, mask) * share
 
     @torch.no_grad()
     def corrupt(self, images: Tensor, generator: torch.Generator) -> Corruption:

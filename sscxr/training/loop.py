@@ -1,7 +1,7 @@
 """The training loop, the only one: schedule, forward, backward, clip, step."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import monotonic
@@ -58,7 +58,7 @@ def train(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     batches: Iterable[tuple[BatchT, Sequence[int]]],
-    loss_of: Callable[[BatchT], Tensor],
+    loss_of: Callable[[BatchT], Tensor | Iterator[Tensor]],
     *,
     stretch: Stretch,
     schedule: Schedule,
@@ -72,6 +72,8 @@ def train(
 
     Args:
         batches: pairs of what `loss_of` takes and the cache rows of its images.
+        loss_of: the loss of a batch; or an iterator over parts that add up to it, each of which is worked out,
+            differentiated and forgotten before the next.
         budget: seconds; the training stops with an error rather than reply too late.
         on_step: called with (steps done, images done, latest known loss).
 
@@ -87,16 +89,14 @@ def train(
     for step, (batch, rows) in enumerate(batches):
         lr, weight_decay = schedule.at(stretch.progress(step))
         set_rates(optimiser, lr, weight_decay)
-        with autocast or nullcontext():
-            loss = loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = _differentiate(loss_of, batch, autocast or nullcontext())
         if per_tensor:
             clip_per_tensor(model.parameters(), clip)
         else:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        recent.append((step, loss.detach(), rows))
+        recent.append((step, loss, rows))
         images += len(rows)
         if len(recent) == _CHECK_EVERY or step + 1 == stretch.steps:
             losses += _finite(recent)
@@ -109,6 +109,27 @@ def train(
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)
     return Trained(math.fsum(losses) / max(1, len(losses)), len(losses), images, monotonic() - began)
+
+
+def _differentiate(
+    loss_of: Callable[[BatchT], Tensor | Iterator[Tensor]],
+    batch: BatchT,
+    autocast: AbstractContextManager[object],
+) -> Tensor:
+    """Add a batch's gradients to the parameters; its loss, detached."""
+    with autocast:
+        loss = loss_of(batch)
+    if isinstance(loss, Tensor):
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+    done: list[Tensor] = []
+    while True:
+        with autocast:  # the forward pass of a part runs in `next`
+            part = next(loss, None)
+        if part is None:
+            return torch.stack(done).sum()
+        part.backward()  # type: ignore[no-untyped-call]
+        done.append(part.detach())
 
 
 def _finite(recent: Sequence[tuple[int, Tensor, Sequence[int]]]) -> list[float]:

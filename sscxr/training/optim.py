@@ -139,5 +139,5 @@ def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> None
     if not gradients:
         return
     norms = torch._foreach_norm(gradients)
-    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)
+    factors = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factors.unbind())

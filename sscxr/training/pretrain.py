@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,10 @@ from sscxr import seeds
 from sscxr.config import Config, ConfigError
 from sscxr.data import augment
 from sscxr.data.cache import Cache
+from sscxr.data.feed import feed
 from sscxr.models import encoder as encoders
 from sscxr.objectives.gmml import GMML
-from sscxr.training import optim
+from sscxr.training import compiled, optim
 from sscxr.training.loop import Stretch, Trained, train
 from sscxr.training.parts import Parts
 
@@ -132,6 +133,11 @@ class SiteTraining:
         self.config, self.device, self.images = config, device, cache.images
         self.objective = build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
+        if compiled.wanted(config.run.compile, device):
+            objective = cast(Any, self.objective)
+            objective.reconstruct = compiled.compiled(objective.reconstruct)
+        if config.pretrain.checkpointing:
+            cast(Any, self.objective.encoder).set_grad_checkpointing(True)
         self.optimiser = optim.adamw(
             self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas)
         )
@@ -172,7 +178,7 @@ class SiteTraining:
                 self.objective,
                 self.optimiser,
                 self._views(rows, site, steps, seeds.generator(self.device, *place, "views")),
-                lambda batch: cast(Tensor, self.objective(batch, source)),
+                lambda batch: self._loss(batch, source),
                 stretch=stretch,
                 schedule=schedule(self.config),
                 clip=settings.clip,
@@ -186,9 +192,16 @@ class SiteTraining:
         self, rows: Rows, site: str, steps: range, source: torch.Generator
     ) -> Iterator[tuple[Tensor, Sequence[int]]]:
         settings, seed = self.config.pretrain, self.config.run.seed
-        for batch in batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site):
-            pixels = torch.from_numpy(self.images[batch]).to(self.device)
+        batches = batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site)
+        for pixels, batch in feed(self.images, batches, self.device):
             yield views(pixels.repeat(settings.views, 1, 1), self.config, source), batch.tolist()
+
+    def _loss(self, batch: Tensor, source: torch.Generator) -> Tensor | Iterator[Tensor]:
+        """The loss of a batch of views; in parts where gradients are accumulated over them."""
+        count = self.config.pretrain.accumulate
+        if count > 1:
+            return self.objective.parts(batch, source, count)
+        return cast(Tensor, self.objective(batch, source))
 
     @torch.no_grad()
     def held_out(self, rows: Rows, *, site: str) -> HeldOut:
@@ -258,8 +271,12 @@ def whole(pixels: Tensor, config: Config) -> Tensor:
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
     """bf16 where asked for, or where `auto` finds a device that computes faster in it."""
-    wanted = amp == "bf16" or (amp == "auto" and _gains_from_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(amp, device))
+
+
+def in_bf16(amp: str, device: torch.device) -> bool:
+    """Whether a recipe's `amp` means bf16 on this device."""
+    return amp == "bf16" or (amp == "auto" and _gains_from_bf16(device))
 
 
 def _gains_from_bf16(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from client.settings import SiteSettings
 from sscxr import config as configs
 from sscxr import wire
 from sscxr.join import Join, Payload
+from sscxr.training import memory, pretrain
 
 CONFIG = configs.load("default", ["run.threads=1"])
 
@@ -101,7 +102,8 @@ def test_free_memory_is_within_the_machines() -> None:
 
 
 def test_memory_that_no_machine_has() -> None:
-    found = list(machine.device(a_join(memory_gb=1e6), a_site(device="cpu"), CONFIG))
+    config = configs.load("default", ["run.threads=1", "pretrain.batch_size=65536", "pretrain.views=16"])
+    found = list(machine.device(a_join(), a_site(device="cpu"), config))
     assert [check.state for check in found] == ["ok", "failed"]
 
 
@@ -112,6 +114,24 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(machine.device(a_join(), a_site(), CONFIG)).state == "ok"
 
 
+def test_the_need_is_this_device_s_and_a_fine_tuning_s_that_of_the_join_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def need(config: configs.Config) -> str:
+        return list(machine.device(a_join(memory_gb=3.0), a_site(device="cpu"), config))[-1].value
+
+    monkeypatch.setattr(machine, "free_memory", lambda: 50e9)
+    plain = memory.of_pretraining(CONFIG, bf16=False) / 1e9
+    low = memory.of_pretraining(CONFIG, bf16=True) / 1e9
+    assert low < plain
+    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: False)
+    assert need(CONFIG) == f"50.0 GB free, needs about {plain:.1f} GB"
+    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: True)
+    assert need(CONFIG) == f"50.0 GB free, needs about {low:.1f} GB"
+    tuning = configs.load("default", ["run.stage=classify", "classify.labels=[cold]"])
+    assert need(tuning) == "50.0 GB free, needs about 3.0 GB"
+
+
 @pytest.mark.parametrize(("free", "state"), [(20e9, "ok"), (14e9, "warning"), (9e9, "failed")])
 def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, free: float, state: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -119,7 +139,9 @@ def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, free: float, state
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24e9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(machine, "free_memory", lambda: 7e9)
-    found = list(machine.device(a_join(memory_gb=10.0), a_site(device="cuda"), CONFIG))
+    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: True)
+    monkeypatch.setattr(memory, "of_pretraining", lambda config, bf16: 10e9)
+    found = list(machine.device(a_join(), a_site(device="cuda"), CONFIG))
     assert [check.state for check in found] == [state, "ok"]
     assert found[0].value.startswith(f"a GPU, {free / 1e9:.1f} of 24.0 GB free")
     assert next(machine.device(a_join(), a_site(device="cuda:1"), CONFIG)).state == "failed"

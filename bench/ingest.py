@@ -1,0 +1,187 @@
+"""`sscxr prepare` from DICOM, against the usual loop and against the decoder alone.
+
+    python bench/ingest.py --files 24 --json ingest.json
+
+Phantoms of a hospital's size (2048 x 2048 px, 12 bits) are written uncompressed, as lossless JPEG and as JPEG 2000.
+In turn: `prepare` with a worker a core; a loop in one process that reads with pydicom, windows, resizes with Pillow
+and saves a PNG; the decoder alone (pydicom's `pixel_array`) in one process. Then the peak memory of a worker at
+two numbers of files.
+
+Goals: compressed files at least 0.85 of the decoder's rate times the cores; uncompressed ones at least twice the
+loop's rate on two cores; memory by workers and not by files. `cpu` compares the CPU seconds a file of `prepare`'s
+own work in one process with the decoder's: it holds on a machine that others use too.
+"""
+
+import zlib  # noqa: F401, I001 - before gdcm: its own zlib, if it is loaded first, breaks Python's
+import argparse
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gdcm
+import numpy as np
+from PIL import Image
+from pydicom import dcmread
+from pydicom.pixels import apply_windowing
+from pydicom.uid import ExplicitVRLittleEndian
+from timing import in_turn, ratios, report
+
+from sscxr.data import phantom, pool
+from sscxr.data.decode import Prepared, Task, attempt
+from sscxr.data.dicom import MAX_PIXELS
+from sscxr.data.phantom_anatomy import draw_patient
+from sscxr.data.prepare import prepare
+
+SYNTAXES = {
+    "uncompressed": None,
+    "jpeg lossless": gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "jpeg 2000": gdcm.TransferSyntax.JPEG2000Lossless,
+}
+SIDE, SIZE = 2048, 256  # px: of a file, of the cache
+
+
+def write(folder: Path, syntax: int | None, files: int) -> list[Path]:
+    """Phantoms as DICOM of `SIDE` px; each with noise of its own, as a detector has."""
+    folder.mkdir()
+    rng, written = np.random.default_rng(0), []
+    site = phantom.draw_site(rng, "bench")
+    patient = draw_patient(rng, child=False)
+    picture, _, facts = phantom.draw(rng, style=site.style, patient=patient, label="normal", size=512)
+    large = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    for number in range(files):
+        grey = np.clip(large + rng.normal(0, 0.004, large.shape), 0, 1).astype(np.float32)
+        data = phantom.to_dicom(grey, facts, site, patient, f"patient-{number}", f"key-{number}", rng)
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        file = folder / f"{number}.dcm"
+        data.save_as(file, enforce_file_format=True)
+        if syntax is not None:
+            _compress(file, syntax)
+        written.append(file)
+    return written
+
+
+def _compress(file: Path, syntax: int) -> None:
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(file))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    change.SetInput(reader.GetImage())
+    assert change.Change(), "gdcm does not encode this"
+    writer.SetFileName(str(file))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def prepared(files: list[Path], out: Path, workers: int) -> None:
+    """What is measured."""
+    shutil.rmtree(out, ignore_errors=True)
+    cache = prepare(files, out, size=SIZE, workers=workers, progress=False)
+    assert len(cache) == len(files), (out / "quarantine.csv").read_text()
+
+
+def loop(files: list[Path], out: Path) -> None:
+    """The usual way: one file after another to a PNG."""
+    out.mkdir(exist_ok=True)
+    for file in files:
+        data = dcmread(file)
+        pixels = apply_windowing(data.pixel_array, data).astype(np.float32)
+        pixels = (pixels - pixels.min()) / max(float(np.ptp(pixels)), 1e-6) * 255
+        if data.PhotometricInterpretation == "MONOCHROME1":
+            pixels = 255 - pixels
+        image = Image.fromarray(pixels.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+        image.save(out / f"{file.stem}.png")
+
+
+def decoder(files: list[Path]) -> None:
+    """The decoder alone."""
+    for file in files:
+        _ = dcmread(file).pixel_array
+
+
+def single(files: list[Path]) -> None:
+    """A worker's whole work, in this process."""
+    for file in files:
+        result = attempt(Task(file, None, "", SIZE, MAX_PIXELS))
+        assert isinstance(result, Prepared), result
+
+
+def memory_of_workers(files: list[Path], few: int) -> dict[str, float]:
+    """Peak resident memory of a worker, MB: of `few` files, and of all."""
+    return {f"{count} files": _peak(files[:count]) for count in (few, len(files))}
+
+
+def _peak(files: list[Path]) -> float:
+    tasks = ((file, Task(file, None, "", SIZE, MAX_PIXELS)) for file in files)
+    peak = 0.0
+    for _ in pool.decode(tasks, 1):
+        for child in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+            peak = max([peak, *(_high_water(int(pid)) for pid in _descendants(child))])
+    return peak
+
+
+def _descendants(children: Path) -> list[int]:
+    pids = [int(pid) for pid in children.read_text().split()]
+    below = [file for pid in pids for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [*pids, *(pid for file in below for pid in _descendants(file))]
+
+
+def _high_water(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def measure(files: int, repetitions: int, workers: int) -> dict[str, object]:
+    """All figures, by transfer syntax."""
+    found: dict[str, object] = {"files": f"{files} of {SIDE} x {SIDE} px", "workers": workers}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, syntax in SYNTAXES.items():
+            place = Path(folder) / name.replace(" ", "-")
+            written = write(place, syntax, files)
+            few = written[: max(2, files // 4)]
+            things: dict[str, Any] = {
+                "prepare": partial(prepared, written, place / "cache", workers),
+                "loop": partial(loop, few, place / "png"),
+                "decoder": partial(decoder, few),
+                "single": partial(single, few),
+            }
+            in_turn({"decoder": things["decoder"], "single": things["single"]}, 1)
+            times = in_turn(things, repetitions)
+            share = ratios(times["prepare"], times["decoder"], per_base=files, per_other=len(few))
+            against = ratios(times["prepare"], times["loop"], per_base=files, per_other=len(few))
+            found[name] = {
+                "files_per_s": files / min(times["prepare"].wall),
+                "loop_files_per_s": len(few) / min(times["loop"].wall),
+                "decoder_files_per_s": len(few) / min(times["decoder"].wall),
+                "times the loop": against["wall_min"],
+                "share of decoder x cores": share["wall_min"] / workers,
+                "cpu: decoder / worker": min(times["decoder"].cpu) / min(times["single"].cpu),
+                "cpu: loop / worker": min(times["loop"].cpu) / min(times["single"].cpu),
+            }
+            if syntax is None:
+                found["peak MB of a worker"] = memory_of_workers(written, len(few))
+            shutil.rmtree(place)
+    return found
+
+
+def main() -> None:
+    """Print the figures and write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=24, help="of each transfer syntax")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", help="where to write the figures")
+    given = parser.parse_args()
+    report(measure(given.files, given.repetitions, given.workers), given.json)
+
+
+if __name__ == "__main__":
+    main()

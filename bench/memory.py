@@ -1,0 +1,125 @@
+"""Peak memory of a site's round of pretraining, against the formula of `sscxr/training/memory.py`.
+
+    python bench/memory.py --config default --json memory.json
+    python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=4" run.threads=1
+
+Every setting runs in a process of its own: the steps of `client/app.py` on images of noise, two optimiser steps.
+The peak is the kernel's (`ru_maxrss`). The recipe is the default one; a model's blocks are those it has.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from step import noise
+from timing import report
+
+import client.app  # noqa: F401 - what a site's process imports
+from sscxr import codecs, seeds
+from sscxr import config as configs
+from sscxr.config import Config
+from sscxr.training import memory, pretrain
+
+MODELS = ("vit_small_patch16_224", "vit_large_patch16_224")
+SETTINGS = (
+    "pretrain.batch_size=2",
+    "pretrain.batch_size=8",
+    "pretrain.batch_size=4 pretrain.views=2",
+    "pretrain.batch_size=8 pretrain.accumulate=4",
+    "pretrain.batch_size=8 pretrain.checkpointing=true",
+    "pretrain.batch_size=8 pretrain.amp=bf16",
+)
+
+
+def site_round(config: Config, folder: Path) -> None:
+    """What a site does between a message and its reply, but for the message's way."""
+    device = pretrain.set_up(config)
+    cache = noise(folder, config, 2 * config.pretrain.batch_size)
+    training = pretrain.SiteTraining(config, device, cache)
+    sent = codecs.encode(training.parts.shared(), config.federation.downlink)
+    message = {name: array.copy() for name, array in sent.items()}
+    received = codecs.decode(message, config.federation.downlink, training.parts.shared())
+    training.parts.load_shared(received)
+    rows = np.arange(len(cache.images))
+    training.train_round(rows, site="bench", round_number=0, budget=1e9)
+    after = training.parts.shared()
+    update = {name: after[name].float() - received[name] for name in received}
+    source = seeds.generator("cpu", 0, "encode")
+    reply = codecs.encode_update(update, {}, config.federation.uplink, source)
+    kept = training.local()
+    del message, reply, kept  # held until here, as at a site
+
+
+def peak(config: Config) -> float:
+    """Bytes that a process of its own takes for a round."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(config, theirs))
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"the round ended with exit code {process.exitcode}")
+    return float(ours.recv())
+
+
+def _child(config: Config, answer: Connection) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        site_round(config, Path(folder))
+    scale = 1 if sys.platform == "darwin" else 1024
+    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
+
+
+def settings_of(recipe: str, model: str, text: str, overrides: list[str]) -> Config:
+    """A recipe with another model, whose last block and every second before it feed the head."""
+    import timm
+
+    with torch.device("meta"):
+        depth = len(timm.create_model(model).blocks)
+    blocks = [f"encoder.name={model}", f"gmml.blocks={list(range(depth // 2, depth + 1, 2))}"]
+    given = ["federation.local_epochs=1", "federation.rounds=1", *blocks, *text.split(), *overrides]
+    return configs.load(recipe, given)
+
+
+def measure(
+    recipe: str, models: Sequence[str], settings: Sequence[str], overrides: list[str]
+) -> dict[str, object]:
+    """GB measured and predicted, for each model and setting."""
+    found: dict[str, object] = {}
+    for model in models:
+        for text in settings:
+            config = settings_of(recipe, model, text, overrides)
+            measured = peak(config)
+            predicted = memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16")
+            found[f"{model} {text}"] = {
+                "peak_gb": measured / 1e9,
+                "predicted_gb": predicted / 1e9,
+                "predicted / peak": predicted / measured,
+            }
+            print(f"{model} {text}: {found[f'{model} {text}']}", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Print the figures and write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="default", help="the recipe")
+    parser.add_argument("--model", action="append", help="several: one each; none: ViT-S and ViT-L")
+    parser.add_argument("--setting", action="append", help="a set of overrides; several: one each")
+    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_args()
+    report(
+        measure(given.config, given.model or MODELS, given.setting or SETTINGS, given.overrides), given.json
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The pretraining step: what it takes beside the model, and what the data take beside it.
+
+    python bench/step.py --config demo --json step.json
+    python bench/step.py --config default pretrain.batch_size=4 run.threads=1
+
+Three things, in turn, over and over: the bare forward and backward pass of encoder and head on a corrupted batch
+that is there already; the whole step on cached pixels that are there (views, corruption, loss, clipping, optimiser,
+by the training loop itself); a round of the same steps from the cache on the disk, by `SiteTraining.train_round`.
+Then the machine's own matmul at the recipe's precision, and the share of it that each reaches.
+
+Goals: the whole step at least 0.93 of the bare pass, the round at least 0.97 of the whole step. On a busy machine
+the least times (`wall_min`, `cpu_min`) say more than the medians. The images are noise unless --data names a cache:
+the time does not depend on what they show.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from timing import Times, in_turn, ratios, report
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sscxr import config as configs
+from sscxr import seeds
+from sscxr.config import Config
+from sscxr.data.cache import Cache, open_cache
+from sscxr.training import pretrain
+from sscxr.training.loop import Stretch, train
+
+MATMUL = 1024  # rows and columns; larger ones are no faster per product on the machines tried
+
+
+class Bench:
+    """One site's training, and the three things that are timed."""
+
+    def __init__(self, config: Config, cache: Cache, steps: int) -> None:
+        self.config, self.steps = config, steps
+        self.device = pretrain.set_up(config)
+        self.training = pretrain.SiteTraining(config, self.device, cache)
+        settings = config.pretrain
+        self.rows = np.arange(steps * settings.batch_size) % len(cache.images)
+        self.pixels = torch.from_numpy(cache.images[self.rows[: settings.batch_size]]).to(self.device)
+        self.source = seeds.generator(self.device, 0, "bench")
+        clean = self.views()
+        self.clean, self.corruption = clean, self.training.objective.corrupt(clean, self.source)
+
+    def views(self) -> Tensor:
+        """A batch of views, from the pixels at hand."""
+        pixels = self.pixels.repeat(self.config.pretrain.views, 1, 1)
+        return pretrain.views(pixels, self.config, self.source)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The recipe's precision on this device."""
+        return pretrain.autocast(self.config.pretrain.amp, self.device)
+
+    def pass_of_model(self) -> None:
+        """One forward and backward pass of encoder and head."""
+        objective, (corrupted, mask) = self.training.objective, self.corruption
+        objective.train()
+        with self.autocast():
+            loss = objective.loss(objective.reconstruct(corrupted), self.clean, mask)
+        cast(Any, loss).backward()
+        objective.zero_grad(set_to_none=True)
+
+    def bare(self) -> None:
+        """The model alone."""
+        for _ in range(self.steps):
+            self.pass_of_model()
+
+    def full(self) -> None:
+        """Whole steps on pixels that are there."""
+
+        def batches() -> Iterator[tuple[Tensor, list[int]]]:
+            for _ in range(self.steps):
+                yield self.views(), [0] * len(self.pixels)
+
+        settings = self.config.pretrain
+        train(
+            self.training.objective,
+            self.training.optimiser,
+            batches(),
+            lambda batch: self.training._loss(batch, self.source),
+            stretch=Stretch(self.steps, 0.0, 1.0),
+            schedule=pretrain.schedule(self.config),
+            clip=settings.clip,
+            per_tensor=settings.clip_per_tensor,
+            autocast=self.autocast(),
+        )
+
+    def pipeline(self) -> None:
+        """A round from the cache."""
+        done = self.training.train_round(self.rows, site="bench", round_number=0, budget=1e9)
+        assert done.steps == self.steps
+
+    def flops(self) -> float:
+        """Floating-point operations of one bare pass."""
+        with FlopCounterMode(display=False) as counter:
+            self.pass_of_model()
+        return float(counter.get_total_flops())
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> tuple[float, Any]:
+    """Floating-point operations of a product of two square matrices, and a function that makes it."""
+    one = torch.randn(MATMUL, MATMUL, device=device).to(dtype)
+    return 2.0 * MATMUL**3, lambda: one @ one
+
+
+def noise(folder: Path, config: Config, images: int) -> Cache:
+    """A cache's images alone, of noise, memory-mapped."""
+    size = config.data.cache_size
+    pixels = np.random.default_rng(0).integers(0, 256, (images, size, size), dtype=np.uint8)
+    np.save(folder / "images.npy", pixels)
+    return cast(Cache, SimpleNamespace(images=np.load(folder / "images.npy", mmap_mode="r")))
+
+
+def steps_for(seconds: float, bench: Bench) -> int:
+    """How many steps take about so long."""
+    bench.pass_of_model()
+    began = perf_counter()
+    bench.pass_of_model()
+    return max(2, round(seconds / (perf_counter() - began)))
+
+
+def measure(config: Config, data: str | None, seconds: float, repetitions: int) -> dict[str, object]:
+    """All figures of one recipe on this machine."""
+    config.federation.local_epochs, config.federation.rounds = 1, 1
+    with tempfile.TemporaryDirectory() as folder:
+        cache = open_cache(data) if data else noise(Path(folder), config, 512)
+        bench = Bench(config, cache, steps=1)
+        bench = Bench(config, cache, steps_for(seconds, bench))
+        with bench.autocast():
+            bf16 = torch.is_autocast_enabled(bench.device.type)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        operations, product = matmul(bench.device, dtype)
+        flops = bench.flops()
+        things = {"bare": bench.bare, "full": bench.full, "pipeline": bench.pipeline}
+        in_turn(things, 1)  # to warm up
+        times = in_turn(things | {"matmul": lambda: [product() for _ in range(20)]}, repetitions)
+    return _figures(config, bench, times, flops=flops, peak=operations * 20, dtype=str(dtype))
+
+
+def _figures(
+    config: Config, bench: Bench, times: dict[str, Times], *, flops: float, peak: float, dtype: str
+) -> dict[str, object]:
+    images = bench.steps * config.pretrain.batch_size * config.pretrain.views
+    names = ("bare", "full", "pipeline")
+    best = peak / times["matmul"].figures(1)["wall_min"]
+    per_image = {name: times[name].figures(images) for name in names}
+    return {
+        "recipe": f"{config.encoder.name} x {len(cast(Any, bench.training.objective.encoder).blocks)}, "
+        f"{config.encoder.img_size} px, batch {config.pretrain.batch_size} x {config.pretrain.views}",
+        "device": f"{_device_name(bench.device)}, {config.run.threads} threads, {dtype}",
+        "steps": bench.steps,
+        "gflop_per_image": flops * bench.steps / images / 1e9,
+        "views_per_s": {name: 1 / per_image[name]["wall_min"] for name in names},
+        "matmul_gflops": best / 1e9,
+        "share_of_matmul": {
+            name: flops * bench.steps / times[name].figures(1)["wall_min"] / best for name in names
+        },
+        "full / bare": ratios(times["full"], times["bare"]),
+        "pipeline / full": ratios(times["pipeline"], times["full"]),
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def main() -> None:
+    """Print the figures and write JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="demo", help="the recipe that is trained")
+    parser.add_argument("--data", help="a cache; none: noise")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that each thing takes at a time")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_args()
+    config = configs.load(given.config, given.overrides)
+    report(measure(config, given.data, given.seconds, given.repetitions), given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Batches of cached images on their way to the device: the next one is read while this one is trained on."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Rows = npt.NDArray[np.int64]
+
+
+def feed(
+    images: npt.NDArray[np.uint8], batches: Iterable[Rows], device: torch.device
+) -> Iterator[tuple[Tensor, Rows]]:
+    """The images of each batch of rows, uint8 [B, S, S] on the device, and the rows; in order.
+
+    A thread gathers the next batch from the memory map, waiting for the disk where it must. On CUDA it gathers into
+    pinned memory, and the copy to the device runs on a stream of its own beside the training's.
+
+    Args:
+        images: uint8 [N, S, S], memory-mapped.
+    """
+    copying = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def gather(rows: Rows) -> tuple[Tensor, torch.cuda.Event | None]:
+        batch = torch.from_numpy(images[rows])
+        if copying is None:
+            return batch.to(device), None
+        pinned = batch.pin_memory()
+        with torch.cuda.stream(copying):
+            # torch keeps the pinned memory until the copy is done.
+            return pinned.to(device, non_blocking=True), copying.record_event()
+
+    def arrived(batch: Tensor, copied: torch.cuda.Event | None) -> Tensor:
+        if copied is not None:
+            training = torch.cuda.current_stream(device)
+            training.wait_event(copied)
+            batch.record_stream(training)  # its memory is not given out anew before the training has read it
+        return batch
+
+    waiting = iter(batches)
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as reader:
+        rows = next(waiting, None)
+        coming = None if rows is None else reader.submit(gather, rows)
+        while coming is not None and rows is not None:
+            here, (batch, copied) = rows, coming.result()
+            rows = next(waiting, None)
+            coming = None if rows is None else reader.submit(gather, rows)
+            yield arrived(batch, copied), here

@@ -1,0 +1,44 @@
+"""torch.compile, where it is asked for and where it works."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("sscxr")
+
+# Drop-path draws what it draws without compiling; one process compiles, since a site may be short of memory.
+_OPTIONS: dict[str, Any] = {"fallback_random": True, "compile_threads": 1}
+
+
+def wanted(setting: str, device: torch.device) -> bool:
+    """Whether `run.compile` asks for it on this device: `auto` does on a GPU."""
+    return setting == "true" or (setting == "auto" and device.type == "cuda")
+
+
+def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`function` of a batch, compiled where there are gradients; where that fails, as it was, and the log says so.
+
+    What is compiled holds for batches of any size above one, so that what ran before in a process changes nothing.
+    """
+    fast = torch.compile(function, options=_OPTIONS)
+    failed = False
+
+    def call(batch: Tensor) -> Tensor:
+        nonlocal failed
+        if failed or not torch.is_grad_enabled():
+            return function(batch)
+        try:
+            if len(batch) > 1:
+                torch._dynamo.mark_dynamic(batch, 0)
+            return fast(batch)
+        except Exception as error:  # no compiler, one that fails, no room for its files; or `function` itself
+            failed = True
+            prediction = function(batch)
+            reason = " ".join(str(error).split())[:200]
+            log.warning("torch.compile does not work here, training goes on without it: %s", reason)
+            return prediction
+
+    return call
