@@ -3,6 +3,7 @@
 Proxies and CAs are those of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE), as `requests` reads them.
 """
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +24,7 @@ _TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
 _REDIRECTS = 5
 _CHUNK = 1 << 14  # bytes; what a cut connection may lose
 _SCHEMES = ("http", "https")
+_LENGTH = re.compile("[0-9]{1,18}")  # of Content-Length; other than that it is unknown
 _ABSENT = {403, 404, 410}  # HTTP statuses; 403 is what object stores say of a file that is not there
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # those that may be better in a while
 
@@ -127,8 +129,8 @@ class Server:
                 file.unlink()
                 if response.status_code == 206:
                     raise _BrokenError("the server sent another part than was asked for")
-            length = response.headers.get("Content-Length", "")
-            total = start + int(length) if length.isdigit() else None
+            length = _LENGTH.fullmatch(response.headers.get("Content-Length", ""))
+            total = start + int(length[0]) if length else None
             refuse_size(file.name, total or 0, most)
             with file.open("ab", buffering=0) as handle:
                 for chunk in response.iter_content(_CHUNK):
@@ -153,7 +155,7 @@ class Server:
             if not response.is_redirect:
                 return response
             response.close()
-            target = urljoin(url, response.headers["Location"])
+            target = _joined(url, response.headers["Location"])
             before, after = _split(url).scheme, _split(target).scheme
             if after not in _SCHEMES or (before, after) == ("https", "http"):
                 raise FetchError(
@@ -191,6 +193,15 @@ def _continues(response: requests.Response, start: int) -> bool:
     told = response.headers.get("Content-Range", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
     return response.status_code == 206 and told.startswith(f"bytes {start}-") and not encoded
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchError(
+            f"{_without_password(url)}: redirected to an address that cannot be: {error}"
+        ) from None
 
 
 def _split(url: str) -> SplitResult:

@@ -14,6 +14,7 @@ The first three are the model; a folder of these alone can be loaded.
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ def read_spec(folder: str | Path) -> Spec:
         )
     try:
         facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FinetunedError(f"{folder / CONFIG} is not readable ({error})") from None
     if isinstance(facts, dict) and "pretrained_cfg" in facts:
         raise FinetunedError(
@@ -290,12 +291,27 @@ def read_spec(folder: str | Path) -> Spec:
         )
     try:
         spec = Spec(**facts)
-        well = spec.task in ("classify", "segment") and spec.img_size > 0 and all(spec.labels)
-    except (TypeError, KeyError, ValueError):
+        well = _is_well(spec)
+    except (TypeError, AttributeError, KeyError, ValueError):
         well = False
     if not well:
         raise FinetunedError(f"{folder / CONFIG} does not describe a fine-tuned model of this sscxr")
     return spec
+
+
+def _is_well(spec: Spec) -> bool:
+    """Whether each part is of its kind; whether they fit each other shows when the model is built."""
+    sizes = [spec.img_size, *(value for name, value in spec.model_args.items() if name != "img_size")]
+    return (
+        spec.task in ("classify", "segment")
+        and isinstance(spec.architecture, str)
+        and all(isinstance(size, int) and size > 0 for size in [*sizes, spec.feature_size])
+        and math.isfinite(spec.mean)
+        and 0 < spec.std < math.inf
+        and isinstance(spec.labels, list)
+        and bool(spec.labels)
+        and all(label and isinstance(label, str) for label in spec.labels)
+    )
 
 
 def _released(folder: Path) -> dict[str, Any]:
@@ -304,16 +320,14 @@ def _released(folder: Path) -> dict[str, Any]:
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is no released encoder: it has no {WEIGHTS}{_pickles(folder)}")
-    try:
-        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        args, input_args = dict(facts["model_args"]), facts["pretrained_cfg"]
-        mean, std = (sum(input_args[name]) / len(input_args[name]) for name in ("mean", "std"))
-        architecture = str(facts["architecture"])
-    except FileNotFoundError:
+    if not (folder / CONFIG).exists():
         hint = f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
-        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{hint}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FinetunedError(f"{folder / CONFIG} is not that of a released encoder ({error!r})") from None
+        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{hint}")
+    facts = release.read_config(folder)
+    args, input_args = facts.get("model_args"), facts["pretrained_cfg"]
+    if not isinstance(args, dict):
+        raise FinetunedError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
+    mean, std = (sum(input_args[name]) / len(input_args[name]) for name in ("mean", "std"))
     strange = sorted(set(args) - {*_ENCODER_ARGS, *_POOLING_ARGS})
     if strange:
         raise FinetunedError(f"the encoder in {folder} is built with {strange[0]!r}, which is not supported")
@@ -322,13 +336,13 @@ def _released(folder: Path) -> dict[str, Any]:
         raise FinetunedError(f"the encoder in {folder} takes {args['in_chans']} channels; X-rays have one")
     if "patch_size" not in args:
         raise FinetunedError(f"{folder / CONFIG} does not say the encoder's patch_size")
-    return {"architecture": architecture, "model_args": args, "mean": mean, "std": std}
+    return {"architecture": facts["architecture"], "model_args": args, "mean": mean, "std": std}
 
 
 def _is_spec(file: Path) -> bool:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and facts.get("task") in ("classify", "segment")
 

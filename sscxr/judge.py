@@ -55,7 +55,9 @@ def open_model(folder: str | Path) -> Opened:
     folder = Path(folder)
     model, spec = finetuned.load(folder)
     file = folder / finetuned.SETTINGS
-    settings = configs.loads(file.read_text(encoding="utf-8")) if file.is_file() else configs.load()
+    # Decoded leniently: bytes that are no text make no settings, and are refused as such.
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    settings = configs.loads(text) if file.is_file() else configs.load()
     settings.run.device = "auto"  # the device of another machine is of no use here
     return Opened(folder, model, spec, settings, set_up(settings))
 

@@ -11,6 +11,7 @@ token). The same encoder and card give the same bytes.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,13 +101,38 @@ def load_encoder(folder: str | Path) -> nn.Module:
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(f"{folder} is no released encoder: it has no {' and no '.join(absent)}")
+    read_config(folder)
     try:
         with torch.random.fork_rng(devices=[]):
             encoder = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ReleaseError(f"timm cannot load the encoder in {folder}: {reason}") from None
+    bad = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ReleaseError(f"the encoder in {folder} is of no use: {bad[0]} holds NaN or Inf")
     return encoder.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, as far as we read it in the form that `write_encoder` gives it.
+
+    Raises:
+        ReleaseError: another form, whoever wrote it.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = config["pretrained_cfg"]
+        means, stds = ([float(value) for value in about[name]] for name in ("mean", "std"))
+        sizes = [int(side) for side in about["input_size"]]
+        well = isinstance(config["architecture"], str) and isinstance(config.get("sscxr", {}), dict)
+        well &= all(map(math.isfinite, means)) and all(0 < value < math.inf for value in stds)
+        well &= bool(means) and bool(stds) and len(sizes) == 3
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder ({error!r})") from None
+    if not well:
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder")
+    return cast(dict[str, Any], config)
 
 
 def publish(
@@ -163,7 +189,7 @@ def publish(
 
 def input_norm(folder: str | Path) -> tuple[float, float]:
     """Mean and standard deviation, in grey levels 0..1, that a released encoder's input is normalised by."""
-    config = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
+    config = read_config(Path(folder))["pretrained_cfg"]
     return float(config["mean"][0]), float(config["std"][0])
 
 
@@ -201,8 +227,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         ReleaseError, SigningError: see `load_encoder`.
     """
     folder = Path(folder).resolve()
-    encoder = load_encoder(folder)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    encoder, config = load_encoder(folder), read_config(folder)
     ours = config.get("sscxr", {})
     mean, std = input_norm(folder)
     has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
@@ -213,7 +238,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "architecture": config["architecture"],
         "blocks": len(cast(Any, encoder).blocks),
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "features": config["num_features"],
+        "features": cast(Any, encoder).num_features,
         "patch_size": cast(Any, encoder).patch_embed.patch_size[0],
         "input": "x".join(map(str, config["pretrained_cfg"]["input_size"])),
         "mean": mean,

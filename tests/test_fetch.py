@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 from releases import Site, a_run, encoder, key_files, served
 
 import sscxr
 from sscxr import cli, download, fetch, release, signing
-from sscxr.download import FetchError
+from sscxr.download import FetchError, Server
 from sscxr.errors import SscxrError
 from sscxr.signing import SigningError
 
@@ -229,12 +230,29 @@ def test_more_bytes_than_allowed_are_refused(site: Site, cache: Path) -> None:
         ("file:///etc/", "from http to file, which is refused"),
         ("ftp://127.0.0.1/", "from http to ftp, which is refused"),
         ("{url}/", "redirected more than 5 times"),
+        ("http://[", "redirected to an address that cannot be"),
     ],
 )
 def test_redirects_that_are_refused(site: Site, target: str, says: str) -> None:
     site.redirect = target.format(url=site.url)
     with pytest.raises(FetchError, match=says):
         fetch.pull(site.url)
+
+
+@pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "many"])
+def test_a_length_that_is_no_number_is_unknown(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    opened = Server._open
+
+    def told(server: Server, name: str, start: int) -> requests.Response:
+        response = opened(server, name, start)
+        response.headers["Content-Length"] = length
+        return response
+
+    monkeypatch.setattr(Server, "_open", told)
+    Server(site.url).fetch(tmp_path / release.CONFIG, 10**6, lambda name, done, total: None)
+    assert (tmp_path / release.CONFIG).read_bytes() == (site.folder / release.CONFIG).read_bytes()
 
 
 def test_a_redirect_to_another_server_is_followed(site: Site, published: Path) -> None:

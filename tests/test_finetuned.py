@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import finetunings
 import pytest
@@ -222,6 +223,26 @@ def test_what_is_no_model(tmp_path: Path, encoder: Path) -> None:
         finetuned.load(tmp_path / "nowhere")
     with pytest.raises(FinetunedError, match="is an encoder, not a fine-tuned model"):
         finetuned.load(encoder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("architecture", 5),
+        ("model_args", {"img_size": 32, "patch_size": 0}),
+        ("mean", "grey"),
+        ("std", 0),
+        ("std", float("nan")),
+        ("labels", []),
+        ("labels", "pneumonia"),
+        ("labels", [1]),
+    ],
+)
+def test_a_config_of_another_form_is_one_clear_line(written: Path, part: str, value: Any) -> None:
+    facts = json.loads((written / finetuned.CONFIG).read_text())
+    (written / finetuned.CONFIG).write_text(json.dumps(facts | {part: value}))
+    with pytest.raises(FinetunedError, match="does not describe a fine-tuned model"):
+        finetuned.load(written)
 
 
 def test_only_a_fine_tuned_model_is_written_over_and_only_when_asked(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
+import safetensors.torch
 import timm
 import torch
 from releases import NAME, SIZES, a_card, a_run, encoder, key_files, write
@@ -110,6 +110,60 @@ def test_a_truncated_release_is_one_line(tmp_path: Path) -> None:
     weights = folder / release.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(release.ReleaseError, match="cannot load") as error:
+        release.load_encoder(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("architecture", 5),
+        ("sscxr", "1.0"),
+        ("pretrained_cfg", "none"),
+        ("mean", []),
+        ("mean", ["grey"]),
+        ("mean", [float("nan")]),
+        ("std", [0]),
+        ("input_size", None),
+    ],
+)
+def test_a_config_of_another_form_is_one_line(tmp_path: Path, part: str, value: Any) -> None:
+    folder = write(tmp_path / "encoder")
+    config = json.loads((folder / release.CONFIG).read_text())
+    (config["pretrained_cfg"] if part in ("mean", "std", "input_size") else config)[part] = value
+    (folder / release.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(release.ReleaseError, match="is not that of a released encoder"):
+        release.facts(folder)
+
+
+def test_a_config_that_no_parser_ends_is_one_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "encoder")
+    (folder / release.CONFIG).write_text("[" * 100_000)
+    with pytest.raises(release.ReleaseError, match="is not that of a released encoder"):
+        release.load_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("evil", torch.zeros(2), "Unexpected key"),
+        ("norm.weight", None, "Missing key"),
+        ("norm.weight", torch.zeros(5), "size mismatch"),
+        ("norm.weight", torch.full((192,), torch.nan), "norm.weight holds NaN or Inf"),
+    ],
+)
+def test_weights_that_are_not_the_encoders_are_refused(
+    tmp_path: Path, name: str, tensor: torch.Tensor | None, says: str
+) -> None:
+    folder = write(tmp_path / "encoder")
+    state = safetensors.torch.load_file(folder / release.WEIGHTS)
+    state = {key: value for key, value in state.items() if key != name}
+    safetensors.torch.save_file(
+        state | ({} if tensor is None else {name: tensor}),
+        folder / release.WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(release.ReleaseError, match=says) as error:
         release.load_encoder(folder)
     assert "\n" not in str(error.value)
 
