@@ -152,10 +152,16 @@ class Server:
                 raise FetchError(
                     f"{_without_password(url)}: not a trusted server: {_reason(error)}"
                 ) from None
+            except requests.RequestException:
+                raise
+            except ValueError as error:  # requests looks ahead to where it would be sent
+                raise FetchError(
+                    f"{_without_password(url)}: redirected to an address that cannot be: {error}"
+                ) from None
             if not response.is_redirect:
                 return response
             response.close()
-            target = _joined(url, response.headers["Location"])
+            target = urljoin(url, response.headers["Location"])
             before, after = _split(url).scheme, _split(target).scheme
             if after not in _SCHEMES or (before, after) == ("https", "http"):
                 raise FetchError(
@@ -193,15 +199,6 @@ def _continues(response: requests.Response, start: int) -> bool:
     told = response.headers.get("Content-Range", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
     return response.status_code == 206 and told.startswith(f"bytes {start}-") and not encoded
-
-
-def _joined(url: str, location: str) -> str:
-    try:
-        return urljoin(url, location)
-    except ValueError as error:
-        raise FetchError(
-            f"{_without_password(url)}: redirected to an address that cannot be: {error}"
-        ) from None
 
 
 def _split(url: str) -> SplitResult:

@@ -55,9 +55,8 @@ def open_model(folder: str | Path) -> Opened:
     folder = Path(folder)
     model, spec = finetuned.load(folder)
     file = folder / finetuned.SETTINGS
-    # Decoded leniently: bytes that are no text make no settings, and are refused as such.
-    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    settings = configs.loads(text) if file.is_file() else configs.load()
+    # As a recipe: a setting that a later sscxr has added is at its default.
+    settings = configs.load(file) if file.is_file() else configs.load()
     settings.run.device = "auto"  # the device of another machine is of no use here
     return Opened(folder, model, spec, settings, set_up(settings))
 

@@ -87,6 +87,11 @@ def test_a_model_that_does_not_say_whom_it_learned_from(cache: Cache, tmp_path: 
     assert judge.evaluate(model, cache.folder, held_out=True).notes == []
 
 
+def test_settings_of_an_earlier_sscxr_are_enough(cache: Cache, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", **{finetuned.SETTINGS: "probe:\n  resamples: 50\n"})
+    assert judge.evaluate(model, cache.folder).figures["n"] > 0
+
+
 def test_poor_labels_are_noted(cache: Cache, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", labels=["pneumonia", "covid19", "oedema"])
     judged = judge.evaluate(model, cache.folder)
