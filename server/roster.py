@@ -20,7 +20,7 @@ from sscxr.wire import WireError
 
 _LOOK = 0.5  # seconds between looks for new nodes
 _ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
-_HELLO_TIME = 60.0  # seconds a site has to say who it is
+_HELLO_TIME = 120.0  # seconds a site has to say who it is; a busy machine takes a minute to start its client
 
 
 class Roster:
