@@ -15,6 +15,7 @@ from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS
 from sscxr.figures import COLOURS
 
 MAX_DRAWN = 80  # sites; more do not read
+MAX_FIGURES = 32  # sites, above which colour alone tells
 MOST_SOURCES = len(COLOURS)
 
 
@@ -119,7 +120,7 @@ def _draw_labels(axes: "matplotlib.axes.Axes", counts: pd.DataFrame, labels: Seq
     shares = np.where(known > 0, present / np.maximum(known, 1), np.nan)
     axes.set_facecolor("#dddddd")  # where nothing is known
     shown = axes.imshow(shares, aspect="auto", vmin=0, vmax=1, cmap="Blues")
-    for row, column in np.ndindex(shares.shape):
+    for row, column in np.ndindex(shares.shape) if len(shares) <= MAX_FIGURES else ():
         if np.isfinite(shares[row, column]):
             dark = shares[row, column] > 0.6
             axes.text(

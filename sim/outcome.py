@@ -56,6 +56,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
     _print_sites(out, console)
     _print_scores(scores, console)
+    console.print(f"sites    {out / 'holdings.png'}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
     if stages.shares_head(config):
@@ -92,6 +93,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
+    console.print(f"sites    {out / 'holdings.png'}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
 

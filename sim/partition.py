@@ -77,10 +77,12 @@ def gathered(
         training: bool [N], which rows may be trained on.
         sources: in the order they were listed.
     """
-    order = np.lexsort((index["group"].to_numpy(dtype=str), index["split"].to_numpy(dtype=np.float64)))
-    index, training = index.iloc[order], training[order]
-    found, names = pd.factorize(index["group"])
-    codes: npt.NDArray[np.int64] = np.asarray(found, dtype=np.int64)
+    found, seen = pd.factorize(index["group"])
+    first = np.unique(found, return_index=True)[1]
+    order = np.lexsort((np.asarray(seen, dtype=str), index["split"].to_numpy(dtype=np.float64)[first]))
+    rank = np.empty(len(seen), dtype=np.int64)
+    rank[order] = np.arange(len(seen))
+    codes, names = rank[found], np.asarray(seen, dtype=str)[order]
     values = apart(index, by)
     known = [*dict.fromkeys([*(sources if by == "source" else ()), *sorted(set(values))])]
     numbers = {value: place for place, value in enumerate(known)}
@@ -92,7 +94,7 @@ def gathered(
         home = _commonest(codes, places, len(known))
     kinds = _kinds(index, label)
     return Groups(
-        names=np.asarray(names, dtype=str),
+        names=names,
         images=np.bincount(codes, minlength=len(names)).astype(np.int64),
         training=np.bincount(codes, weights=training, minlength=len(names)).astype(np.int64),
         source=np.asarray(known, dtype=str)[home] if len(names) else np.array([], dtype=str),

@@ -79,7 +79,7 @@ class Canaries:
 
     Attributes:
         places: token -> file and field. A date as YYYYMMDD, a time and a number without their points.
-        kept: those that a cache keeps by design: a manifest's names of sources, licences and labels.
+        kept: those that a cache keeps by design: a manifest's names of sources, hospitals, licences and labels.
         hashes: salted hashes of images, patients and files, and plain ones of identifiers: their first 16 digits.
     """
 
@@ -333,6 +333,8 @@ def _row(
         "study_date",
         "finding_text",
         "site",
+        "split",
+        "public_id",
     )
     return {
         "file": str(file.relative_to(top)),
@@ -346,6 +348,7 @@ def _row(
         else row["label"],
         "source": canaries.keep(canaries.text(f"{place} source")) if place.endswith("0") else "",
         "licence": canaries.keep(canaries.text(f"{place} licence")) if place.endswith("0") else "",
+        "hospital": canaries.keep(canaries.text(f"{place} hospital")) if place.endswith("0") else "",
         "mask": named,
     } | {name: canaries.text(f"{place} {name}") for name in free}
 

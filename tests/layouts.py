@@ -369,9 +369,9 @@ def covidx(root: Path) -> Truth:
     }
     lists: dict[str, list[str]] = {"train": [], "test": []}
     for source, kind, images in (
-        ("sirm", "COVID-19", 26),
-        ("actmed", "normal", 24),
-        ("rsna", "pneumonia", 24),
+        ("sirm", "COVID-19", 36),
+        ("actmed", "normal", 30),
+        ("rsna", "pneumonia", 30),
     ):
         for number in range(images):
             part = "test" if number >= images - 2 else "train"

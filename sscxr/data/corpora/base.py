@@ -170,7 +170,7 @@ def from_torchxrayvision(name: str) -> Path | None:
 def read_csv(
     path: Path, columns: Iterable[str], *, optional: Iterable[str] = (), header: int = 0
 ) -> pd.DataFrame:
-    """Some columns of a table as text, cells stripped.
+    """Some columns of a table as text, blanks before a cell left out.
 
     Raises:
         CorpusError: no readable table, or a column that is not there.
@@ -185,6 +185,7 @@ def read_csv(
             keep_default_na=False,
             encoding="utf-8-sig",
             header=header,
+            skipinitialspace=True,
         )
         table.columns = table.columns.str.strip()
         missing = [name for name in needed if name not in table.columns]
@@ -200,7 +201,7 @@ def read_csv(
         raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
     if table.empty:
         raise CorpusError(f"{path}: no rows below the header")
-    return pd.DataFrame({name: table[name].fillna("").str.strip() for name in table.columns})
+    return table.fillna("")  # of rows that are too short
 
 
 def lines(path: Path) -> list[str]:

@@ -1,0 +1,116 @@
+"""`python -m sim.plan nih:/data/nih --clients 64 --out PLAN`: who would hold what, before any image is opened.
+
+Corpora are listed from their tables and cut into virtual sites as a simulation would; `PLAN/partition.csv` goes to
+`python -m sim.run --partition`. Patients that only their pixels show to be one, in two corpora, are not known yet:
+they go whole to one site when the file is read.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import click
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+
+from sim import sites
+from sim.partition import gathered, partition
+from sscxr import config as configs
+from sscxr.config import Config, ConfigError
+from sscxr.data import corpora, groups
+from sscxr.data.cache import LATERAL_VIEWS
+from sscxr.data.corpora import Found
+from sscxr.errors import SscxrError
+
+
+def index(found: Sequence[Found], *, train_on_test: bool = False) -> pd.DataFrame:
+    """What the index of a cache of these corpora would say, as far as their tables do.
+
+    Args:
+        found: the corpora, in the order they were listed.
+        train_on_test: as `prepare` has it.
+    """
+    parts = []
+    for one in found:
+        table = one.table
+        part = table[["view", "sex", "age_band", "licence", "hospital", *one.labels]].copy()
+        part["source"], part["public_id"], part["image"] = one.corpus.name, table["image"], table["image"]
+        part["published"], part["to_test"] = table["split"], table["held_out"] & (not train_on_test)
+        own = f"{one.corpus.name}/" + table["image"]
+        part["group"] = table["patient_id"].where(table["patient_id"] != "", own)
+        parts.append(part)
+    whole = pd.concat(parts, ignore_index=True)
+    codes, names = pd.factorize(whole["group"])
+    places = np.array([float(groups.place(name)) for name in names])
+    tested = np.zeros(len(names), dtype=bool)
+    tested[codes[whole.pop("to_test").to_numpy(dtype=bool)]] = True
+    whole["split"] = np.where(tested, places - 1, places)[codes]
+    return whole
+
+
+def plan(config: Config, data: Sequence[Path], clients: int, out: Path, *, absent: bool) -> list[str]:
+    """Write `out/partition.csv`, `holdings.csv`, `holdings.png`, `notes.json`; lines to print.
+
+    Raises:
+        CorpusError, PartitionError: one line that says what is wrong.
+    """
+    found = []
+    for given in data:
+        of_corpus = corpora.named(given)
+        if of_corpus is None:
+            raise ConfigError(f"{given}: a plan is made of corpora (NAME:FOLDER); `sscxr corpora` lists them")
+        found.append(corpora.find(*of_corpus, uncertain=config.sim.uncertain, absent=absent))
+    lines = [line for one in found for line in one.warnings]
+    table = index(found, train_on_test=config.sim.train_on_test)
+    if not config.data.laterals:
+        table = table[~table["view"].isin(LATERAL_VIEWS)].reset_index(drop=True)
+    held_out = table["split"].to_numpy() < config.data.test_share
+    settings = config.sim
+    cut = gathered(table, ~held_out, [one.corpus.name for one in found], by=settings.by, label=settings.label)
+    parts = partition(
+        cut,
+        settings.partition,
+        clients,
+        alpha=settings.alpha,
+        minimum=config.privacy.min_cell,
+        seed=config.run.seed,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    lines += sites.describe(table, held_out, out, parts, [])
+    count = f"{len(table):,} images of {len(cut.names):,} patients at {len(parts)} sites"
+    return [*lines, f"{count}: {out / 'partition.csv'}, {out / 'holdings.png'}"]
+
+
+def main(
+    data: Annotated[list[str], typer.Argument(metavar="NAME:FOLDER... [KEY=VALUE]...")],
+    clients: Annotated[int, typer.Option(help="Virtual sites.", min=1)] = 8,
+    partition_name: Annotated[str | None, typer.Option("--partition", help="As of sim.run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="run.seed")] = None,
+    out: Annotated[Path, typer.Option(help="The plan's folder.")] = Path("runs/plan"),
+    absent: Annotated[
+        bool, typer.Option("--absent", help="Deal images that are not downloaded yet, too.")
+    ] = False,
+) -> None:
+    """Cut public corpora into virtual sites from their tables alone, and show who would hold what."""
+    overrides = [item for item in data if "=" in item]
+    overrides += [f"sim.partition={partition_name}"] if partition_name else []
+    overrides += [f"run.seed={seed}"] if seed is not None else []
+    config = configs.load("default", overrides)
+    paths = [Path(item) for item in data if "=" not in item]
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False)
+    for line in plan(config, paths, clients, out, absent=absent):
+        console.print(line, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    command.command()(main)
+    try:
+        sys.exit(command(standalone_mode=False))
+    except click.ClickException as error:
+        sys.exit(f"error: {error.format_message()}")
+    except SscxrError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
