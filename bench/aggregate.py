@@ -1,22 +1,26 @@
-"""Seconds and peak memory of folding the replies of N sites into the global encoder.
+"""Seconds and peak memory of folding the replies of N sites into the global encoder, beside Flower's own FedAvg.
 
-    python bench/aggregate.py --sites 64 --codec fp16 --json aggregate.json
+    python bench/aggregate.py --sites 4,8,16,64,256 --codec fp32,fp16,int8 --flower --json aggregate.json
 
 The replies are encoded as a site encodes them, made one at a time as a Grid yields them, and go through the
-very check and fold of `server/rounds.py`. Peak memory is the process's, less what it held before the first
-reply; the encoder is that of configs/sscxr.yaml (ViT-S/16) unless told otherwise.
+very check and fold of `server/rounds.py`. `--flower` hands the same updates, as fp32 or fp16 arrays, to
+`flwr.serverapp.strategy.FedAvg`, which takes them all at once (it has no int8). Each line is a process of its own.
+Peak memory is the process's, less what it held before the first reply; the encoder is that of configs/sscxr.yaml
+(ViT-S/16) unless told otherwise; seconds are of the processor, on one thread.
 """
 
 import argparse
 import json
 import resource
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.aggregate import server_optimiser
@@ -24,6 +28,9 @@ from server.fold import ARRAYS, RECORD, Fold, to_arrays
 from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.training.pretrain import build_encoder
+
+_DRAWN = 4  # different updates; a site's is one of them
+Encoder = dict[str, torch.Tensor]
 
 
 def peak_mb() -> float:
@@ -33,47 +40,69 @@ def peak_mb() -> float:
 
 
 def replies(
-    encoder: dict[str, torch.Tensor], sites: int, codec: str, fingerprint: str
-) -> Iterator[tuple[str, Message]]:
-    """One site's reply at a time, an update of a thousandth of the weights' size."""
+    encoder: Encoder, sites: int, codec: str, fingerprint: str
+) -> Iterator[tuple[str, int, Callable[[], Message]]]:
+    """One site at a time: its name, its images, and what gives its reply, an update of 1e-3 in every weight."""
     question = Message(RecordDict(), 1, "train", group_id="0")
-    for number in range(sites):
+    drawn = []
+    for number in range(min(sites, _DRAWN)):
         source = torch.Generator().manual_seed(number)
         update = {name: 1e-3 * torch.randn(t.shape, generator=source) for name, t in encoder.items()}
-        site = f"site-{number}"
-        said = wire.TrainReply(
-            site=site,
-            round=0,
-            attempt=0,
-            fingerprint=fingerprint,
-            images=1000 + number,
-            steps=1,
-            loss=1.0,
-            seconds=1.0,
-            state="new",
-        )
+        drawn.append(codecs.encode(update, codec, source))
+    for number in range(sites):
+        site, images = f"site-{number}", 1000 + number
+        said = wire.TrainReply(site, 0, 0, fingerprint, images, 1, 1.0, 1.0, "new")
         content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(said)))})
-        content[ARRAYS] = to_arrays(codecs.encode(update, codec, source))
-        yield site, Message(content, reply_to=question)
+
+        def reply(content: RecordDict = content, number: int = number) -> Message:
+            content[ARRAYS] = to_arrays(drawn[number % _DRAWN])
+            return Message(content, reply_to=question)
+
+        yield site, images, reply
 
 
-def measure(sites: int, codec: str, recipe: str, overrides: list[str]) -> dict[str, object]:
-    """Fold `sites` replies and step once."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
-    config = configs.load(recipe, [f"federation.uplink={codec}", *overrides])
-    encoder = {name: tensor.detach() for name, tensor in build_encoder(config).state_dict().items()}
+def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[float, float]:
+    """Fold the replies and step once: seconds, and the peak before the first one."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
-    before, seconds = peak_mb(), 0.0
     fold = Fold(config.federation, encoder, fingerprint, round_number=0, attempt=0)
-    for site, reply in replies(encoder, sites, codec, fingerprint):
-        began = perf_counter()
+    seconds, before = 0.0, 0.0
+    for site, _, make in replies(encoder, sites, codec, fingerprint):
+        before = before or peak_mb()
+        reply = make()
+        began = process_time()
         row = fold.add(site, reply)
-        seconds += perf_counter() - began
+        seconds += process_time() - began
         assert row.outcome == "folded", row.reason
-    began = perf_counter()
+    began = process_time()
     server_optimiser(config.federation.server).step(encoder, fold.total.mean())
-    seconds += perf_counter() - began
+    return seconds + process_time() - began, before
+
+
+def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[float, float]:
+    """Hand the same replies to Flower's FedAvg: seconds, and the peak before the first one."""
+    strategy, all_of_them, before = FedAvg(weighted_by_key="num-examples"), [], 0.0
+    for _, images, make in replies(encoder, sites, codec, ""):
+        before = before or peak_mb()
+        reply = make()
+        content = RecordDict({ARRAYS: reply.content[ARRAYS]})
+        content["metrics"] = MetricRecord({"num-examples": images})
+        reply.content = content
+        all_of_them.append(reply)
+    began = process_time()
+    found, _ = strategy.aggregate_train(1, all_of_them)
+    assert found is not None
+    return process_time() - began, before
+
+
+def measure(sites: int, codec: str, config: configs.Config, *, flower: bool) -> dict[str, object]:
+    """One line of the table."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
+    torch.set_num_threads(1)
+    config.federation.uplink = codec
+    encoder = {name: tensor.detach() for name, tensor in build_encoder(config).state_dict().items()}
+    seconds, before = (flowers if flower else ours)(sites, codec, config, encoder)
     return {
+        "by": "flower" if flower else "sscxr",
         "sites": sites,
         "codec": codec,
         "model": config.encoder.name,
@@ -84,21 +113,41 @@ def measure(sites: int, codec: str, recipe: str, overrides: list[str]) -> dict[s
     }
 
 
+def _jobs(given: argparse.Namespace) -> Iterator[tuple[int, str, bool]]:
+    for codec in given.codec.split(","):
+        for sites in given.sites.split(","):
+            yield int(sites), codec, False
+            if given.flower and codec != "int8" and int(sites) <= given.flower_most:
+                yield int(sites), codec, True
+
+
 def main() -> None:
-    """Print a line and write JSON."""
+    """Print a line a measurement and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sites", type=int, default=8)
-    parser.add_argument("--codec", choices=list(codecs.CODECS), default="fp16")
+    parser.add_argument("--sites", default="8", help="how many; several, separated by commas")
+    parser.add_argument("--codec", default="fp16", help="or several, separated by commas")
+    parser.add_argument("--flower", action="store_true", help="also Flower's FedAvg, on the same replies")
+    parser.add_argument("--flower-most", type=int, default=64, help="sites; more do not fit into memory")
     parser.add_argument("--config", default="sscxr", help="the recipe whose encoder is folded")
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
-    found = measure(given.sites, given.codec, given.config, given.overrides)
-    print("  ".join(f"{name} {value}" for name, value in found.items()))
+    if given.one:
+        sites, codec, flower = json.loads(given.one)
+        config = configs.load(given.config, given.overrides)
+        print(json.dumps(measure(sites, codec, config, flower=flower)))
+        return
+    found = []
+    for job in _jobs(given):
+        command = [sys.executable, "-W", "ignore", *sys.argv, "--one", json.dumps(job)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print("  ".join(f"{name} {value}" for name, value in found[-1].items()), flush=True)
     if given.json:
-        Path(given.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -132,11 +132,13 @@ def _begin(
         the training; whether the state was kept, is new or was lost; the encoder as decoded; what of the last
         folded update did not arrive.
     """
-    training = stages.site_training(config, set_up(config), site.cache, rows)
-    arrays = {name: array.numpy() for name, array in message.content.array_records[ARRAYS].items()}
+    tensors, state = site.store.load(task.run, task.base)
+    training = stages.site_training(config, set_up(config), site.cache, rows, blank=tensors is not None)
+    arrays = {
+        name: codecs.read_npy(array.data) for name, array in message.content.array_records[ARRAYS].items()
+    }
     received = codecs.decode(arrays, config.federation.downlink, training.parts.shared())
     training.parts.load_shared(received)
-    tensors, state = site.store.load(task.run, task.base)
     if tensors is not None:
         training.load_local(tensors)
     if state == "lost":

@@ -1,5 +1,7 @@
 """`site.yaml`: what this hospital is called, where its files lie, and what it lets a run do here."""
 
+import copy
+import functools
 import os
 import resource
 from dataclasses import dataclass, field
@@ -74,8 +76,27 @@ def read_settings(file: Path) -> SiteSettings:
     Raises:
         SiteError: unreadable, an unknown key, one that is missing, or a value that cannot be used.
     """
+    settings = copy.deepcopy(_parsed(file, _content(file)))
+    for name in _PATHS:
+        value = getattr(settings, name)
+        if value:
+            setattr(settings, name, str(file.parent / value))
+    return settings
+
+
+def _content(file: Path) -> str:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.load(file))
+        return file.read_text()
+    except OSError as error:
+        raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
+    except UnicodeDecodeError as error:
+        raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
+
+
+@functools.lru_cache(maxsize=512)  # a simulation's sites are read at every message
+def _parsed(file: Path, text: str) -> SiteSettings:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.create(text))
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise SiteError("settings", f"{file}: no value for {', '.join(missing)}")
@@ -85,7 +106,7 @@ def read_settings(file: Path) -> SiteSettings:
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
         raise SiteError("settings", f"{file}: {key}{str(error).splitlines()[0]}") from None
-    except (OSError, wire.WireError) as error:
+    except wire.WireError as error:
         raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
     except SiteError:
         raise
@@ -93,10 +114,6 @@ def read_settings(file: Path) -> SiteSettings:
         raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
     if problem:
         raise SiteError("settings", f"{file}: {problem}")
-    for name in _PATHS:
-        value = getattr(settings, name)
-        if value:
-            setattr(settings, name, str(file.parent / value))
     return settings
 
 

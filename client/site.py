@@ -5,26 +5,31 @@ the optimiser's moments, in one generation a try at a round. The server names th
 last one whose update it folded; later ones are traces of work that did not count, and are deleted.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
-from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+from sscxr.data.cache import COMMIT, LABEL_PREFIX, NEXT, Cache, CacheError, open_cache
 from sscxr.files import settle, write_atomically
 from sscxr.training import stages
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Rows = npt.NDArray[np.int64]
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
@@ -48,7 +53,7 @@ class Site:
         """
         self.name, self.settings = settings.name, settings
         try:
-            self.cache: Cache = open_cache(settings.cache)
+            self.cache: Cache = _opened(settings.cache, _stamps(Path(settings.cache)))
         except CacheError as error:
             raise SiteError("cache", str(error)) from None
         self._mine = np.ones(len(self.cache), dtype=bool)
@@ -130,9 +135,76 @@ class Site:
         return wire.counts_to_json(tables, self.min_cell(config))
 
 
+@functools.lru_cache(maxsize=4)  # a simulation's sites share one, message after message
+def _opened(folder: str, stamps: tuple[object, ...]) -> Cache:
+    """A cache as long as its files are the same; nobody writes to what is shared so."""
+    return open_cache(folder)
+
+
+def _stamps(folder: Path) -> tuple[object, ...]:
+    """What tells one state of a cache's files from the next, without reading them."""
+    found: list[object] = [(folder / NEXT / COMMIT).exists()]
+    for name in ("summary.json", "images.npy", "masks.npy", "index.csv"):
+        try:
+            file = (folder / name).stat()
+            found.append((file.st_ino, file.st_size, file.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
 def _tally(values: "pd.Series[Any]", cells: tuple[str, ...]) -> dict[str, int]:
     known = values.where(values.isin(cells), "unknown").value_counts()
     return {str(cell): int(count) for cell, count in known.items()}
+
+
+class Writes:
+    """Generations on their way to the disk.
+
+    A site's reply says that its state is kept; so by default it is on the disk before `put` returns. The simulation
+    sets `behind`: a state is then written while the next site trains, and the round is not committed before
+    `settle` has returned.
+    """
+
+    behind = False
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._going: tuple[Path, Future[None]] | None = None
+        self._failed: BaseException | None = None
+
+    def put(self, folder: Path, write: Callable[[], None]) -> None:
+        """Let something be written to a folder."""
+        if not self.behind:
+            write()
+            return
+        self._end()  # one at a time: each is several models in memory
+        self._pool = self._pool or ThreadPoolExecutor(max_workers=1)
+        self._going = folder, self._pool.submit(write)
+
+    def wait(self, folder: Path) -> None:
+        """See that nothing more is being written to a folder."""
+        if self._going and self._going[0] == folder:
+            self._end()
+
+    def settle(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            SiteError: something is not, since the last time this was asked.
+        """
+        self._end()
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise SiteError("disk", f"a site's state could not be written: {failed}")
+
+    def _end(self) -> None:
+        if self._going:
+            self._failed = self._going[1].exception() or self._failed
+            self._going = None
+
+
+writes = Writes()
 
 
 class StateStore:
@@ -153,6 +225,7 @@ class StateStore:
         """The tensors of a generation, and whether they were "kept", are "new" (none was named) or "lost"."""
         if not generation:
             return None, "new"
+        writes.wait(self.folder)
         try:
             file = self._file(run, generation)
             tensors = safetensors.torch.load_file(file)
@@ -163,20 +236,25 @@ class StateStore:
         return (tensors, "kept") if digest == _digest(tensors) else (None, "lost")
 
     def save(self, run: str, generation: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a generation, whole or not at all."""
+        """Write a generation, whole or not at all; see `Writes` for when."""
         file = self._file(run, generation)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".tmp")
         whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
-        safetensors.torch.save_file(whole, partial, metadata={"sha256": _digest(whole)})
-        settle(partial, file)
+        writes.put(self.folder, functools.partial(_write, file, whole))
 
     def keep_only(self, run: str, *generations: str) -> None:
         """Delete every generation of a run but those named, and half-written ones; nothing else in the folder."""
+        writes.wait(self.folder)
         for file in (self.folder / wire.check_name(run, "run")).glob("*"):
             ours = _GENERATION.fullmatch(file.name)
             if ours and (file.stem not in generations or file.suffix == ".tmp"):
                 file.unlink(missing_ok=True)
+
+
+def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".tmp")
+    safetensors.torch.save_file(dict(tensors), partial, metadata={"sha256": _digest(tensors)})
+    settle(partial, file)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -184,5 +262,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

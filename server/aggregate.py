@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sscxr import codecs
 from sscxr.config import ConfigError, ServerOptimiserConfig
 from sscxr.errors import SscxrError
 from sscxr.ranges import MAX_TOTAL_WEIGHT
@@ -50,11 +51,14 @@ class WeightedSum:
         if self.weight + weight > MAX_TOTAL_WEIGHT:
             raise FoldError(f"total weight {self.weight + weight} is above {MAX_TOTAL_WEIGHT}")
         for tensor in update.values():
-            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            largest = codecs.size(tensor)
             if not largest <= MAX_ABS:  # NaN too
                 raise FoldError(f"an update's value of size {largest:g} is not within {MAX_ABS:g}")
         for name, total in self._sums.items():
-            total.add_(to_fixed(update[name]), alpha=weight)
+            values, sums = update[name].reshape(-1), total.view(-1)
+            for start in range(0, len(sums), codecs.CHUNK):
+                fixed = to_fixed(values[start : start + codecs.CHUNK])
+                sums[start : start + codecs.CHUNK].add_(fixed, alpha=weight)
         self.weight += weight
         self.updates += 1
 
@@ -76,12 +80,19 @@ class WeightedSum:
         if not self.weight:
             raise FoldError("no update was added")
         scale = math.ldexp(1.0, FRACTION_BITS) * self.weight
-        return {name: (total.double() / scale).float() for name, total in self._sums.items()}
+        found = {name: torch.empty(total.shape) for name, total in self._sums.items()}
+        for name, total in self._sums.items():
+            sums, values = total.view(-1), found[name].view(-1)
+            for start in range(0, len(sums), codecs.CHUNK):
+                part = slice(start, start + codecs.CHUNK)
+                values[part] = sums[part].double().div_(scale)
+        return found
 
 
 def to_fixed(values: Tensor) -> Tensor:
     """fp32 values of size at most `MAX_ABS` as int64 multiples of 2^-32, rounded to nearest."""
-    return values.double().mul_(math.ldexp(1.0, FRACTION_BITS)).round_().to(torch.int64)
+    # A power of two moves the exponent alone, and whole numbers stay whole: fp32 loses nothing on the way.
+    return values.mul(math.ldexp(1.0, FRACTION_BITS)).round_().to(torch.int64)
 
 
 class ServerOptimiser(Protocol):

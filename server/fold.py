@@ -6,8 +6,9 @@ Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a si
 import math
 from collections.abc import Mapping
 
-import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, Message
+from flwr.common.constant import SType
 from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
@@ -68,6 +69,9 @@ class Fold:
         self.losses: dict[str, tuple[float, int]] = {}
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
+        self._update = {
+            name: torch.empty(tensor.shape) for name, tensor in encoder.items()
+        }  # each in its turn
         self._bound = settings.max_update_norm * codecs.norm(encoder)
 
     def add(self, site: str, reply: Message | WireError) -> SiteRow:
@@ -104,7 +108,7 @@ class Fold:
         if site in self.folded:
             raise WireError("a second reply")
         arrays = arrays_of(reply, codecs.layout(self._settings.uplink, self._encoder))
-        update = codecs.decode(arrays, self._settings.uplink, self._encoder)
+        update = codecs.decode(arrays, self._settings.uplink, self._encoder, into=self._update)
         size = codecs.norm(update)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
@@ -180,10 +184,9 @@ def arrays_of(reply: Message, expected: codecs.Layout) -> codecs.Arrays:
         if len(array.data) > math.prod(expected[name][1]) * 8 + 1024:
             raise WireError(f"oversized tensor {name} ({len(array.data)} bytes)")
         try:
-            values = array.numpy()
+            if array.stype != SType.NUMPY:
+                raise ValueError("another serialisation than numpy's")
+            found[name] = codecs.read_npy(array.data)
         except Exception as error:
             raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
-        if not isinstance(values, np.ndarray):  # numpy opens a zip archive as a lazy dictionary
-            raise WireError(f"unreadable tensor {name} (no array)")
-        found[name] = values
     return found

@@ -93,6 +93,11 @@ class Mail:
             if waiting and not heard:
                 sleep(_POLL)
 
+    def settle(self) -> None:
+        """Wait until what the sites keep of a round is on their disks: only a simulation's reply sooner."""
+        if self._in_process:
+            cast(Any, self._grid).settle()
+
     def _pulled(
         self, identifier: str, pulls: dict[str, "_Call"], until: float
     ) -> Iterable[Message | WireError]:

@@ -96,6 +96,7 @@ class Federation:
                 f"{settings.retries + 1} attempts, the quorum is {self.roster.quorum()}; sites.csv says "
                 "why; resume when they are back"
             )
+        self.mail.settle()  # what is committed names the sites' states
         mean = fold.total.mean()
         self.state.encoder = self.optimiser.step(self.state.encoder, mean)
         self.state.optimiser = self.optimiser.state()

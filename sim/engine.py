@@ -25,6 +25,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.site import writes
+
 log = logging.getLogger("sscxr.sim")
 
 _RUN_ID = 1
@@ -74,6 +76,9 @@ class LocalGrid(Grid):
     def _take(self, identifier: str, message: Message) -> None:
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Wait until the sites' states are on the disk."""
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -101,6 +106,14 @@ class InlineGrid(LocalGrid):
             message = self._waiting.pop(identifier, None)
             if message is not None:
                 yield self._client(message, self._contexts[message.metadata.dst_node_id])
+
+    def settle(self) -> None:
+        """Wait until the sites' states are on the disk.
+
+        Raises:
+            SiteError: one could not be written.
+        """
+        writes.settle()
 
 
 class RayGrid(LocalGrid):
@@ -155,8 +168,12 @@ def _run_on(actor: Any, load: Callable[[], ClientApp], message: Message, name: s
 def run_inline(
     server: ServerApp, client: ClientApp, sites: Sequence[Path], run_config: dict[str, Any]
 ) -> None:
-    """Run both apps in this process, sites in turn."""
-    server(InlineGrid(client, sites), _context(0, run_config=run_config))
+    """Run both apps in this process, sites in turn; one's state is written while the next one trains."""
+    writes.behind = True
+    try:
+        server(InlineGrid(client, sites), _context(0, run_config=run_config))
+    finally:
+        writes.behind = False
 
 
 def run_ray(

@@ -15,9 +15,9 @@ from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
 from sscxr.config import Config
-from sscxr.data import phantom
+from sscxr.data import columns, phantom
 from sscxr.data import published as tested
-from sscxr.data.cache import Cache, CacheError, open_cache
+from sscxr.data.cache import Cache, CacheError, open_cache, read_index
 from sscxr.data.prepare import prepare
 
 NOTES = "notes.json"  # what the report and the model card say of the partition
@@ -73,6 +73,7 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
         _write(partial / "masks.npy", caches, [cache.masks for cache in caches])
     index = pd.concat([cache.index for cache in caches], ignore_index=True)
     index.to_csv(partial / "index.csv", index=False)
+    columns.write(partial, read_index(partial))
     sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
     summary = {"format_version": caches[0].summary["format_version"], "sources": sources}
     summary["images"] = sum(len(cache) for cache in caches)

@@ -10,7 +10,9 @@ The two do not get in each other's way. Rounding errs by less than one scale, 1/
 value, for whatever is rounded; so with updates of size at most U what is carried stays below U / 126.
 """
 
+import io
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,6 +22,9 @@ import torch
 from torch import Tensor
 
 from sscxr.wire import WireError
+
+# Of arrays that lie in a message: nothing here writes to them.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 Arrays = dict[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
@@ -35,6 +40,8 @@ CODECS: Final[dict[str, np.dtype[Any]]] = {
 DOWN: Final[tuple[str, ...]] = ("fp32", "fp16")
 
 SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
+CHUNK: Final = 1 << 17  # values converted at a time: what lies between stays in the processor's cache
+_HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LEVELS = 127
 _MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 of it far below fp32's end
 _MIN_SCALE = float(np.finfo(np.float32).tiny)  # below, division loses its precision; 0 is sent
@@ -68,7 +75,7 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
     arrays: Arrays = {}
     for name in sorted(tensors):  # the generator's numbers do not depend on the order given
         tensor = tensors[name].detach().cpu()
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        largest = size(tensor)
         if not math.isfinite(largest):
             raise WireError(f"{name} has NaN or infinity")
         if largest > _limit(codec):
@@ -79,15 +86,40 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
             values, scales = _quantise(tensor.float(), generator)
             arrays[name], arrays[name + SCALE] = values.numpy(), scales.numpy()
         else:
-            arrays[name] = np.ascontiguousarray(tensor.numpy(), dtype=dtypes[name][0])
+            # torch converts several times faster than numpy, to the same bits.
+            values = tensor.to(torch.float16 if codec == "fp16" else torch.float32)
+            arrays[name] = np.ascontiguousarray(values.numpy(), dtype=dtypes[name][0])
     return arrays
 
 
-def decode(arrays: Mapping[str, npt.NDArray[Any]], codec: str, like: Mapping[str, Tensor]) -> Tensors:
+def read_npy(data: bytes) -> npt.NDArray[Any]:
+    """An array in numpy's file format, which Flower's messages have, where it lies: read only, nothing copied.
+
+    Raises:
+        ValueError: anything else, objects too.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"numpy file version {version}")
+    shape, fortran, dtype = _HEADERS[version](stream)
+    if dtype.hasobject or not all(side >= 0 for side in shape):
+        raise ValueError("objects, or a shape that is none")
+    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def decode(
+    arrays: Mapping[str, npt.NDArray[Any]],
+    codec: str,
+    like: Mapping[str, Tensor],
+    into: Tensors | None = None,
+) -> Tensors:
     """Arrays as fp32 tensors, all finite, after every check that does not need their use.
 
     Args:
         like: tensors whose names and shapes the decoded ones must have.
+        into: contiguous fp32 tensors of those, to be written over; fresh memory costs more than the decoding.
 
     Raises:
         WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity, a value or a scale
@@ -106,17 +138,21 @@ def decode(arrays: Mapping[str, npt.NDArray[Any]], codec: str, like: Mapping[str
             raise WireError(f"wrong dtype {values.dtype.name} of {name}, expected {dtype}")
         if values.shape != shape:
             raise WireError(f"wrong shape {values.shape} of {name}, expected {shape}")
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        if values.dtype.kind == "f" and not math.isfinite(size(_tensor(values))):
             raise WireError(f"NaN or infinity in {name}")
-    if codec != "int8":
-        return {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in like}
-    for name in like:
+    for name in like if codec == "int8" else ():
         values, scales = arrays[name], arrays[name + SCALE]
         if values.size and int(values.min()) < -_LEVELS:
             raise WireError(f"values of {name} out of range (below {-_LEVELS})")
         if not ((scales >= 0) & (scales <= _MAX_SCALE)).all():
             raise WireError(f"scale of {name} out of range (0 to {_MAX_SCALE:g})")
-    return {name: _dequantise(_tensor(arrays[name]), _tensor(arrays[name + SCALE])) for name in like}
+    decoded = into or {name: torch.empty(tensor.shape) for name, tensor in like.items()}
+    for name in like:
+        if codec == "int8":
+            _dequantise(_tensor(arrays[name]), _tensor(arrays[name + SCALE]), decoded[name])
+        else:
+            decoded[name].copy_(_tensor(arrays[name]))
+    return decoded
 
 
 def encode_update(
@@ -146,8 +182,22 @@ def encode_update(
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """The L2 norm over all tensors together."""
-    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+    """The L2 norm over all tensors together, summed in fp64."""
+    squares = []
+    for tensor in tensors.values():
+        flat = tensor.detach().reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            values = flat[start : start + CHUNK].double()
+            squares.append(float(torch.dot(values, values)))
+    return math.sqrt(math.fsum(squares))
+
+
+def size(tensor: Tensor) -> float:
+    """The largest size of a value, NaN where one is; 0 of an empty tensor. One pass, nothing copied."""
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return max(abs(float(low)), abs(float(high)))
 
 
 def payload_bytes(codec: str, like: Mapping[str, Tensor]) -> int:
@@ -171,10 +221,10 @@ def _quantise(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     return whole.reshape(values.shape), scales
 
 
-def _dequantise(values: Tensor, scales: Tensor) -> Tensor:
+def _dequantise(values: Tensor, scales: Tensor, into: Tensor) -> None:
     """int8 values times the scales [channels], fp32; both ends of the wire compute it, to the same bits."""
-    rows = values.float().reshape(len(scales), -1)
-    return (rows * scales[:, None]).reshape(values.shape)
+    rows = values.reshape(len(scales), -1)
+    torch.mul(rows, scales[:, None], out=into.view(len(scales), -1))
 
 
 def _channels(tensor: Tensor) -> int:

@@ -298,3 +298,36 @@ def test_a_vit_s_takes_no_more_megabytes_than_promised(codec: str, most: int) ->
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     serialised = sum(len(array.data) for array in record.values())
     assert values < serialised <= most * 10**6
+
+
+# ---- faster forms, compared to the plain ones
+
+
+def test_every_fp16_value_is_as_numpy_converts_it() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)]
+    near = np.nextafter(every.astype(np.float32), np.float32(np.inf))  # and what has to be rounded
+    between = (every[:-1].astype(np.float32) + every[1:].astype(np.float32)) / 2
+    for values in (every.astype(np.float32), near, between):
+        values = values[np.abs(values) <= 65504]
+        sent = codecs.encode({"a": torch.from_numpy(values)}, "fp16")["a"]
+        assert sent.tobytes() == values.astype(np.float16).tobytes()
+        arrived = codecs.decode({"a": sent}, "fp16", {"a": torch.from_numpy(values)})["a"]
+        assert arrived.numpy().tobytes() == sent.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_largest_size_is_that_of_the_plain_form(dtype: torch.dtype) -> None:
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert codecs.size(values) == float(values.abs().max())
+    assert codecs.size(-values.abs()) == float(values.abs().max())
+    assert codecs.size(values[:0]) == 0
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        values[777] = bad
+        assert not math.isfinite(codecs.size(values))
+
+
+def test_the_norm_is_that_of_the_plain_form() -> None:
+    values = {"a": torch.randn(3, codecs.CHUNK), "b": torch.randn(7), "c": torch.zeros(0)}
+    plain = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in values.values()))
+    assert codecs.norm(values) == pytest.approx(plain, rel=1e-12)

@@ -5,6 +5,7 @@ A cache is a folder:
     images.npy      uint8 [N, S, S], grey, upright, padded to a square, never squashed
     masks.npy       uint8 [N, S, S], where any image has one: 255 lung, 127 ignore, 0 background
     index.csv       one row an image, the columns of `INDEX_COLUMNS`, then one `label:NAME` a label
+    index.safetensors  columns of it as arrays, to be read without parsing (`sscxr.data.columns`)
     summary.json    format version, size, counts
     quarantine.csv  what was refused and why; it alone names files or quotes headers, and never leaves the site
     sheet.png       a contact sheet, to be looked at
@@ -19,13 +20,17 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from sscxr.data import columns
+from sscxr.data.columns import Columns
 from sscxr.errors import SscxrError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 1
 NEXT, COMMIT = "next", "COMMIT"  # files on their way into the cache, and the word that they are complete
@@ -76,15 +81,15 @@ class Cache:
         folder: where it lies.
         images: uint8 [N, S, S], memory-mapped, read only.
         masks: uint8 [N, S, S], memory-mapped, read only; None where no image has one.
-        index: one row an image, in the images' order.
         summary: what `summary.json` says.
+        columns: of the index, where they need no parsing.
     """
 
     folder: Path
     images: npt.NDArray[np.uint8]
     masks: npt.NDArray[np.uint8] | None
-    index: pd.DataFrame
     summary: dict[str, Any]
+    columns: Columns | None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -99,28 +104,63 @@ class Cache:
         return int(self.images.shape[1])
 
     @cached_property
+    def index(self) -> "pd.DataFrame":
+        """One row an image, in the images' order; parsed when it is first asked for."""
+        return read_index(self.folder)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """[N], one column of the index, without parsing where that can be; numbers, or text as objects."""
+        if self.columns is not None and name in self.columns:
+            return self.columns[name]
+        return self.index[name].to_numpy()
+
+    @cached_property
     def labels(self) -> list[str]:
         """The label names, without their prefix."""
         prefix = LABEL_PREFIX
-        return [name.removeprefix(prefix) for name in self.index.columns if name.startswith(prefix)]
+        names = self.index.columns if self.columns is None else self.columns.names
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def label(self, name: str) -> npt.NDArray[np.float32]:
         """float32 [N]: 1 present, 0 absent, NaN unknown."""
         if name not in self.labels:
             known = ", ".join(self.labels) or "none"
             raise CacheError(f"cache {self.folder} has no label {name!r}; its labels: {known}")
-        return self.index[LABEL_PREFIX + name].to_numpy(dtype=np.float32)
+        return self.column(LABEL_PREFIX + name).astype(np.float32)
 
     def rows(self, *, laterals: bool = False) -> npt.NDArray[np.int64]:
         """The rows that may be used: all, or all but lateral views."""
         keep = np.ones(len(self), dtype=bool)
         if not laterals:
-            keep &= ~self.index["view"].isin(LATERAL_VIEWS).to_numpy()
+            views = self.column("view")
+            for lateral in LATERAL_VIEWS:
+                keep &= views != lateral
         return np.flatnonzero(keep)
 
     def held_out(self, test_share: float) -> npt.NDArray[np.bool_]:
         """bool [N]: images of the patient groups that are set aside for testing."""
-        return self.index["split"].to_numpy(dtype=np.float64) < test_share
+        return self.column("split").astype(np.float64) < test_share
+
+
+def read_index(folder: Path) -> "pd.DataFrame":
+    """The index of a cache, parsed: text as it stands, numbers as numbers.
+
+    Raises:
+        CacheError: it cannot be read.
+    """
+    import pandas as pd  # imported here: a site's message rarely needs it
+
+    text = dict.fromkeys(TEXT_COLUMNS, str)
+    try:
+        index = pd.read_csv(folder / columns.INDEX, dtype=text, keep_default_na=False, na_values={})
+    except (OSError, ValueError) as error:
+        raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    for name in LATER_COLUMNS:
+        if name not in index.columns:
+            index[name] = ""
+    for name in index.columns.difference(list(TEXT_COLUMNS)):
+        index[name] = pd.to_numeric(index[name], errors="coerce")
+    return index
 
 
 def open_cache(folder: str | Path) -> Cache:
@@ -153,20 +193,18 @@ def open_cache(folder: str | Path) -> Cache:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         masks_file = folder / "masks.npy"
         masks = np.load(masks_file, mmap_mode="r", allow_pickle=False) if masks_file.exists() else None
-        text = dict.fromkeys(TEXT_COLUMNS, str)
-        index = pd.read_csv(folder / "index.csv", dtype=text, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
         raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
-    for name in LATER_COLUMNS:
-        if name not in index.columns:
-            index[name] = ""
-    for name in index.columns.difference(list(TEXT_COLUMNS)):
-        index[name] = pd.to_numeric(index[name], errors="coerce")
-    missing = [name for name in INDEX_COLUMNS if name not in index.columns]
-    lengths = {"images.npy": len(images), "index.csv": len(index)}
+    cache = Cache(folder, images, masks, summary, columns.read(folder))
+    if cache.columns is not None:
+        names, rows = cache.columns.names, cache.columns.rows
+    else:
+        names, rows = list(cache.index.columns), len(cache.index)
+    missing = [name for name in INDEX_COLUMNS if name not in names]
+    lengths = {"images.npy": len(images), "index.csv": rows}
     if masks is not None:
         lengths["masks.npy"] = len(masks)
     if missing or len(set(lengths.values())) != 1 or images.ndim != 3 or images.dtype != np.uint8:
         found = f"columns missing: {', '.join(missing)}" if missing else f"rows: {lengths}"
         raise CacheError(f"cache {folder} is inconsistent ({found}); prepare it again")
-    return Cache(folder, images, masks, index, summary)
+    return cache

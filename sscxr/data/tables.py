@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheError
+from sscxr.data import columns
+from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheError, read_index
 
 Entry = dict[str, Any]
 Row = dict[str, str]
@@ -89,10 +90,9 @@ def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -
         (folder / name).chmod(0o600)
     if not with_images:
         return
-    columns = [*INDEX_COLUMNS, *tables.label_columns]
-    _write_csv(
-        folder / "index.csv", columns, ([row.get(name, "") for name in columns] for row in tables.rows)
-    )
+    names = [*INDEX_COLUMNS, *tables.label_columns]
+    _write_csv(folder / "index.csv", names, ([row.get(name, "") for name in names] for row in tables.rows))
+    columns.write(folder, read_index(folder))
     (folder / "summary.json").write_text(json.dumps(summarise(tables, size), indent=1) + "\n")
 
 

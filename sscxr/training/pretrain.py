@@ -96,6 +96,17 @@ def build_objective(config: Config) -> GMML:
         )
 
 
+def blank_objective(config: Config, device: torch.device) -> GMML:
+    """The objective with memory for its weights and nothing in it: drawing them takes seconds for a large ViT."""
+    with torch.device("meta"):
+        objective = build_objective(config)
+    stored = objective.state_dict().keys()
+    left_out = [name for name, _ in objective.named_buffers() if name not in stored]
+    if left_out:  # nothing that is loaded later would fill these
+        return build_objective(config).to(device)
+    return objective.to_empty(device=device)
+
+
 def schedule(config: Config) -> optim.Schedule:
     """The run's learning-rate and weight-decay schedule."""
     settings = config.pretrain
@@ -128,10 +139,17 @@ class SiteTraining:
     """
 
     def __init__(
-        self, config: Config, device: torch.device, cache: Cache, *, share_head: bool = False
+        self,
+        config: Config,
+        device: torch.device,
+        cache: Cache,
+        *,
+        share_head: bool = False,
+        blank: bool = False,
     ) -> None:
+        """Args: `blank`: both parts and the moments are loaded next, all of them; no start is drawn then."""
         self.config, self.device, self.images = config, device, cache.images
-        self.objective = build_objective(config).to(device)
+        self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
             objective = cast(Any, self.objective)

@@ -105,10 +105,12 @@ def start(config: Config) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in begun.shared().items()}
 
 
-def site_training(config: Config, device: torch.device, cache: Cache, rows: Rows) -> "Training":
-    """What trains at a site, on these rows."""
+def site_training(
+    config: Config, device: torch.device, cache: Cache, rows: Rows, *, blank: bool = False
+) -> "Training":
+    """What trains at a site, on these rows; `blank`: what is shared and what is local are loaded next."""
     if config.run.stage == PRETRAIN:
-        return SiteTraining(config, device, cache, share_head=shares_head(config))
+        return SiteTraining(config, device, cache, share_head=shares_head(config), blank=blank)
     from sscxr.training.site_finetune import SiteFineTuning
 
     return SiteFineTuning(config, device, cache, rows, share_head=shares_head(config))

@@ -32,7 +32,8 @@ def folded(tmp_path: Path, sites: int, codec: str = "fp16") -> dict[str, Any]:
         timeout=300,
         capture_output=True,
     )
-    return json.loads(file.read_text())
+    [found] = json.loads(file.read_text())
+    return found
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from caches import make_cache
 
 from client.settings import SiteError, SiteSettings, read_settings
-from client.site import Site, StateStore
+from client.site import Site, StateStore, writes
 from sscxr.wire import FAILURES, WireError
 
 # ---- site.yaml
@@ -292,3 +293,66 @@ def test_a_save_that_is_killed_leaves_the_older(
     store.save("run", "r00001-a00", TENSORS)
     store.keep_only("run", "r00001-a00")
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["r00001-a00.safetensors"]
+
+
+# ---- states that are written while another site trains
+
+
+@pytest.fixture
+def behind() -> Iterator[None]:
+    writes.behind = True
+    yield
+    writes.behind = False
+
+
+def test_a_state_written_behind_is_there_for_its_own_site(tmp_path: Path, behind: None) -> None:
+    a, b = stored(tmp_path / "a", "r00000-a00"), stored(tmp_path / "b", "r00000-a00", "r00001-a00")
+    for store, name in ((b, "r00001-a00"), (a, "r00000-a00")):
+        assert store.load("run", name)[1] == "kept"
+    b.keep_only("run", "r00001-a00")
+    assert [file.name for file in (tmp_path / "b" / "run").iterdir()] == ["r00001-a00.safetensors"]
+
+
+def test_the_same_bytes_behind_or_not(tmp_path: Path, behind: None) -> None:
+    stored(tmp_path / "behind", "r00000-a00")
+    writes.settle()
+    writes.behind = False
+    stored(tmp_path / "at-once", "r00000-a00")
+    one, other = (
+        (tmp_path / n / "run" / "r00000-a00.safetensors").read_bytes() for n in ("behind", "at-once")
+    )
+    assert one == other
+
+
+def test_what_could_not_be_written_is_told_before_a_round_is_committed(tmp_path: Path, behind: None) -> None:
+    (tmp_path / "a").write_text("no folder")
+    stored(tmp_path / "a", "r00000-a00")
+    stored(tmp_path / "b", "r00000-a00", "r00001-a00")  # the next ones do not hide it
+    with pytest.raises(SiteError, match="could not be written") as error:
+        writes.settle()
+    assert error.value.failure == "disk"
+    assert (tmp_path / "b" / "run" / "r00001-a00.safetensors").exists()
+    writes.settle()  # told once
+
+
+# ---- what is kept between messages of one process
+
+
+def test_a_cache_that_changed_is_opened_again(tmp_path: Path) -> None:
+    first = mixed_site(tmp_path)
+    again = Site(first.settings)
+    assert again.cache is first.cache
+    (tmp_path / "cache" / "summary.json").write_text((tmp_path / "cache" / "summary.json").read_text() + " ")
+    assert Site(first.settings).cache is not first.cache
+    make_cache(tmp_path / "cache", np.zeros((7, 8, 8), np.uint8), {"view": "PA"})
+    assert len(Site(first.settings).cache) == 7
+
+
+def test_settings_that_changed_are_read_again_and_are_nobody_elses(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: a\ncache: c\nstate: s\n")
+    first = read_settings(file)
+    first.stages.append("classify")
+    first.name = "b"
+    assert read_settings(file) == SiteSettings("a", str(tmp_path / "c"), str(tmp_path / "s"))
+    write(tmp_path, "name: a\ncache: d\nstate: s\n")
+    assert read_settings(file).cache == str(tmp_path / "d")

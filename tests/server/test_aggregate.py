@@ -17,6 +17,7 @@ from server.aggregate import (
     WeightedSum,
     server_optimiser,
 )
+from sscxr.codecs import CHUNK
 from sscxr.config import ServerOptimiserConfig
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3)}
@@ -48,6 +49,20 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_any_order_gives_the_same_bytes() -> None:
     means = [summed(order).mean() for order in itertools.permutations(UPDATES)]
     assert all(same(mean, means[0]) for mean in means)
+
+
+def test_pieces_and_fp32_on_the_way_change_no_bit() -> None:
+    """The plain form: each value in fp64, times 2^32, rounded, times the weight, in one piece."""
+    source = torch.Generator().manual_seed(3)
+    count = 2 * CHUNK + 17
+    values = torch.randn(count, generator=source) * 10 ** (12 * torch.rand(count, generator=source) - 11)
+    values = values.clamp(-MAX_ABS, MAX_ABS)
+    values[:6] = torch.tensor([0.0, -0.0, 1e-45, 2.0**-33, 1.5 * 2.0**-32, -MAX_ABS])
+    total, plain = WeightedSum({"a": values}), torch.zeros(count, dtype=torch.int64)
+    for weight in WEIGHTS:
+        total.add({"a": values}, weight)
+        plain += (values.double() * 2.0**32).round().to(torch.int64) * weight
+    assert torch.equal(total.mean()["a"], (plain.double() / (2.0**32 * sum(WEIGHTS))).float())
 
 
 def test_a_plain_float_sum_would_not() -> None:

@@ -9,12 +9,14 @@ import safetensors.torch
 import torch
 
 from client import app as client
+from client.settings import read_settings
+from client.site import Site
 from server.app import run
 from sim.engine import InlineGrid
 from sscxr import seeds
 from sscxr.training import stages
 from sscxr.training.parts import split
-from sscxr.training.pretrain import epoch, set_up, steps_of_round
+from sscxr.training.pretrain import SiteTraining, epoch, set_up, steps_of_round
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 61, 500])
@@ -73,3 +75,26 @@ def test_a_shared_head_is_averaged_kept_nowhere_else_and_never_released(tmp_path
     released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
     assert not split(released)[1]
     assert all(torch.equal(released[name], tensor) for name, tensor in split(kept)[0].items())
+
+
+def test_a_blank_objective_is_filled_by_what_is_loaded_and_trains_to_the_same_bytes(tmp_path: Path) -> None:
+    config = fed.settings("encoder.drop_path=0.1", "federation.rounds=2")
+    site = Site(read_settings(fed.make_site(tmp_path, "a")))
+    rows = site.training_rows(config)
+    device = set_up(config)
+    first = SiteTraining(config, device, site.cache)
+    first.train_round(rows, site="a", round_number=0, budget=600)
+    shared, kept = first.parts.shared(), first.local()
+    ends = []
+    for blank in (False, True):
+        second = SiteTraining(config, device, site.cache, blank=blank)
+        if blank:  # whatever the memory held
+            for parameter in second.objective.parameters():
+                parameter.data.fill_(torch.nan)
+        second.parts.load_shared(shared)
+        second.load_local(kept)
+        second.train_round(rows, site="a", round_number=1, budget=600)
+        ends.append(second.parts.shared() | second.local())
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not any(torch.equal(ends[1][name], shared[name]) for name in ("blocks.0.attn.qkv.weight",))

@@ -1,0 +1,105 @@
+"""The index's columns as plain arrays, so that opening a large cache does not mean parsing its text.
+
+`index.csv` is the truth. `index.safetensors` repeats those of its columns that training looks at, with the SHA-256
+of the text that they are of, and has its time of change. Of another text than the one there, it counts for nothing.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE, INDEX = "index.safetensors", "index.csv"
+_VERSION = "1"
+_UNIQUE = ("image", "group")  # as many values as images: they stay in the text
+_MOST_WORDS = 1000  # and so does a column of more different texts
+
+
+class Columns:
+    """Columns of an index; each is read from the file when it is asked for.
+
+    Attributes:
+        names: those that the text has, in its order.
+        rows: how many.
+    """
+
+    def __init__(self, file: Path, about: dict[str, Any], kept: set[str]) -> None:
+        self.names: list[str] = about["names"]
+        self.rows = int(about["rows"])
+        self._file, self._words, self._kept = file, about["words"], kept
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        """[N], the column's own dtype; text as objects."""
+        with safetensors.safe_open(self._file, framework="np") as opened:
+            values: npt.NDArray[Any] = opened.get_tensor(name)
+        if name not in self._words:
+            return values
+        words: npt.NDArray[Any] = np.array(self._words[name], dtype=object)[values]
+        return words
+
+
+def write(folder: Path, index: "pd.DataFrame") -> None:
+    """Write the columns of the `index.csv` that is in the folder.
+
+    Args:
+        index: as `cache.read_index` reads it.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    words: dict[str, list[str]] = {}
+    for name in index.columns:
+        if name in _UNIQUE:
+            continue
+        if index[name].dtype.kind in "biuf":
+            arrays[name] = np.ascontiguousarray(index[name].to_numpy())
+        else:
+            found, codes = np.unique(index[name].to_numpy(dtype=str), return_inverse=True)
+            if len(found) <= _MOST_WORDS:
+                words[name], arrays[name] = found.tolist(), codes.astype(np.min_scalar_type(len(found)))
+    about = {
+        "version": _VERSION,
+        "names": list(index.columns),
+        "rows": len(index),
+        "words": words,
+        "bytes": (folder / INDEX).stat().st_size,
+        "sha256": _digest(folder / INDEX),
+    }
+    safetensors.numpy.save_file(arrays, folder / FILE, metadata={"about": json.dumps(about)})
+    changed = (folder / INDEX).stat().st_mtime_ns
+    os.utime(folder / FILE, ns=(changed, changed))
+
+
+def read(folder: Path) -> Columns | None:
+    """The columns of the `index.csv` that is in the folder; None where they are absent, or of another text."""
+    try:
+        with safetensors.safe_open(folder / FILE, framework="np") as opened:
+            about, kept = json.loads((opened.metadata() or {})["about"]), set(opened.keys())
+        if about["version"] != _VERSION or not _is_of(folder, about["bytes"], about["sha256"]):
+            return None
+        return Columns(folder / FILE, about, kept)
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_of(folder: Path, size: int, digest: str) -> bool:
+    text, ours = (folder / INDEX).stat(), (folder / FILE).stat()
+    if text.st_size != size:
+        return False
+    # A copy of the cache may have other times; then the content tells.
+    return text.st_mtime_ns == ours.st_mtime_ns or _digest(folder / INDEX) == digest
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
