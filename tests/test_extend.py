@@ -1,0 +1,91 @@
+"""docs/extend.md, as written: its method and its server rule in a copy of the tree, and a run with both."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from simulations import ROOT, SMALLEST, environment
+
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BRANCH = next(block for block in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL) if "GMML(" in block)
+
+
+def edit(file: Path, *changes: tuple[str, str]) -> None:
+    """Replace what stands in a file exactly once."""
+    text = file.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1, f"{file.name}: {old!r}"
+        text = text.replace(old, new)
+    file.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for package in ("sscxr", "client", "server", "sim", "configs"):
+        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    method, rule = PYTHON
+    (tree / "sscxr" / "objectives" / "denoise.py").write_text(method)
+    edit(
+        tree / "sscxr" / "config.py",
+        (
+            "@dataclass\nclass PretrainConfig:",
+            "@dataclass\nclass DenoiseConfig:\n    noise: float = MISSING\n\n\n@dataclass\nclass PretrainConfig:",
+        ),
+        (
+            "    gmml: GMMLConfig = MISSING\n",
+            "    gmml: GMMLConfig = MISSING\n    denoise: DenoiseConfig = MISSING\n",
+        ),
+        ('    "pretrain": (', '    "pretrain": ("denoise", '),
+    )
+    with (tree / "configs" / "default.yaml").open("a") as handle:
+        handle.write("\ndenoise:\n  noise: 0.5  # standard deviations\n")
+    edit(
+        tree / "sscxr" / "ranges.py",
+        ('"pretrain.objective": (', '"pretrain.objective": ("denoise", '),
+        ('    "gmml.max_block":', '    "denoise.noise": (0, 10),\n    "gmml.max_block":'),
+        ('"federation.server.name": (', '"federation.server.name": ("clipped", '),
+    )
+    pretrain = tree / "sscxr" / "training" / "pretrain.py"
+    check = re.search(r'    if config\.pretrain\.objective != "gmml":\n.*\n', pretrain.read_text())
+    assert check
+    head, _, _ = BRANCH.partition("        return GMML(")
+    edit(
+        pretrain,
+        (check[0], ""),
+        ('    with seeds.forked(config.run.seed, "head"):\n', head),
+        ("import GMML\n", "import GMML\nfrom sscxr.objectives.denoise import Denoise\n"),
+        ("-> GMML:", "-> GMML | Denoise:"),
+    )
+    edit(
+        tree / "server" / "aggregate.py",
+        ("def server_optimiser(", rule[rule.index("class ") :] + "\n\ndef server_optimiser("),
+        ("from sscxr.config import", "from sscxr import codecs\nfrom sscxr.config import"),
+        (
+            '    if settings.name == "fedavg":',
+            '    if settings.name == "clipped": return Clipped(settings.lr)\n    if settings.name == "fedavg":',
+        ),
+    )
+    given = re.findall(r"python -m sim\.run .*", PAGE)
+    assert len(given) == 2
+    settings = [
+        word for line in given for word in line.split() if word.startswith(("pretrain.", "federation."))
+    ]
+    command = [sys.executable, "-m", "sim.run", "--clients", "2", "--config", "smoke", "--rounds", "1"]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path / "run"), *SMALLEST, "sim.phantoms=48", *settings],
+        cwd=tree,
+        env=environment() | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": ""} | {"HOME": os.environ["HOME"]},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    stored = (tmp_path / "run" / "config.yaml").read_text()
+    assert "objective: denoise" in stored
+    assert "name: clipped" in stored
