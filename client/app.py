@@ -112,7 +112,7 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
     rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
     if not site.may_tell(rows, config):
         rows = rows[:0]
-    counts = site.counts_of_run(config) if "counts" in metrics else "{}"
+    counts = site.told_counts(config)
     loss, score = 0.0, wire.NO_SCORE
     if len(rows):
         training, *_ = _begin(site, task, config, message, site.training_rows(config))

@@ -18,7 +18,8 @@ from sscxr.errors import SscxrError
 from sscxr.join import Join
 from sscxr.ranges import CHOICES
 
-METRICS = ("held_out_loss", "held_out_score", "counts")
+METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
+_TOLD = METRICS[:3]  # where site.yaml does not say; a histogram of pixels is told on purpose or not at all
 STAGES = CHOICES["run.stage"]
 _PATHS = ("cache", "state", "groups", "key", "ca", "join")
 _KEY, _CA = "node-key", "ca.crt"
@@ -59,7 +60,7 @@ class SiteSettings:
     threads: int = 0
     memory_gb: float = 0.0
     stages: list[str] = field(default_factory=lambda: ["pretrain"])
-    metrics: list[str] = field(default_factory=lambda: list(METRICS))
+    metrics: list[str] = field(default_factory=lambda: list(_TOLD))
     min_cell: int = 10
     min_images: int = 0
     paused: bool = False

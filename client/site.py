@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Rows = npt.NDArray[np.int64]
+_GREY_IMAGES = 2048  # of a large site so many, evenly spaced, stand for all in the histogram: half a second
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
 
 
@@ -105,6 +106,15 @@ class Site:
         """Whether figures of these held-out rows may leave: no class among them is a small cell."""
         return stages.tellable(self.cache, rows, config, self.min_cell(config))
 
+    def told_counts(self, config: Config) -> str:
+        """Of the run's aggregates those that site.yaml lets leave, as JSON."""
+        allowed = set(self.settings.metrics) & {"counts", "grey"}
+        if not allowed:
+            return "{}"
+        tables = json.loads(self.counts_of_run(config))
+        told = {name: cells for name, cells in tables.items() if _metric(name) in allowed}
+        return json.dumps(told, sort_keys=True)
+
     def counts_of_run(self, config: Config) -> str:
         """The counts as they were when this run first asked; the difference of two would be single patients."""
         file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
@@ -125,6 +135,7 @@ class Site:
             "view": _tally(index["view"], wire.COUNT_TABLES["view"]),
             "sex": _tally(index["sex"], wire.COUNT_TABLES["sex"]),
             "age": _tally(index["age_band"], wire.COUNT_TABLES["age"]),
+            "images": _by_patient(index["group"]),
         }
         for label in self.cache.labels:
             if label in wire.LABELS:
@@ -132,7 +143,35 @@ class Site:
                 present, absent = int((values > 0.5).sum()), int((values <= 0.5).sum())
                 unknown = len(values) - present - absent
                 tables[f"label:{label}"] = {"present": present, "absent": absent, "unknown": unknown}
-        return wire.counts_to_json(tables, self.min_cell(config))
+        minimum = self.min_cell(config)
+        grey = self._grey(rows, minimum) if "grey" in self.settings.metrics else None
+        return wire.counts_to_json(tables, minimum, grey)
+
+    def _grey(self, rows: Rows, minimum: int) -> dict[str, int]:
+        """A histogram of the grey levels of the images without their padding, each image weighing the same."""
+        chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _GREY_IMAGES)).round().astype(np.int64)]
+        index, bins = self.cache.index.iloc[chosen], len(wire.GREY_CELLS)
+        places = index[["top", "left", "content_height", "content_width"]].to_numpy(dtype=np.int64)
+        tallies = np.zeros((len(chosen), bins))
+        for number, (row, (top, left, height, width)) in enumerate(zip(chosen, places, strict=True)):
+            pixels = self.cache.images[row, top : top + height, left : left + width]
+            tallies[number] = np.bincount(pixels.ravel() // (256 // bins), minlength=bins)
+        shares = (tallies / tallies.sum(axis=1, keepdims=True)).mean(axis=0)
+        import pandas as pd  # here: a message that trains needs none
+
+        patients = pd.DataFrame(tallies > 0).groupby(index["group"].to_numpy()).any().sum()
+        told = dict(zip(wire.GREY_CELLS, shares.tolist(), strict=True))
+        return wire.suppress_grey(told, dict(zip(wire.GREY_CELLS, patients.tolist(), strict=True)), minimum)
+
+
+def _metric(table: str) -> str:
+    return "grey" if table == wire.GREY else "counts"
+
+
+def _by_patient(groups: "pd.Series[Any]") -> dict[str, int]:
+    first, further = wire.COUNT_TABLES["images"]
+    patients = int(groups.nunique())
+    return {first: patients, further: len(groups) - patients}
 
 
 @functools.lru_cache(maxsize=4)  # a simulation's sites share one, message after message

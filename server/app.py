@@ -1,7 +1,7 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
 import logging
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -12,16 +12,14 @@ from server import status
 from server.aggregate import server_optimiser
 from server.ledger import Ledger, State
 from server.mail import RunStopped
+from server.reporting import Reporter
 from server.rounds import Federation, Listener
 from sscxr import config as configs
-from sscxr import release, report, runs, seeds
+from sscxr import release, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
-from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
-from sscxr.report import Reconstruction
-from sscxr.report_summary import SiteScore
 from sscxr.training import parts, stages
 from sscxr.training.pretrain import set_up
 
@@ -90,7 +88,7 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
             kind = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
             reason = str(error) if isinstance(error, SscxrError) else type(error).__name__
             ended = status.write(out, kind, done=state.round, rounds=rounds, reason=reason)
-            write_report(config, out, stopped=reason)
+            Reporter(out).write()
             log.error("run %s %s", out, ended.line())
             if isinstance(error, RunStopped):
                 raise RunStopped(ended.line()) from None
@@ -102,8 +100,10 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
 def _run(grid: Grid, config: Config, ledger: Ledger, state: State) -> None:
     optimiser = server_optimiser(config.federation.server)
     optimiser.load(state.optimiser)
-    Federation(grid, config, ledger, state, optimiser, Hooks.listener).run()
-    write_report(config, ledger.out)
+    reporter, shown = Reporter(ledger.out), Hooks.listener or Listener()
+    listener = shown.also(Listener(committed=reporter.committed))
+    Federation(grid, config, ledger, state, optimiser, listener).run()
+    reporter.write(status=replace(runs.read_status(ledger.out), state="finished"))
     if config.run.stage != stages.PRETRAIN and stages.shares_head(config):
         stages.save_model(config, state.encoder, ledger.out / "model")
     # Last, since a folder with an encoder is that of a finished run.
@@ -139,30 +139,4 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
             min_cell=config.privacy.min_cell,
             **card,  # type: ignore[arg-type]
         ),
-    )
-
-
-def write_report(
-    config: Config,
-    out: Path,
-    *,
-    probes: Sequence[Comparison] = (),
-    reconstructions: Sequence[Reconstruction] = (),
-    scores: Sequence[SiteScore] = (),
-    notes: Sequence[str] = (),
-    stopped: str = "",
-) -> Path:
-    """Write `out/report.html` from the ledger's files; pictures and probes only where images are at hand."""
-    return report.write(
-        out / "report.html",
-        title=config.run.name,
-        stage=config.run.stage,
-        rounds=runs.read_rounds(out / runs.ROUNDS),
-        sites=runs.read_sites(out / runs.SITES),
-        reconstructions=reconstructions,
-        probes=probes,
-        scores=scores,
-        notes=notes,
-        stopped=stopped,
-        min_cell=config.privacy.min_cell,
     )

@@ -35,6 +35,20 @@ class Listener:
     heard: Callable[[SiteRow], None] = lambda row: None
     committed: Callable[[Mapping[str, Any]], None] = lambda record: None
 
+    def also(self, other: "Listener") -> "Listener":
+        """One that tells both, this one first."""
+
+        def both(name: str) -> Callable[..., None]:
+            first, second = getattr(self, name), getattr(other, name)
+
+            def tell(*told: Any) -> None:
+                first(*told)
+                second(*told)
+
+            return tell
+
+        return Listener(both("started"), both("heard"), both("committed"))
+
 
 class Federation:
     """A run at the server: its settings, the Grid to its sites, its ledger and its state."""

@@ -19,7 +19,7 @@ from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation import classification, segmentation
 from sscxr.files import write_atomically
-from sscxr.report_summary import SiteScore
+from sscxr.report import SiteScore
 from sscxr.training import stages
 from sscxr.training.site_finetune import SiteFineTuning
 

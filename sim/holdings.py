@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sim.partition import CHILD_BANDS, apart
 from sscxr import confounding
 from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS
-from sscxr.figures import COLOURS
+from sscxr.report.svg import COLOURS
 
 MAX_DRAWN = 80  # sites; more do not read
 MAX_FIGURES = 32  # sites, above which colour alone tells

@@ -5,30 +5,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from client.site import StateStore
-from server.app import publish, write_report
+from server.app import publish
 from server.ledger import Ledger, State
-from sim import alone
+from sim import alone, pictures
 from sim.asked import PROBES, SCORES
 from sim.sites import NOTES
-from sscxr import runs, seeds
+from sscxr import report, runs
 from sscxr.card import SiteData
 from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.probe import Comparison
 from sscxr.files import write_atomically
-from sscxr.report import Reconstruction
-from sscxr.report_summary import SiteScore
+from sscxr.report import SiteScore
 from sscxr.training import stages
-from sscxr.training.pretrain import SiteTraining, build_encoder, set_up, whole
-
-_PICTURES = 6  # held-out images whose reconstruction is shown
+from sscxr.training.pretrain import SiteTraining, build_encoder, set_up
 
 
 def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
@@ -52,7 +46,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     data = [_site_data(cache, out, name, config) for name in state.roster]
     notes = _notes(out)
     folder = publish(config, state, out / "encoder", data, notes=notes)
-    page = write_report(config, out, scores=scores, notes=notes)
+    page = report.write(out, scores=scores)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
     _print_sites(out, console)
     _print_scores(scores, console)
@@ -87,8 +81,8 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     data = [_site_data(cache, out, name, config) for name in state.roster]
     notes = _notes(out)
     folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
-    shown = _reconstructions(training, cache, out, state)
-    page = write_report(config, out, probes=probes, reconstructions=shown, notes=notes)
+    pictures.place(training.objective.encoder, cache, out, config, state.roster)
+    page = report.write(out, probes=probes)
     # Last of all: a folder that has it is that of a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
@@ -112,39 +106,6 @@ def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})
     return SiteData(name, len(mine), mine["group"].nunique(), licences)
-
-
-@torch.no_grad()
-def _reconstructions(training: SiteTraining, cache: Cache, out: Path, state: State) -> list[Reconstruction]:
-    """Held-out images through the last encoder and one site's head, which never left its folder."""
-    config = training.config
-    rows = cache.rows(laterals=config.data.laterals)
-    rows = rows[cache.held_out(config.data.test_share)[rows]]
-    if not len(rows):
-        return []
-    rows = rows[np.linspace(0, len(rows) - 1, min(_PICTURES, len(rows))).round().astype(np.int64)]
-    site = max(state.images, key=lambda name: (state.images[name], name))
-    store = StateStore(out / "sites" / site / "state")
-    tensors, _ = store.load(config.run.name, state.bases.get(site, ""))
-    if tensors is None:
-        return []
-    training.load_local(tensors)
-    objective = training.objective.eval()
-    clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
-    corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
-    predicted = objective.reconstruct(corruption.images)
-
-    def grey(images: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        levels = images[:, 0].float() * config.data.std + config.data.mean
-        return (levels.clamp(0, 1) * 255).round().byte().cpu().numpy()
-
-    shown = Reconstruction(
-        f"Held-out images through the last encoder and the head of {site}",
-        clean=grey(clean),
-        corrupted=grey(corruption.images),
-        reconstructed=grey(predicted),
-    )
-    return [shown]
 
 
 def _print_sites(out: Path, console: Console) -> None:

@@ -149,6 +149,7 @@ def _simulate(
     from server.ledger import may_change
     from sim import engine
     from sim.outcome import finish
+    from sim.pictures import Pictures
     from sim.progress import Show
     from sim.sites import gather, write_config, write_sites
 
@@ -165,7 +166,7 @@ def _simulate(
         "out": str(out.resolve()),
         "resume": str(out.resolve()) if resume else "",
     }
-    with Show(config, console):
+    with Show(config, console), Pictures(cache, config, out):
         if engine_name == "inline":
             engine.run_inline(server_app, client.app.app, files, run_config)
         else:

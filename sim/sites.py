@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from omegaconf import OmegaConf
 
+from client.settings import METRICS
 from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
@@ -134,6 +135,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "state": "state",
             "groups": "groups.txt",
             "stages": [config.run.stage],
+            "metrics": list(METRICS),
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
         }
         (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sscxr import encoder_commands, finetune_commands, model_commands
+from sscxr import encoder_commands, finetune_commands, model_commands, report_command
 from sscxr.data.cache import LABEL_PREFIX, Cache, open_cache
 from sscxr.errors import SscxrError
 
@@ -28,6 +28,7 @@ app.add_typer(cache_app, name="cache")
 encoder_commands.add(app)
 finetune_commands.add(app)
 model_commands.add(app)
+report_command.add(app)
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's folder.")]

@@ -21,7 +21,7 @@ from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 RECORD = "sscxr"  # the name of the record that holds a message's fields
 ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
 
@@ -182,7 +182,8 @@ class EvaluateReply:
         score: of a classifier the mean AUROC on them, of a segmenter the Dice, 0..1; `NO_SCORE` where there is
             none, or a class has fewer images than the minimum cell.
         counts: JSON, table -> cell -> count over all the site's usable images, small cells suppressed
-            (`suppress`). Tables and cells come from fixed lists, never from the site's own words.
+            (`suppress`), and a histogram of grey levels (`suppress_grey`). Tables and cells come from fixed lists,
+            never from the site's own words.
     """
 
     site: str
@@ -242,7 +243,11 @@ COUNT_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "view": ("PA", "AP", "AP supine", "L", "unknown"),
     "sex": ("F", "M", "unknown"),
     "age": ("0-4", "5-17", "18-39", "40-59", "60-79", "80+", "paediatric", "adult", "unknown"),
+    "images": ("first of a patient", "further of a patient"),  # the former is the number of patients
 }
+# Beside the counts, where the site allows it: whole per cent of its images' pixels, by grey level of the cache.
+GREY: Final = "grey"
+GREY_CELLS: Final[tuple[str, ...]] = tuple(f"{low}-{low + 15}" for low in range(0, 256, 16))
 # Labels whose counts may be told: the fourteen of NIH ChestX-ray14 and those of COVID-19 corpora.
 LABELS: Final[tuple[str, ...]] = (
     *("atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia"),
@@ -271,14 +276,39 @@ def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
     return {}
 
 
-def counts_to_json(tables: Mapping[str, Mapping[str, int]], minimum: int) -> str:
-    """Tables of counts as they may leave: known tables and cells only, small cells suppressed."""
+def suppress_grey(shares: Mapping[str, float], patients: Mapping[str, int], minimum: int) -> dict[str, int]:
+    """The cells of a histogram of grey levels that may be told, in whole per cent.
+
+    Cells to which fewer than `minimum` patients contribute are dropped, and if that is one, the smallest other
+    as well: the cells sum to all pixels. An image moves a cell by at most its own share of all images, which is
+    below the rounding from a hundred images on.
+
+    Args:
+        shares: of each cell of `GREY_CELLS` in the pixels, 0..1, each image weighing the same.
+        patients: how many patients have a pixel in the cell.
+    """
+    ordered = sorted(shares, key=lambda cell: (patients[cell] >= minimum, shares[cell], cell))
+    small = sum(patients[cell] < minimum for cell in ordered)
+    told = ordered[max(2, small) if small else 0 :]
+    return {cell: round(100 * shares[cell]) for cell in GREY_CELLS if cell in told}
+
+
+def counts_to_json(
+    tables: Mapping[str, Mapping[str, int]], minimum: int, grey: Mapping[str, int] | None = None
+) -> str:
+    """Tables of counts as they may leave: known tables and cells only, small cells suppressed.
+
+    Args:
+        grey: what `suppress_grey` gave; None: not told.
+    """
     told = {}
     for name, cells in tables.items():
         allowed = _cells(name)
         if set(cells) - set(allowed):
             raise WireError(f"table {name!r} has cells that are not on the list")
         told[name] = suppress({cell: cells.get(cell, 0) for cell in allowed}, minimum)
+    if grey is not None:
+        told[GREY] = {cell: grey[cell] for cell in GREY_CELLS if cell in grey}
     return json.dumps(told, sort_keys=True)
 
 
@@ -292,9 +322,10 @@ def counts_from_json(text: str) -> dict[str, dict[str, int]]:
         raise WireError(f"counts of {len(text)} characters")
     try:
         tables = json.loads(text)
-        allowed = {name: _cells(name) for name in tables}
+        allowed = {name: GREY_CELLS if name == GREY else _cells(name) for name in tables}
+        most = {name: 100 if name == GREY else MAX_COUNT for name in tables}
         return {
-            name: {cell: _count(cells[cell]) for cell in cells if _known(cell, allowed[name])}
+            name: {cell: _count(cells[cell], most[name]) for cell in cells if _known(cell, allowed[name])}
             for name, cells in tables.items()
         }
     except WireError:
@@ -317,7 +348,7 @@ def _known(cell: str, allowed: Sequence[str]) -> bool:
     return True
 
 
-def _count(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+def _count(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
         raise WireError("a count that is no whole number, or out of range")
     return value

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sscxr import figures, report
 from sscxr.evaluation.probe import Comparison, Probe
-from sscxr.report_summary import SiteScore
+from sscxr.report import SiteScore, compare, page, pictures, svg
+from sscxr.report.record import Record
+from sscxr.runs import SITE_COLUMNS, Status, read_sites
 
 HOSTILE = '<script>alert("x")</script> $a_{ & \'b\'" onload="y'
 
@@ -31,7 +32,7 @@ def site_rows(names: list[str], rounds: int = 5) -> pd.DataFrame:
 
 def absent(number: int, site: str, outcome: str, reason: str) -> pd.DataFrame:
     row = {"round": number, "site": site, "outcome": outcome, "reason": reason}
-    return pd.DataFrame([row]).reindex(columns=list(report.SITE_COLUMNS))
+    return pd.DataFrame([row]).reindex(columns=list(SITE_COLUMNS))
 
 
 def comparison(label: str = "pneumonia") -> Comparison:
@@ -40,20 +41,39 @@ def comparison(label: str = "pneumonia") -> Comparison:
     return Comparison(trained, untrained, 0.111, 0.062, 0.160)
 
 
-def pictures(count: int = 3) -> report.Reconstruction:
+def strips(count: int = 3) -> list[pictures.Strip]:
     images = np.random.default_rng(0).integers(0, 256, (count, 16, 20), dtype=np.uint8)
-    return report.Reconstruction(HOSTILE, images, 255 - images, images // 2)
+    return [pictures.Strip(HOSTILE, pictures.strip(part)) for part in (images, 255 - images, images // 2)]
 
 
-def write(folder: Path, **changes: Any) -> str:
+COUNTS = {
+    "view": {"PA": 60, "AP": 30},
+    "age": {"18-39": 50, "40-59": 40},
+    "images": {"first of a patient": 70, "further of a patient": 20},
+    "grey": {"0-15": 20, "16-31": 30, "240-255": 50},
+}
+
+
+def record(**changes: Any) -> Record:
     settings: dict[str, Any] = {
         "title": "demo",
+        "stage": "pretrain",
+        "status": Status("finished", 5, 5, "", "2026-01-02T03:04:05+00:00"),
         "rounds": [{"round": number, "held_out_loss": 0.9 - 0.1 * number} for number in range(5)],
         "sites": site_rows(["north", "south"]),
-        "reconstructions": [pictures()],
+        "counts": {"north": COUNTS},
+        "strips": strips(),
         "probes": [comparison()],
     }
-    return report.write(folder / "report.html", **(settings | changes)).read_text(encoding="utf-8")
+    return Record(**(settings | changes))
+
+
+def write(**changes: Any) -> str:
+    return page.render(record(**changes))
+
+
+def stopped(reason: str) -> Status:
+    return Status("stopped", 5, 9, reason, "")
 
 
 class Page(HTMLParser):
@@ -72,22 +92,22 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_says_what_ran_and_whether_it_learned(tmp_path: Path) -> None:
-    text = Page(write(tmp_path)).text
+def test_says_what_ran_and_whether_it_learned() -> None:
+    text = Page(write()).text
     assert "2 sites trained on 201 images over 5 rounds." in text
     assert "It learned: the reconstruction loss on held-out images went from 0.900 to 0.500 (-44%)." in text
     assert "beat the untrained encoder's in 1 of 1 probe" in text
-    assert "No site was absent and no update was refused." in text
+    assert "no site was absent and no update was refused." in text
     assert "0.912 (0.874 to 0.945)" in text
 
 
-def test_says_what_went_wrong(tmp_path: Path) -> None:
+def test_says_what_went_wrong() -> None:
     rows = [
         site_rows(["north", "south"]),
         absent(5, "south", "refused", "norm 41 out of bounds"),
         absent(5, "north", "absent", "not connected"),
     ]
-    text = Page(write(tmp_path, sites=pd.concat(rows), stopped="no quorum", notes=["see the log"])).text
+    text = Page(write(sites=pd.concat(rows), status=stopped("no quorum"), notes=["see the log"])).text
     for told in (
         "absent: 1 time, refused: 1 time",
         "norm 41 out of bounds",
@@ -98,29 +118,30 @@ def test_says_what_went_wrong(tmp_path: Path) -> None:
         assert told in text
 
 
-def test_says_what_a_round_sends_where_the_ledger_knows(tmp_path: Path) -> None:
+def test_says_what_a_round_sends_where_the_ledger_knows() -> None:
     rounds = [{"round": number, "bytes_up": 43e6 * (1 + number), "bytes_down": 1.2e9} for number in (0, 1, 2)]
     told = "In the median round 86.0 MB came from all sites together, and 1,200.0 MB went to them."
-    assert told in Page(write(tmp_path, rounds=rounds)).text
-    assert "median round" not in write(tmp_path, rounds=[{"round": 1}])
+    assert told in Page(write(rounds=rounds)).text
+    assert "median round" not in write(rounds=[{"round": 1}])
 
 
-def test_a_run_that_got_worse_is_not_praised(tmp_path: Path) -> None:
+def test_a_run_that_got_worse_is_not_praised() -> None:
     rising = [{"round": number, "held_out_loss": 0.5 + 0.1 * number} for number in range(3)]
-    assert "It did not learn" in write(tmp_path, rounds=rising)
+    assert "It did not learn" in write(rounds=rising)
     flat = [{"round": number, "held_out_loss": 0.5} for number in range(3)]
-    assert "It hardly learned" in write(tmp_path, rounds=flat)
+    assert "It hardly learned" in write(rounds=flat)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {
-            "sites": pd.DataFrame(),
+            "sites": pd.DataFrame(columns=list(SITE_COLUMNS)),
             "rounds": [],
-            "reconstructions": (),
+            "strips": (),
             "probes": (),
-            "stopped": "nobody came",
+            "counts": {},
+            "status": stopped("nobody came"),
         },
         {"sites": absent(0, "north", "late", "no reply"), "rounds": [], "probes": ()},
         {
@@ -131,88 +152,131 @@ def test_a_run_that_got_worse_is_not_praised(tmp_path: Path) -> None:
         {"sites": site_rows(["one"]).assign(loss=np.nan, images=np.nan), "rounds": []},
     ],
 )
-def test_failed_and_short_runs_have_a_report(tmp_path: Path, changes: dict[str, Any]) -> None:
-    text = Page(write(tmp_path, **changes)).text
+def test_failed_and_short_runs_have_a_report(changes: dict[str, Any]) -> None:
+    text = Page(write(**changes)).text
     assert "nan" not in text.lower()
 
 
 def test_rows_as_read_back_from_the_file(tmp_path: Path) -> None:
     rows = pd.concat([site_rows(["north", "south"]), absent(5, "south", "late", "no reply")])
     rows.to_csv(tmp_path / "sites.csv", index=False)
-    text = Page(write(tmp_path, sites=pd.read_csv(tmp_path / "sites.csv"))).text
+    text = Page(write(sites=read_sites(tmp_path / "sites.csv"))).text
     assert "no reply" in text
     assert "nan" not in text.lower()
 
 
-def test_hostile_text_is_shown_and_never_run(tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_never_run() -> None:
     rows = pd.concat(
         [site_rows([HOSTILE, "_under", "$x$", "\x00\x1b"]), absent(5, HOSTILE, HOSTILE, HOSTILE)]
     )
-    settings = {"title": HOSTILE, "notes": [HOSTILE], "stopped": HOSTILE, "probes": [comparison(HOSTILE)]}
-    page = Page(write(tmp_path, sites=rows, **settings))
-    assert not any(tag == "script" for tag, _ in page.tags)
-    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert page.text.count(HOSTILE) >= 8
-    assert "_under" in page.text
-    assert "$x$" in page.text
+    settings = {
+        "title": HOSTILE,
+        "notes": [HOSTILE],
+        "status": stopped(HOSTILE),
+        "probes": [comparison(HOSTILE)],
+    }
+    seen = Page(write(sites=rows, **settings))
+    assert not any(tag == "script" for tag, _ in seen.tags)
+    assert not any(name.startswith("on") for _, attributes in seen.tags for name in attributes)
+    assert seen.text.count(HOSTILE) >= 8
+    assert "_under" in seen.text
+    assert "$x$" in seen.text
 
 
-def test_asks_the_network_for_nothing(tmp_path: Path) -> None:
-    text = write(tmp_path)
+def test_asks_the_network_for_nothing() -> None:
+    text = write()
     assert not re.search(r"https?:|[\"'(=\s]//|@import", text, re.IGNORECASE)
     for tag, attributes in Page(text).tags:
-        assert tag not in ("link", "iframe", "script", "object")
+        assert tag not in ("iframe", "script", "object")
         for name in ("src", "href"):
             address = attributes.get(name) or "#"
-            assert address.startswith(("data:image/png;base64,", "#"))
+            assert address == "data:," or address.startswith(("data:image/png;base64,", "#"))
 
 
-def test_charts_do_not_share_ids(tmp_path: Path) -> None:
-    page = Page(write(tmp_path))
-    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+def test_charts_do_not_share_ids() -> None:
+    seen = Page(write())
+    ids = [attributes["id"] for _, attributes in seen.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
-    hrefs = {attributes["href"].removeprefix("#") for _, attributes in page.tags if attributes.get("href")}
-    assert hrefs <= set(ids)
+    hrefs = {attributes["href"].removeprefix("#") for _, attributes in seen.tags if attributes.get("href")}
+    assert {href for href in hrefs if not href.startswith("data:")} <= set(ids)
 
 
-def test_small_counts_and_totals_are_not_shown(tmp_path: Path) -> None:
+def test_small_counts_and_totals_are_not_shown() -> None:
     rows = site_rows(["north", "south"])
     rows.loc[rows["site"] == "south", "images"] = 7
-    text = Page(write(tmp_path, sites=rows)).text
+    text = Page(write(sites=rows)).text
     assert "<10" in text
     assert "107" not in text
 
 
-def test_same_run_same_page_and_nothing_left_beside_it(tmp_path: Path) -> None:
-    assert write(tmp_path) == write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+def test_same_run_same_page() -> None:
+    assert write() == write()
 
 
-def test_pictures_are_the_pixels_given(tmp_path: Path) -> None:
-    item = pictures()
-    _, data = figures.image_row(item.clean, gap=2).split(",")
-    row = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+def test_pictures_are_the_pixels_given() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 20), dtype=np.uint8)
+    row = np.asarray(Image.open(io.BytesIO(pictures.strip(images))))
     assert row.shape == (16, 3 * 20 + 2 * 2)
-    assert np.array_equal(row[:, 22:42], item.clean[1])
-    assert write(tmp_path).count("data:image/png") == 3
+    assert np.array_equal(row[:, 22:42], images[1])
+    told = [
+        source for tag, attributes in Page(write()).tags if tag == "img" and (source := attributes["src"])
+    ]
+    assert [base64.b64decode(source.split(",")[1]) for source in told] == [strip.png for strip in strips()]
     with pytest.raises(ValueError, match="uint8"):
-        figures.image_row(item.clean / 255)
+        pictures.strip(images / 255)
 
 
 def test_many_sites_are_told_apart() -> None:
-    styles = {
-        (
-            figures.COLOURS[n % len(figures.COLOURS)],
-            figures.MARKERS[n % len(figures.MARKERS)],
-        )
-        for n in range(42)
-    }
-    assert len(styles) == 42
+    assert len({(svg.style(n)["color"], svg.style(n)["marker"]) for n in range(42)}) == 42
 
 
-def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="outcome"):
-        write(tmp_path, sites=site_rows(["a"]).drop(columns=["outcome"]))
+def test_a_crowd_of_sites_is_a_range_and_a_map() -> None:
+    names = [f"site-{number:02d}" for number in range(20)]
+    seen = Page(write(sites=site_rows(names)))
+    assert "middle half of the sites" in seen.text
+    assert "Loss by site and round" in seen.text
+    assert all(seen.text.count(name) >= 2 for name in names)  # in the table and on the map
+
+
+def test_what_a_site_told_of_its_images_is_shown() -> None:
+    text = Page(write()).text
+    for told in ("Views", "Ages", "Grey levels", "PA: 60", "18-39: 50", "70"):
+        assert told in text
+    assert "Grey levels" not in Page(write(counts={})).text
+
+
+def test_a_run_that_goes_on_says_so() -> None:
+    running = Status("running", 3, 9, "", "")
+    assert "The run is going on; this page was written after round 3 of 9." in write(status=running)
+
+
+def test_the_map_of_images_has_a_mark_for_each() -> None:
+    points = pd.DataFrame(
+        {"x": [0.0, 1, 2], "y": [1.0, 0, 2], "site": ["a", "b", "b"], "label": [HOSTILE, "", "n"]}
+    )
+    seen = Page(write(embedding=points))
+    told = [attributes["aria-label"] for tag, attributes in seen.tags if tag == "svg"]
+    assert any("Map of 3 images" in str(text) and "by site" in str(text) for text in told)
+
+
+# ---- of several runs
+
+
+def test_runs_are_compared() -> None:
+    one = record(settings={"pretrain.lr": 0.1, "run.seed": 0, "run.name": "demo"})
+    other = record(title="other", settings={"pretrain.lr": HOSTILE, "run.seed": 0, "run.name": "other"})
+    seen = Page(compare.render([one, other], ["demo", "other"]))
+    assert "2 runs compared" in seen.text
+    assert "pretrain.lr" in seen.text
+    assert HOSTILE in seen.text
+    assert "run.seed" not in seen.text
+    assert seen.text.count("0.912 (0.874 to 0.945)") == 2
+
+
+def test_losses_of_other_data_are_not_compared_silently() -> None:
+    one, other = record(settings={"data.std": 0.25}), record(settings={"data.std": 0.5})
+    text = compare.render([one, other], ["a", "b"])
+    assert "Losses are not the same measure where these differ: data.std." in text
 
 
 # ---- of a fine-tuning
@@ -225,15 +289,15 @@ def scored(site: str, gap: float, half: float = 0.02) -> SiteScore:
     return SiteScore(site, "auroc", 120, 40, 31, figure(0.9), figure(0.9 - gap), figure(gap))
 
 
-def test_a_fine_tuning_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_a_fine_tuning_is_told_in_its_own_words() -> None:
     scores = [scored("anna", 0.1), scored("bona", -0.1), scored("cora", 0.0)]
     scores.append(SiteScore("dora", "", 0, 0, 0, None, None, None))
     rounds = [{"round": n, "held_out_loss": 0.5, "scores": {"anna": 0.7 + n / 10}} for n in range(3)]
-    page = Page(write(tmp_path, stage="classify", rounds=rounds, scores=scores, probes=[])).text
-    assert "better than a site's own at 1 of 3 sites, worse at 1" in page
-    assert "+0.100 [+0.080, +0.120]" in page
-    assert "too few images" in page
-    assert "cross-entropy" in page
-    assert "AUROC on each site's held-out images" in page
+    seen = Page(write(stage="classify", rounds=rounds, scores=scores, probes=[])).text
+    assert "better than a site's own at 1 of 3 sites, worse at 1" in seen
+    assert "+0.100 [+0.080, +0.120]" in seen
+    assert "too few images" in seen
+    assert "cross-entropy" in seen
+    assert "AUROC on each site's held-out images" in seen
     for word in ("reconstruction loss", "probe was run"):
-        assert word not in page
+        assert word not in seen

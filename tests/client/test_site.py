@@ -147,6 +147,7 @@ def test_counts_come_from_fixed_lists_without_small_cells(tmp_path: Path) -> Non
         "view": {"PA": 50},  # the ten laterals hide that nobody is in the other cells
         "sex": {"F": 20, "M": 20, "unknown": 20},
         "age": {},
+        "images": {"first of a patient": 30, "further of a patient": 30},
         "label:edema": {},
     }
     assert "DOE" not in site.counts(config)

@@ -1,0 +1,168 @@
+"""What a simulation can show and a server cannot: images through the encoder over the rounds, and a map of images.
+
+Both lie in the run's folder, from where the report takes them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import safetensors.torch
+import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from client.site import StateStore
+from server.app import Hooks
+from server.rounds import Listener
+from sscxr import seeds
+from sscxr.config import Config
+from sscxr.data.cache import Cache
+from sscxr.evaluation import probe
+from sscxr.evaluation.tasks import HEALTHY
+from sscxr.files import write_atomically
+from sscxr.report import pictures, record
+from sscxr.training import stages
+from sscxr.training.pretrain import SiteTraining, set_up, whole
+
+_SHOWN = 6  # held-out images
+_PLACED = 1000  # images on the map: more would hide each other
+_LABELS = 5  # that have a colour of their own on the map
+_PERPLEXITY = 30.0  # t-SNE's usual number of neighbours (van der Maaten and Hinton 2008: 5 to 50)
+Rows = npt.NDArray[np.int64]
+
+
+class Pictures:
+    """Keeps pictures of a pretraining, while it is open."""
+
+    def __init__(self, cache: Cache, config: Config, out: Path) -> None:
+        self._cache, self._config, self._out = cache, config, out
+
+    def __enter__(self) -> "Pictures":
+        if self._config.run.stage == stages.PRETRAIN:
+            Hooks.listener = (Hooks.listener or Listener()).also(Listener(committed=self._committed))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass  # whoever set the listener first takes it away
+
+    def _committed(self, record: Mapping[str, Any]) -> None:
+        if is_shown(record["round"], self._config.federation.rounds):
+            show(self._cache, self._config, self._out, record["round"])
+
+
+def is_shown(number: int, rounds: int) -> bool:
+    """Whether a round, from 1, is pictured: the powers of two, since it learns fastest at first, and the last."""
+    return number == rounds or number & (number - 1) == 0
+
+
+@torch.no_grad()
+def show(cache: Cache, config: Config, out: Path, number: int) -> None:
+    """Held-out images through the encoder after a round and the head of the largest site, kept as pictures.
+
+    A head that is not averaged never leaves its site's folder, which in a simulation is at hand.
+    """
+    rows = cache.rows(laterals=config.data.laterals)
+    rows = rows[cache.held_out(config.data.test_share)[rows]]
+    if not len(rows):
+        return
+    rows = _spread(rows, _SHOWN)
+    checkpoint = out / "checkpoints" / f"round-{number:05d}"
+    state = json.loads((checkpoint / "state.json").read_text())
+    site = max(state["images"], key=lambda name: (state["images"][name], name))
+    training = SiteTraining(config, set_up(config), cache, share_head=stages.shares_head(config))
+    training.parts.load_shared(safetensors.torch.load_file(checkpoint / "encoder.safetensors"))
+    tensors, _ = StateStore(out / "sites" / site / "state").load(
+        config.run.name, state["bases"].get(site, "")
+    )
+    if tensors is None:
+        return
+    training.load_local(tensors)
+    objective = training.objective.eval()
+    clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
+    corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
+    folder = out / pictures.FOLDER
+    pictures.add(folder, "0-clean", "clean", _grey(clean, config))
+    pictures.add(
+        folder, "1-corrupted", "corrupted, as the encoder gets them", _grey(corruption.images, config)
+    )
+    made = _grey(objective.reconstruct(corruption.images), config)
+    head = "the shared head" if training.parts.share_head else f"the head of {site}"
+    pictures.add(folder, f"round-{number:05d}", f"reconstructed after round {number}, by {head}", made)
+
+
+def _grey(images: Tensor, config: Config) -> npt.NDArray[np.uint8]:
+    levels = images[:, 0].float() * config.data.std + config.data.mean
+    grey: npt.NDArray[np.uint8] = (levels.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return grey
+
+
+def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Sequence[str]) -> None:
+    """Write `embedding.csv`: images of every site on a plane, by t-SNE of the encoder's features."""
+    rows, homes = _of_sites(cache, out, config, sites)
+    if len(rows) < 3:
+        return
+    found = probe.features(
+        encoder,
+        cache,
+        rows,
+        img_size=config.encoder.img_size,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.probe.batch_size,
+        device=set_up(config),
+    )
+    table = pd.DataFrame(plane(found, config.run.seed), columns=["x", "y"]).round(2)
+    table["site"], table["label"] = homes, kinds(cache, rows)
+    write_atomically(out / record.EMBEDDING, table.to_csv(index=False).encode())
+
+
+def plane(features: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
+    """Features [N, D] as places [N, 2]: PCA to 30 dimensions, then t-SNE; the same for the same features."""
+    scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    with threadpool_limits(1):
+        few = PCA(min(30, *scaled.shape), svd_solver="full").fit_transform(scaled.astype(np.float64))
+        perplexity = min(_PERPLEXITY, (len(few) - 1) / 3)
+        t_sne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1)
+        places: npt.NDArray[np.float64] = t_sne.fit_transform(few)
+    return places
+
+
+def _of_sites(cache: Cache, out: Path, config: Config, sites: Sequence[str]) -> tuple[Rows, list[str]]:
+    """As many rows of each site, and whose each is."""
+    usable = cache.rows(laterals=config.data.laterals)
+    rows, homes = [], []
+    for name in sites:
+        mine = cache.index["group"].isin((out / "sites" / name / "groups.txt").read_text().split()).to_numpy()
+        own = _spread(usable[mine[usable]], max(3, _PLACED // len(sites)))
+        rows.append(own)
+        homes += [name] * len(own)
+    return np.concatenate(rows), homes
+
+
+def kinds(cache: Cache, rows: Rows) -> list[str]:
+    """One word an image for the map: the rarest of its frequent findings, none of them, or unknown."""
+    index, labels = cache.index.iloc[rows], [name for name in cache.labels if name.lower() not in HEALTHY]
+    table = pd.DataFrame({name: index[f"label:{name}"].to_numpy(dtype=float) for name in labels})
+    frequent = (table == 1).sum().sort_values(ascending=False, kind="stable")
+    frequent = frequent[frequent > 0].head(_LABELS)
+    found = np.where(table.isna().all(axis=1), "unknown", "none of these").astype(object)
+    for name in frequent.index:  # the rarest last: it is the more telling one
+        found[(table[name] == 1).to_numpy()] = name
+    return [str(word) for word in found]
+
+
+def _spread(rows: Rows, most: int) -> Rows:
+    """At most so many, evenly spaced."""
+    if not len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]

@@ -1,0 +1,177 @@
+"""Several runs on one page: what differs in their settings, and what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sscxr import card
+from sscxr.files import write_atomically
+from sscxr.report import charts
+from sscxr.report.charts import Chart, Estimate, Line
+from sscxr.report.page import template
+from sscxr.report.record import FOLDED, Record, read
+from sscxr.report.summary import WORDS, held_out, many, mean_loss, total_images
+
+# Settings that tell where a run is, not what it does.
+_UNLIKE = ("run.name",)
+# Sections in which a difference makes losses of pretraining another measure.
+_MEASURE = ("data.", "gmml.", "encoder.img_size", "pretrain.objective")
+_TOLD = 60  # letters of a setting's value
+
+
+def write(folders: Sequence[str | Path], page: str | Path) -> Path:
+    """Compare the runs in some folders on one page, which appears whole or not at all.
+
+    Raises:
+        RunError: no run has started in a folder, or a file of it cannot be read.
+        OSError: the page cannot be written.
+    """
+    records = [read(Path(folder)) for folder in folders]
+    page = Path(page)
+    write_atomically(page, render(records, _names(records, folders)).encode())
+    return page
+
+
+def render(records: Sequence[Record], names: Sequence[str]) -> str:
+    """The page as HTML; names: what to call each run."""
+    stages = {record.stage for record in records}
+    words = WORDS[records[0].stage]
+    estimates = _estimates(records, names)
+    settings = _settings(records)
+    pretraining = stages == {"pretrain"}
+    return template("comparison.html").render(
+        title=f"{many(len(records), 'run')} compared",
+        answers=_answers(records, names),
+        notes=_notes(stages, settings),
+        names=names,
+        runs=[_row(record, name) for record, name in zip(records, names, strict=True)],
+        meaning=words.meaning,
+        losses=_losses(records, names, words.axis) if len(stages) == 1 else [],
+        figures=[{"label": row.label, "cells": [_told(row, name) for name in names]} for row in estimates],
+        figures_heading="Probes" if pretraining else "Each site's held-out patients",
+        figures_meaning=(
+            "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance. Two intervals "
+            "that overlap may still differ: each run was measured by itself."
+        ),
+        figure_charts=_figure_charts(estimates, pretraining),
+        settings=settings,
+    )
+
+
+def _names(records: Sequence[Record], folders: Sequence[str | Path]) -> list[str]:
+    """The runs' names; where two are alike, their folders'."""
+    titles = [record.title for record in records]
+    if len(set(titles)) == len(titles):
+        return titles
+    ends = [Path(folder).resolve().name for folder in folders]
+    return ends if len(set(ends)) == len(ends) else [str(folder) for folder in folders]
+
+
+def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    told = []
+    for record, name in zip(records, names, strict=True):
+        losses = held_out(record.rounds)
+        kind = "held-out images"
+        if losses.empty:
+            losses, kind = mean_loss(record.folded), "the sites' own images"
+        folded = record.folded
+        who = f"{name}: {many(folded['site'].nunique(), 'site')}, {many(folded['round'].nunique(), 'round')}"
+        if len(losses):
+            who += f", {WORDS[record.stage].loss} on {kind} {losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}"
+        if record.probes:
+            better = sum(pair.better for pair in record.probes)
+            who += f", better than untrained in {better} of {many(len(record.probes), 'probe')}"
+        if record.scores:
+            better = sum(score.better for score in record.scores)
+            who += f", better than a site alone at {better} of {many(len(record.scores), 'site')}"
+        told.append(f"{who} ({record.status.state}).")
+    return [("What came of each?", told)]
+
+
+def _notes(stages: set[str], settings: Sequence[dict[str, Any]]) -> list[str]:
+    if len(stages) > 1:
+        return [
+            f"The runs are of different stages ({', '.join(sorted(stages))}): their losses are not comparable."
+        ]
+    changed = [row["key"] for row in settings if row["key"].startswith(_MEASURE)]
+    if changed:
+        return [f"Losses are not the same measure where these differ: {', '.join(changed)}."]
+    return []
+
+
+def _row(record: Record, name: str) -> dict[str, str]:
+    folded, measured, mean = record.folded, held_out(record.rounds), mean_loss(record.folded)
+    seconds = sum(row.get("seconds") or 0 for row in record.rounds)
+    up = sum(row.get("bytes_up") or 0 for row in record.rounds)
+    done = len({row["round"] for row in record.rounds})
+    return {
+        "name": name,
+        "stage": record.stage,
+        "state": record.status.state,
+        "sites": str(folded["site"].nunique()),
+        "images": total_images(record) or "–",
+        "rounds": f"{done} of {record.status.rounds or '?'}",
+        "loss": f"{mean.iloc[-1]:.3f}" if len(mean) else "–",
+        "held_out": f"{measured.iloc[-1]:.3f}" if len(measured) else "–",
+        "missed": str(int((record.sites["outcome"] != FOLDED).sum())),
+        "seconds": f"{seconds:,.0f}",
+        "up": f"{up / 1e6:,.1f}",
+    }
+
+
+def _losses(records: Sequence[Record], names: Sequence[str], axis: str) -> list[Chart]:
+    found = []
+    for heading, series in (
+        ("Training loss, all sites by images", [mean_loss(record.folded) for record in records]),
+        ("Loss on held-out images", [held_out(record.rounds) for record in records]),
+    ):
+        lines = [
+            Line(name, values.index.tolist(), values.tolist())
+            for name, values in zip(names, series, strict=True)
+            if len(values)
+        ]
+        if lines:
+            found.append(Chart(heading, charts.curves(lines, heading, axis)))
+    return found
+
+
+def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate]:
+    """Probes by task, and scores by site: a series a run."""
+    table: dict[str, dict[str, tuple[float, float, float] | None]] = {}
+    for record, name in zip(records, names, strict=True):
+        for pair in record.probes:
+            task = f"{pair.trained.label}, {pair.trained.cohort}, {pair.trained.kind}"
+            found = (pair.trained.auroc, pair.trained.low, pair.trained.high)
+            table.setdefault(task, {})[name] = found
+        for score in record.scores:
+            label = f"{score.site} ({score.figure})" if score.figure else score.site
+            table.setdefault(label, {})[name] = charts.triple(score.federated)
+    return [Estimate(label, {name: row.get(name) for name in names}) for label, row in sorted(table.items())]
+
+
+def _figure_charts(estimates: Sequence[Estimate], pretraining: bool) -> list[Chart]:
+    if not any(found for row in estimates for found in row.series.values()):
+        return []
+    heading = "AUROC of the probes" if pretraining else "Score by site"
+    axis = "AUROC (0.5 is chance)" if pretraining else "AUROC or Dice"
+    return [Chart(heading, charts.intervals(estimates, heading, axis, 0.5 if pretraining else None))]
+
+
+def _told(row: Estimate, name: str) -> str:
+    found = row.series.get(name)
+    return card.interval(*found) if found else "–"
+
+
+def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    keys = sorted({key for record in records for key in record.settings} - set(_UNLIKE))
+    rows = []
+    for key in keys:
+        cells = [_short(record.settings.get(key, "–")) for record in records]
+        if len(set(cells)) > 1:
+            rows.append({"key": key, "cells": cells})
+    return rows
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _TOLD else text[: _TOLD - 1] + "…"

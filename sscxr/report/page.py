@@ -1,0 +1,73 @@
+"""One run on one page: `OUT/report.html`, of a run that goes on, finished, stopped or never began."""
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sscxr.files import write_atomically
+from sscxr.report import charts, summary, tables
+from sscxr.report.record import Record, read
+
+NAME = "report.html"
+
+
+def write(out: str | Path, *, page: Path | None = None, **known: Any) -> Path:
+    """Write the report of the run in a folder, as it stands; the page appears whole or not at all.
+
+    Args:
+        out: the run's folder.
+        page: the file; None: `report.html` in the run's folder.
+        known: fields of `Record` that are known before they are on the disk: probes, scores, status.
+
+    Raises:
+        RunError: no run has started there, or a file of it cannot be read.
+        OSError: the page cannot be written.
+    """
+    out = Path(out)
+    page = page or out / NAME
+    write_atomically(page, render(read(out, **known)).encode())
+    return page
+
+
+def render(record: Record) -> str:
+    """The page as HTML: alike for the same record, byte for byte."""
+    troubles = tables.troubles(record)
+    columns, counts = tables.aggregates(record)
+    return template("report.html").render(
+        title=record.title,
+        state=record.status.state,
+        updated=record.status.updated,
+        ended=summary.ended(record),
+        tiles=summary.tiles(record),
+        answers=summary.answers(record),
+        notes=list(record.notes),
+        meaning=summary.WORDS[record.stage].meaning,
+        score=summary.WORDS[record.stage].score,
+        losses=charts.losses(record),
+        probes=tables.probes(record),
+        probe_charts=charts.probes(record),
+        scores=tables.scores(record),
+        score_charts=charts.scores(record),
+        sites=tables.sites(record),
+        rounds=tables.rounds(record),
+        troubles=troubles[: tables.LISTED],
+        more_troubles=max(0, len(troubles) - tables.LISTED),
+        shares=charts.shares(record),
+        count_columns=columns,
+        counts=counts,
+        strips=record.strips,
+        maps=charts.embedding(record),
+        min_cell=record.min_cell,
+    )
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """A page's template; every text put into it is escaped."""
+    folder = resources.files("sscxr") / "templates"
+    loader = jinja2.FunctionLoader(lambda file: (folder / file).read_text(encoding="utf-8"))
+    found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return found.get_template(name)

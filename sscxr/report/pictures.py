@@ -1,0 +1,67 @@
+"""Strips of images over the rounds: kept as PNG files beside a run that has images at hand, shown in its report.
+
+Only a simulation writes them. At a real server there is no image, and so no such folder.
+"""
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sscxr.files import write_atomically
+
+FOLDER = "pictures"
+_INDEX = "index.json"  # {file: caption}
+_GAP = 2  # px between images, mid grey
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of images: its caption, and a PNG."""
+
+    caption: str
+    png: bytes
+
+    @property
+    def address(self) -> str:
+        """The PNG as a `data:` address."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+def strip(images: npt.NDArray[np.uint8]) -> bytes:
+    """Images side by side as a PNG.
+
+    Args:
+        images: uint8 [n, H, W], n at least 1.
+    """
+    images = np.asarray(images)
+    if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
+        raise ValueError(f"a row of images wants uint8 [n, H, W], not {images.dtype} {images.shape}")
+    padded = np.pad(images, ((0, 0), (0, 0), (0, _GAP)), constant_values=128)
+    row = np.concatenate(list(padded), axis=1)[:, :-_GAP]
+    buffer = io.BytesIO()
+    Image.fromarray(row).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def add(folder: Path, name: str, caption: str, images: npt.NDArray[np.uint8]) -> None:
+    """Keep a strip; its name is the file's, and the strips are shown in the order of their names."""
+    captions = _captions(folder)
+    write_atomically(folder / f"{name}.png", strip(images))
+    write_atomically(folder / _INDEX, json.dumps(captions | {f"{name}.png": caption}, indent=1).encode())
+
+
+def read(folder: Path) -> list[Strip]:
+    """The strips of a run; none where there is no such folder."""
+    captions = _captions(folder)
+    return [Strip(captions[name], (folder / name).read_bytes()) for name in sorted(captions)]
+
+
+def _captions(folder: Path) -> dict[str, str]:
+    file = folder / _INDEX
+    return dict(json.loads(file.read_text())) if file.exists() else {}

@@ -1,0 +1,183 @@
+"""What a report is made of: a run's folder, read once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sscxr import config as configs
+from sscxr import runs
+from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.report import pictures
+from sscxr.report.pictures import Strip
+from sscxr.runs import RunError, Status
+
+FOLDED = "folded"
+NOTES, EMBEDDING = "notes.json", "embedding.csv"
+EMBEDDING_COLUMNS = ("x", "y", "site", "label")
+Counts = Mapping[str, Mapping[str, Mapping[str, int]]]
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """One site's held-out patients, under the federation's model and under one that the site trained by itself.
+
+    Attributes:
+        figure: "auroc" or "dice"; empty: the site has too little that the stage can use.
+        images, test_images, test_patients: trained on and tested on.
+        federated, alone, gap: {value, low, high, n} with 95 % intervals over patients; the gap is the paired
+            difference. None: not measured.
+    """
+
+    site: str
+    figure: str
+    images: int
+    test_images: int
+    test_patients: int
+    federated: dict[str, Any] | None
+    alone: dict[str, Any] | None
+    gap: dict[str, Any] | None
+
+    def told(self) -> tuple[str, str, str]:
+        """The three figures as a person reads them."""
+        return _told(self.federated), _told(self.alone), _told(self.gap, sign="+")
+
+    @property
+    def better(self) -> bool:
+        """Whether the federation's model beats the site's own beyond the interval of the difference."""
+        return bool(self.gap and self.gap["low"] is not None and self.gap["low"] > 0)
+
+    @property
+    def worse(self) -> bool:
+        """Whether it falls short of the site's own, beyond that interval."""
+        return bool(self.gap and self.gap["high"] is not None and self.gap["high"] < 0)
+
+
+def _told(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
+    if not found or found["value"] is None:
+        return "-"
+    value, low, high = (
+        f"{found[k]:{sign}.3f}" if found[k] is not None else "-" for k in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, as its report shows it.
+
+    Attributes:
+        title: the run's name.
+        stage: "pretrain", "classify" or "segment".
+        status: how it stands.
+        rounds: the records of rounds.jsonl.
+        sites: the rows of sites.csv.
+        counts: site -> its aggregate tables, as it told them.
+        probes: the encoder against the untrained one; none without labels.
+        scores: a fine-tuning's model against each site's own.
+        strips: pictures over the rounds; none where no image is at hand.
+        embedding: `EMBEDDING_COLUMNS`, one row an image; None where no image is at hand.
+        notes: lines for the reader, shown under the summary.
+        min_cell: counts of images and patients below it are not shown.
+        settings: the run's, by dotted key.
+    """
+
+    title: str
+    stage: str
+    status: Status
+    rounds: Sequence[Mapping[str, Any]]
+    sites: pd.DataFrame
+    counts: Counts = field(default_factory=dict)
+    probes: Sequence[Comparison] = ()
+    scores: Sequence[SiteScore] = ()
+    strips: Sequence[Strip] = ()
+    embedding: pd.DataFrame | None = None
+    notes: Sequence[str] = ()
+    min_cell: int = 10
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folded(self) -> pd.DataFrame:
+        """The rows whose updates were averaged."""
+        return self.sites[self.sites["outcome"] == FOLDED]
+
+
+def read(folder: Path, **known: Any) -> Record:
+    """Read a run's folder; of one that goes on, what there is.
+
+    Args:
+        known: fields that are known before they are on the disk.
+
+    Raises:
+        RunError: no run has started there, or a file of it cannot be read.
+    """
+    if not (folder / runs.CONFIG).is_file():
+        raise RunError(f"{folder}: no run has started there (no {runs.CONFIG})")
+    config = configs.loads((folder / runs.CONFIG).read_text())
+    found: dict[str, Any] = {
+        "title": config.run.name,
+        "stage": config.run.stage,
+        "status": known.get("status") or _status(folder),
+        "rounds": runs.read_rounds(folder / runs.ROUNDS),
+        "sites": runs.read_sites(folder / runs.SITES),
+        "counts": _counts(folder),
+        "probes": [_comparison(pair) for pair in _json(folder / runs.PROBES, [])],
+        "scores": [SiteScore(**score) for score in _json(folder / runs.SCORES, [])],
+        "strips": pictures.read(folder / pictures.FOLDER),
+        "embedding": _embedding(folder / EMBEDDING),
+        "notes": _json(folder / NOTES, []),
+        "min_cell": config.privacy.min_cell,
+        "settings": flat(configs.as_dict(config)),
+    }
+    return Record(**found | known)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key; a dictionary without keys, and a list, is a value."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        nested = isinstance(value, dict) and value
+        found |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _status(folder: Path) -> Status:
+    try:
+        return runs.read_status(folder)
+    except RunError:
+        if (folder / runs.STATUS).exists():
+            raise
+        return Status("starting", 0, 0, "", "")  # in its first moment
+
+
+def _counts(folder: Path) -> Counts:
+    """The sites' aggregates, as the last checkpoint has them."""
+    for checkpoint in sorted((folder / "checkpoints").glob("round-?????"), reverse=True):
+        try:
+            return dict(json.loads((checkpoint / "state.json").read_text())["counts"])
+        except (OSError, ValueError, KeyError):  # deleted just now, or damaged: an older one may do
+            continue
+    return {}
+
+
+def _comparison(pair: Mapping[str, Any]) -> Comparison:
+    probes = {name: Probe(**pair[name]) for name in ("trained", "untrained")}
+    return Comparison(**{**pair, **probes})
+
+
+def _embedding(file: Path) -> pd.DataFrame | None:
+    if not file.exists():
+        return None
+    return pd.read_csv(file, dtype={"site": str, "label": str}, keep_default_na=False)
+
+
+def _json(file: Path, otherwise: Any) -> Any:
+    if not file.exists():
+        return otherwise
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise RunError(f"{file}: not readable as JSON") from None

@@ -1,0 +1,215 @@
+"""What a run comes to, in sentences for a reader who was not there: did it learn, is it better, what went wrong."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sscxr.evaluation.probe import Comparison
+from sscxr.report.record import FOLDED, Record, SiteScore
+
+_NAMED = 4  # sites that are named in a sentence; the table has the others
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a stage's loss and score are called, and what they mean."""
+
+    loss: str
+    axis: str
+    meaning: str
+    score: str = ""
+
+
+WORDS = {
+    "pretrain": Words(
+        "reconstruction loss",
+        "loss (mean absolute error)",
+        "Loss: mean absolute error of the reconstructed pixels, in units of the encoder's input (grey levels 0 to "
+        "1 divided by data.std). Lower is better.",
+    ),
+    "classify": Words(
+        "loss",
+        "loss (cross-entropy, nats)",
+        "Loss: mean cross-entropy of the known labels, both classes of each weighing the same. Lower is better.",
+        "AUROC",
+    ),
+    "segment": Words(
+        "loss",
+        "loss (Dice + cross-entropy)",
+        "Loss: one minus the soft Dice, and the mean cross-entropy of the pixels. Lower is better.",
+        "Dice",
+    ),
+}
+
+
+def answers(record: Record) -> list[tuple[str, list[str]]]:
+    """Questions, and the sentences that answer them."""
+    told = [("Who took part?", [_took_part(record)])]
+    if not record.folded.empty:
+        told.append(("Did it learn?", [_learned(record), *_probed(record)]))
+    if record.scores:
+        told.append(("Is it better than each site alone?", _scored(record.scores)))
+    told.append(("What went wrong?", _trouble(record)))
+    return told
+
+
+def tiles(record: Record) -> list[tuple[str, str]]:
+    """The figures that the page begins with: what, and how much."""
+    folded = record.folded
+    done = max((int(row["round"]) for row in record.rounds), default=0)
+    sites = folded["site"].nunique() if len(folded) else 0
+    expected = max((int(row.get("roster", 0)) for row in record.rounds), default=0)
+    planned = record.status.rounds
+    return [
+        ("sites", f"{sites} of {expected}" if expected > sites else str(sites)),
+        ("images", total_images(record) or "–"),
+        ("rounds", f"{done} of {planned}" if planned else str(done)),
+        ("state", record.status.state),
+    ]
+
+
+def ended(record: Record) -> str:
+    """How the run stands, where it is not finished: one line."""
+    status = record.status
+    at = f"after round {status.round} of {status.rounds}" if status.rounds else "before its first round"
+    if status.state == "finished":
+        return ""
+    if status.state in ("running", "starting"):
+        return f"The run is going on; this page was written {at}."
+    why = status.reason.strip() or "it did not say why"
+    ended_so = {"failed": "failed", "died": "died"}.get(status.state, "stopped early")
+    return f"The run {ended_so} {at}: {why}"
+
+
+def total_images(record: Record) -> str:
+    """The sum of the sites' images; nothing where it would give away a small site's count."""
+    counts = record.folded.groupby("site")["images"].last()
+    if counts.empty or (counts.isna() | (counts < record.min_cell)).any():
+        return ""
+    return f"{int(counts.sum()):,}"
+
+
+def _took_part(record: Record) -> str:
+    folded = record.folded
+    if folded.empty:
+        return "No round was completed: no site's update was folded into the encoder."
+    total = total_images(record)
+    names, number = folded["site"].nunique(), folded["round"].nunique()
+    on = f" on {total} images" if total else ""
+    line = f"{many(names, 'site')} trained{on} over {many(number, 'round')}. No image left a site."
+    return f"{line} {_sent(record.rounds)}".strip()
+
+
+def _learned(record: Record) -> str:
+    words = WORDS[record.stage]
+    losses, kind = held_out(record.rounds), "held-out images"
+    if len(losses) < 2:
+        losses, kind = mean_loss(record.folded), "the sites' own images"
+    losses = losses.dropna()
+    if len(losses) < 2:
+        return "One round does not tell whether it learned."
+    first, last = float(losses.iloc[0]), float(losses.iloc[-1])
+    fall = (first - last) / first if first else 0.0
+    verdict = "It learned" if fall > 0.01 else "It hardly learned" if fall > -0.01 else "It did not learn"
+    return f"{verdict}: the {words.loss} on {kind} went from {first:.3f} to {last:.3f} ({-fall:+.0%})."
+
+
+def _probed(record: Record) -> list[str]:
+    if WORDS[record.stage].score:
+        return []
+    probes = record.probes
+    if not probes:
+        return ["What its features tell of disease was not measured: that wants labelled images at hand."]
+    better = sum(pair.better for pair in probes)
+    worse = sum(pair.high < 0 for pair in probes)
+    told = f"The features beat the untrained encoder's in {better} of {many(len(probes), 'probe')}"
+    line = f"{told}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
+    return [line, in_words(max(probes, key=lambda pair: pair.low))]
+
+
+def in_words(pair: Comparison) -> str:
+    """A probe for who does not know what an AUROC is."""
+    trained, untrained = pair.trained, pair.untrained
+    right, low, high, before = (
+        f"{100 * value:.0f}" for value in (trained.auroc, trained.low, trained.high, untrained.auroc)
+    )
+    return (
+        f"Of an image with {trained.label} and one without ({trained.cohort}), a {trained.kind} probe picks the "
+        f"right one {right} times in 100 (95 % interval {low} to {high}), on the untrained encoder {before} times; "
+        "guessing gives 50."
+    )
+
+
+def _scored(scores: Sequence[SiteScore]) -> list[str]:
+    told = [score for score in scores if score.gap and score.gap["low"] is not None]
+    if not told:
+        return ["No site's model alone could be compared with the federation's."]
+    better, worse = sum(score.better for score in told), sum(score.worse for score in told)
+    even = len(told) - better - worse
+    line = (
+        f"The federation's model is better than a site's own at {better} of {many(len(told), 'site')}, worse at "
+        f"{worse}, beyond the interval of the difference"
+    )
+    return [f"{line}; at {even} the patients are too few to tell." if even else f"{line}."]
+
+
+def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:
+    measured = [row for row in rounds if "bytes_up" in row and "bytes_down" in row]
+    if not measured:
+        return ""
+    up, down = (float(np.median([row[way] for row in measured])) / 1e6 for way in ("bytes_up", "bytes_down"))
+    return f"In the median round {up:,.1f} MB came from all sites together, and {down:,.1f} MB went to them."
+
+
+def _trouble(record: Record) -> list[str]:
+    sites = record.sites
+    bad = sites[sites["outcome"] != FOLDED]
+    if bad.empty:
+        return ["Nothing: no site was absent and no update was refused."] if len(sites) else ["Nobody came."]
+    missed = bad.groupby("site").size().sort_values(ascending=False, kind="stable")
+    lines = []
+    for name in missed.index[:_NAMED]:
+        rows = bad[bad["site"] == name]
+        asked = int((sites["site"] == name).sum())
+        last = rows.iloc[-1]
+        reason = "" if pd.isna(last["reason"]) else str(last["reason"])
+        why = f"{last['outcome']}{': ' if reason else ''}{reason}"
+        lines.append(f"{name} has no part in {len(rows)} of {many(asked, 'attempt')} (last: {why}).")
+    if len(missed) > _NAMED:
+        lines.append(
+            f"So have {many(len(missed) - _NAMED, 'other site')} none in some; the table below has all."
+        )
+    counts = bad.groupby("outcome").size()
+    told = ", ".join(f"{outcome}: {many(int(number), 'time')}" for outcome, number in counts.items())
+    return [f"Not every site took part in every round ({told}).", *lines]
+
+
+def mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":
+    """By round, the sites' losses weighted by their images."""
+    rows = folded.dropna(subset=["loss"])
+    weight = rows["images"].fillna(1).clip(lower=1).astype(float)
+    total = (rows["loss"].astype(float) * weight).groupby(rows["round"]).sum()
+    return total / weight.groupby(rows["round"]).sum()
+
+
+def held_out(rounds: Sequence[Mapping[str, Any]]) -> "pd.Series[float]":
+    """By round, the loss on held-out images, where it was measured."""
+    found = {int(row["round"]): row.get("held_out_loss") for row in rounds}
+    return pd.Series(
+        {number: float(loss) for number, loss in sorted(found.items()) if loss is not None}, dtype=float
+    )
+
+
+def many(number: int, thing: str) -> str:
+    """A number and its noun: "1 site", "2 sites"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def verdict(low: float | None, high: float | None) -> str:
+    """A difference's interval in words."""
+    if low is None or high is None:
+        return "not measured"
+    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"

@@ -1,0 +1,166 @@
+"""A run as rows of tables: sites, rounds, troubles, probes, scores. Texts only; the templates escape them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sscxr import card
+from sscxr.report.record import FOLDED, Record
+from sscxr.report.summary import total_images, verdict
+
+# Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
+LISTED = 40
+_REASONS = 3  # kinds of absence that are named in a site's row
+# COUNT_TABLES of sscxr.wire as the report calls them, with the cells' order.
+VIEWS, AGES, SEXES = "view", "age", "sex"
+Row = dict[str, Any]
+
+
+def sites(record: Record) -> list[Row]:
+    """One row a site."""
+    groups = {str(name): rows for name, rows in record.sites.groupby("site")}
+    return [_site(name, rows, record) for name, rows in groups.items()]
+
+
+def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
+    folded = rows[rows["outcome"] == FOLDED]
+    losses, images = folded["loss"].dropna(), folded["images"].dropna()
+    counts = record.counts.get(name, {})
+    seconds = folded["seconds"].dropna()
+    return {
+        "site": name,
+        "images": card.count(int(images.iloc[-1]), record.min_cell) if len(images) else "–",
+        "patients": _patients(counts, record.min_cell),
+        "views": _told(counts.get(VIEWS, {})),
+        "ages": _told(counts.get(AGES, {})),
+        "rounds": f"{len(folded)} of {rows['round'].nunique()}",
+        "missed": _missed(rows[rows["outcome"] != FOLDED]),
+        "loss": f"{losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}" if len(losses) else "–",
+        "norm": _figure(folded["update_norm"].median(), "{:#.3g}"),
+        "seconds": _figure(seconds.median(), "{:,.1f}"),
+        "total_seconds": _figure(seconds.sum() if len(seconds) else float("nan"), "{:,.0f}"),
+        "sent": _figure(rows["bytes"].sum() / 1e6, "{:,.1f}"),
+    }
+
+
+def _patients(counts: Mapping[str, Mapping[str, int]], min_cell: int) -> str:
+    told = counts.get("images", {}).get("first of a patient")
+    return "–" if told is None else card.count(told, min_cell)
+
+
+def _told(cells: Mapping[str, int]) -> list[str]:
+    """The counts that were told, the largest first."""
+    ordered = sorted(cells.items(), key=lambda item: (-item[1], item[0]))
+    return [f"{name}: {number:,}" for name, number in ordered if number]
+
+
+def _missed(bad: pd.DataFrame) -> list[str]:
+    """Absences and refusals by kind and reason, the most frequent first."""
+    if bad.empty:
+        return []
+    reasons = bad["reason"].astype(object).fillna("")
+    kinds = (bad["outcome"] + reasons.map(lambda text: f": {text}" if text else "")).value_counts()
+    told = [f"{number} × {kind}" for kind, number in kinds.head(_REASONS).items()]
+    more = int(kinds.iloc[_REASONS:].sum())
+    return [*told, f"{more} × others"] if more else told
+
+
+def rounds(record: Record) -> list[Row]:
+    """One row a round; its images only where the sum gives away no small site's."""
+    known = bool(total_images(record))
+    return [
+        {
+            "round": str(row["round"]),
+            "sites": f"{row['sites']} of {row['roster']}" if "roster" in row else str(row.get("sites", "–")),
+            "images": f"{row['images']:,}" if known and row.get("images") else "–",
+            "loss": _maybe(row.get("loss"), "{:.4f}"),
+            "held_out": _maybe(row.get("held_out_loss"), "{:.4f}"),
+            "score": _maybe(row.get("held_out_score"), "{:.3f}"),
+            "seconds": _maybe(row.get("seconds"), "{:,.1f}"),
+            "up": _megabytes(row.get("bytes_up")),
+            "down": _megabytes(row.get("bytes_down")),
+        }
+        for row in record.rounds
+    ]
+
+
+def troubles(record: Record) -> list[Row]:
+    """What was not folded and why, and remarks on what was."""
+    reasons = record.sites["reason"].astype(object).fillna("")
+    odd = record.sites[(record.sites["outcome"] != FOLDED) | (reasons != "")]
+    return [
+        {
+            "round": str(row["round"]),
+            "site": str(row["site"]),
+            "outcome": str(row["outcome"]),
+            "reason": "" if pd.isna(row["reason"]) else str(row["reason"]),
+        }
+        for row in odd.sort_values(["round", "site"]).to_dict("records")
+    ]
+
+
+def probes(record: Record) -> list[Row]:
+    """One row a probe."""
+    return [
+        {
+            "label": pair.trained.label,
+            "cohort": pair.trained.cohort,
+            "kind": pair.trained.kind,
+            "trained": card.interval(pair.trained.auroc, pair.trained.low, pair.trained.high),
+            "untrained": card.interval(pair.untrained.auroc, pair.untrained.low, pair.untrained.high),
+            "gain": card.interval(pair.gain, pair.low, pair.high, sign="+"),
+            "verdict": verdict(pair.low, pair.high),
+            "patients": card.count(pair.trained.test_patients, record.min_cell),
+        }
+        for pair in record.probes
+    ]
+
+
+def scores(record: Record) -> list[Row]:
+    """One row a site: the federation's model and its own."""
+    table = []
+    for score in record.scores:
+        federated, alone, gap = score.told()
+        told, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
+        row = {"site": score.site, "figure": score.figure or "too few images"}
+        row |= {"patients": str(score.test_patients) if told else small}
+        ends = score.gap or {"low": None, "high": None}
+        row |= {"federated": federated, "alone": alone, "gap": gap}
+        table.append(row | {"verdict": verdict(ends["low"], ends["high"])})
+    return table
+
+
+def aggregates(record: Record) -> tuple[Sequence[str], list[Row]]:
+    """Every count that a site told: the columns ("view: PA"), and one row a site."""
+    columns = sorted(
+        {
+            (table, cell)
+            for tables in record.counts.values()
+            for table, cells in tables.items()
+            for cell in cells
+        }
+        - {(table, cell) for tables in record.counts.values() for table, cell in _grey(tables)}
+    )
+    rows = [
+        {"site": site, "cells": [_maybe(tables.get(table, {}).get(cell), "{:,}") for table, cell in columns]}
+        for site, tables in sorted(record.counts.items())
+    ]
+    return [f"{table}: {cell}" for table, cell in columns], rows
+
+
+def _grey(tables: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
+    return [("grey", cell) for cell in tables.get("grey", {})]
+
+
+def _megabytes(count: Any) -> str:
+    return "–" if count is None else f"{count / 1e6:,.1f}"
+
+
+def _maybe(value: Any, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _figure(value: float, form: str) -> str:
+    return form.format(value) if np.isfinite(value) else "–"

@@ -1,0 +1,42 @@
+"""`sscxr report`. Thin: pandas, matplotlib and torch are imported when it runs, not before."""
+
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+_COMPARISON = Path("comparison.html")
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"The page; default: RUN/report.html, of several {_COMPARISON}.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a page that is there under --out.")
+    ] = False,
+) -> None:
+    """Write a run's report from its folder, at any time; of several runs, a page that compares them."""
+    from sscxr import report as pages
+
+    page = out or (_COMPARISON if len(runs) > 1 else None)
+    if page and page.exists() and not force:
+        raise click.UsageError(f"{page} is there already; give --force to write over it, or another --out")
+    if len(runs) > 1:
+        assert page is not None
+        written = pages.write_comparison(runs, page)
+    else:
+        written = pages.write(runs[0], page=page)
+    typer.echo(written)
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command to `sscxr`."""
+    app.command()(report)
