@@ -60,7 +60,10 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
         (check[0], ""),
         ('    with seeds.forked(config.run.seed, "head"):\n', head),
         ("import GMML\n", "import GMML\nfrom sscxr.objectives.denoise import Denoise\n"),
-        ("-> GMML:", "-> GMML | Denoise:"),
+        (
+            "def build_objective(config: Config) -> GMML:",
+            "def build_objective(config: Config) -> GMML | Denoise:",
+        ),
     )
     edit(
         tree / "server" / "aggregate.py",
