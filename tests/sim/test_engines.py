@@ -67,6 +67,13 @@ def test_same_errors(cache: Path, tmp_path: Path) -> None:
     assert left_running(str(tmp_path)) == []
 
 
+def test_a_shared_head_ends_in_pictures(cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ended = run(arguments(out, "federation.share_head=true", data=cache), mark=str(tmp_path))
+    assert ended.status == 0, ended.log
+    assert "the shared head" in (out / "report.html").read_text()
+
+
 def test_ctrl_c_of_ray_then_inline(runs: dict[str, Ended], place: Path, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     argv = arguments(out, data=cache)
