@@ -3,15 +3,26 @@
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
+
+from sscxr.command_line import examples
 
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
     site = typer.Typer(help="Set a hospital up.", no_args_is_help=True)
-    site.command("init")(site_init)
+    site.command("init", epilog=examples("sscxr site init /srv/sscxr --name st-mary --join join.yaml"))(
+        site_init
+    )
     app.add_typer(site, name="site")
-    app.command("doctor")(doctor)
+    app.command(
+        "doctor",
+        epilog=examples(
+            "sscxr doctor /srv/sscxr/site.yaml --files EXPORT",
+            "sscxr doctor --join join.yaml --out /srv/runs --json",
+        ),
+    )(doctor)
 
 
 def site_init(
@@ -54,8 +65,7 @@ def doctor(
     from client.doctor.examination import Asked, examine
 
     if site is None and join is None:
-        typer.echo("error: give a SITE.yaml, or the coordinator's --join FILE", err=True)
-        raise typer.Exit(2)
+        raise click.UsageError("give a SITE.yaml, or the coordinator's --join FILE")
     checks = []
     for check in examine(Asked(site, join, out, files)):
         checks.append(check)

@@ -1,8 +1,12 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -14,12 +18,14 @@ from server.ledger import Ledger, State
 from server.mail import RunStopped
 from server.reporting import Reporter
 from server.rounds import Federation, Listener
+from server.watch import committed
 from sscxr import config as configs
 from sscxr import release, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.models import encoder as encoders
+from sscxr.tracking import Tracking, kinds_of
 from sscxr.training import parts, stages
 from sscxr.training.pretrain import set_up
 
@@ -51,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
     config = stages.load_config(recipe, overrides)
     if not (resume or settings.get("out")):
         out = status.folder_of(config.run.name)
-    run(grid, config, out, resume=bool(resume))
+    run(grid, config, out, resume=bool(resume), tracking=str(settings.get("tracking") or ""))
 
 
 def _log_to_stderr() -> None:
@@ -64,8 +70,11 @@ def _log_to_stderr() -> None:
         ours.setLevel(logging.INFO)
 
 
-def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
+def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = "") -> None:
     """Run the rounds that are left in `out`, then write `out/encoder`.
+
+    Args:
+        tracking: where its curves go too, such as "tensorboard,mlflow".
 
     How it ended is in `out/status.json`, and in the exception or the last line of the log.
     """
@@ -83,10 +92,12 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
             return
         status.write(out, "running", done=state.round, rounds=rounds)
         try:
-            _run(grid, config, ledger, state)
+            _run(grid, config, ledger, state, tracking)
         except BaseException as error:
             kind = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
             reason = str(error) if isinstance(error, SscxrError) else type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                reason = "interrupted; resume it"
             ended = status.write(out, kind, done=state.round, rounds=rounds, reason=reason)
             Reporter(out).write()
             log.error("run %s %s", out, ended.line())
@@ -97,18 +108,39 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool) -> None:
         log.info("run %s %s", out, ended.line())
 
 
-def _run(grid: Grid, config: Config, ledger: Ledger, state: State) -> None:
+def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str) -> None:
     optimiser = server_optimiser(config.federation.server)
     optimiser.load(state.optimiser)
     reporter, shown = Reporter(ledger.out), Hooks.listener or Listener()
     listener = shown.also(Listener(committed=reporter.committed))
-    Federation(grid, config, ledger, state, optimiser, listener).run()
+    with _tracked(listener, tracking, ledger.out, config.run.name) as followed:
+        Federation(grid, config, ledger, state, optimiser, followed).run()
     reporter.write(status=replace(runs.read_status(ledger.out), state="finished"))
     if config.run.stage != stages.PRETRAIN and stages.shares_head(config):
         stages.save_model(config, state.encoder, ledger.out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]
     publish(config, state, ledger.out / "encoder", data)
+
+
+@contextmanager
+def _tracked(listener: Listener, tracking: str, out: Path, name: str) -> Iterator[Listener]:
+    """A listener that has the curves follow each commit."""
+    try:
+        kinds = kinds_of(tracking)
+    except SscxrError as error:  # no reason for a run to fail
+        log.warning("%s", error)
+        kinds = []
+    tracks = Tracking(kinds, out, name, partial(committed, out))
+
+    def follow(record: Mapping[str, Any]) -> None:
+        listener.committed(record)
+        tracks.follow()
+
+    try:
+        yield replace(listener, committed=follow)
+    finally:
+        tracks.close()
 
 
 def publish(config: Config, state: State, folder: Path, data: list[SiteData], **card: object) -> Path:

@@ -1,14 +1,21 @@
 """The coordinator's commands of `sscxr`. Thin: torch and Flower are imported when a command runs, not before."""
 
 import datetime
+import json
 import platform
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
+import click
 import typer
 
-from sscxr.join import PROBE, Join, Payload
+from sscxr.command_line import examples
+from sscxr.encoder_commands import Force
+
+if TYPE_CHECKING:
+    from sscxr.join import Join
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -33,13 +40,19 @@ def join(
         Path | None, typer.Option(help="The CA's certificate; none: the server's is publicly trusted.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("join.yaml"),
+    force: Force = False,
 ) -> None:
     """Write the join file that every hospital of a federation is sent; there is no secret in it."""
+    from sscxr import files
+
+    files.refuse_existing(out, force=force)
     describe(recipe, overrides or [], name=name, superlink=superlink, ca=ca).write(out)
     typer.echo(out)
 
 
-def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: str, ca: Path | None) -> Join:
+def describe(
+    recipe: str | Path, overrides: list[str], *, name: str, superlink: str, ca: Path | None
+) -> "Join":
     """What a site has to know of a federation that runs a recipe.
 
     Raises:
@@ -50,6 +63,7 @@ def describe(recipe: str | Path, overrides: list[str], *, name: str, superlink: 
 
     from sscxr import codecs, wire
     from sscxr import config as configs
+    from sscxr.join import PROBE, Join, Payload
     from sscxr.training import stages
 
     config = stages.load_config(recipe, overrides)
@@ -90,17 +104,72 @@ def _memory_gb(config: "Config", parts: "Parts") -> float:
 
 def run_status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
 ) -> None:
     """Say how a run stands. Exit code: 0 finished, 3 running, 1 anything else."""
     from server import status
     from sscxr import runs
 
     found = runs.read_status(status.folder_of(run))
-    typer.echo(f"{found.line()} ({found.updated})")
+    typer.echo(json.dumps(asdict(found)) if as_json else f"{found.line()} ({found.updated})")
     raise typer.Exit(status.EXIT_CODES.get(found.state, 1))
+
+
+def watch(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else: an object at each change.")
+    ] = False,
+) -> None:
+    """Watch a run until it ends, from its folder alone. Exit code as of run-status."""
+    from server import status
+    from server.watch import watch as watch_run
+
+    raise typer.Exit(watch_run(status.folder_of(run), once=once, as_json=as_json))
+
+
+def track(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard.")] = False,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Write RUN/mlflow; wants the extra `mlflow`.")
+    ] = False,
+) -> None:
+    """Write a run's curves, by site, from what it has committed; written anew, so there is no point twice."""
+    from functools import partial
+
+    from server import status
+    from server.watch import committed
+    from sscxr import runs
+    from sscxr.tracking import Tracking, kinds_of
+
+    if not (tensorboard or mlflow):
+        raise click.UsageError("say where to: --tensorboard, --mlflow or both")
+    out = status.folder_of(run)
+    runs.read_status(out)  # says what is wrong
+    kinds = kinds_of(",".join(["tensorboard"] * tensorboard + ["mlflow"] * mlflow))
+    tracks = Tracking(kinds, out, out.resolve().name, partial(committed, out))
+    tracks.close()
+    for kind in kinds:
+        typer.echo(out / kind)
 
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
-    app.command()(join)
-    app.command("run-status")(run_status)
+    app.command(
+        "join",
+        epilog=examples(
+            "sscxr join sscxr --name lungs --superlink fl.example.org:443 --ca ca.crt federation.deadline=3600"
+        ),
+    )(join)
+    app.command("run-status", epilog=examples("sscxr run-status runs/mine", "sscxr run-status lungs --json"))(
+        run_status
+    )
+    app.command(
+        "watch",
+        epilog=examples("sscxr watch runs/mine", "sscxr watch lungs", "sscxr watch lungs --once --json"),
+    )(watch)
+    app.command(
+        "track", epilog=examples("sscxr track runs/mine --tensorboard", "sscxr track lungs --mlflow")
+    )(track)

@@ -133,9 +133,13 @@ class Federation:
         fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
         self.listener.started(self.state.round, attempt, sorted(present.values()))
         waiting = dict(present)
+        told = status.Open(
+            self.ledger.out, done=self.state.round, rounds=settings.rounds, sites=present.values()
+        )
         for node, reply in self.mail.ask(
             self._tasks(attempt, present), "train", settings.deadline, self._encoded()
         ):
+            told.heard(waiting[node])
             self.listener.heard(fold.add(waiting.pop(node), reply))
         for site in waiting.values():
             self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))

@@ -5,9 +5,9 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
@@ -47,6 +47,35 @@ def held(out: Path) -> Iterator[None]:
 
 def write(out: Path, state: str, *, done: int, rounds: int, reason: str = "") -> Status:
     """Write how the run stands now."""
-    status = Status(state, done, rounds, reason, datetime.now(UTC).isoformat(timespec="seconds"))
-    write_atomically(out / STATUS, (json.dumps(asdict(status), indent=1) + "\n").encode())
+    status = Status(state, done, rounds, reason, _now())
+    write_atomically(out / STATUS, _text(status))
     return status
+
+
+class Open:
+    """The round that is open, told in the status file after each reply, for those who watch."""
+
+    def __init__(self, out: Path, *, done: int, rounds: int, sites: Iterable[str]) -> None:
+        """Say that the sites were asked."""
+        self._out, self._waiting = out, set(sites)
+        self._status = Status("running", done, rounds, "", "", _now(), len(self._waiting))
+        self._tell()
+
+    def heard(self, site: str) -> None:
+        """Say that one has replied."""
+        self._waiting.discard(site)
+        self._tell()
+
+    def _tell(self) -> None:
+        # Not awaited on the disk, as a round's end is: this is for the eye alone, and comes once a reply.
+        partial = self._out / f".{STATUS}.open"
+        partial.write_bytes(_text(replace(self._status, updated=_now(), waiting=sorted(self._waiting))))
+        partial.replace(self._out / STATUS)
+
+
+def _text(status: Status) -> bytes:
+    return (json.dumps(asdict(status), indent=1) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,23 +1,16 @@
 """One display of a simulation: rounds, sites, steps; plain lines where there is no terminal."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from client.app import display
 from server.app import Hooks
 from server.rounds import Listener
+from server.watch import problem, told
 from sscxr.config import Config
+from sscxr.display import Board, Clock, Line, Rate
 from sscxr.runs import SiteRow
 from sscxr.training import stages
 from sscxr.training.pretrain import steps_of_round
@@ -26,57 +19,66 @@ from sscxr.training.pretrain import steps_of_round
 class Show:
     """Shows a run while it is open."""
 
-    def __init__(self, config: Config, console: Console) -> None:
-        self.config, self.console = config, console
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._round = 0
-        self._rounds = self.progress.add_task("rounds", total=config.federation.rounds, note="")
-        self._sites = self.progress.add_task("sites", total=None, note="")
-        self._steps = self.progress.add_task("steps", total=None, note="")
+    def __init__(self, config: Config) -> None:
+        self.config, self.board = config, Board()
+        self._clock = Clock()
+        self._round, self._sites, self._heard = 0, 1, 0
+        self._shares: dict[str, float] = {}  # of the steps of sites that have not replied yet
+        self._rates: dict[str, Rate] = {}
+        self._at_work: Line | None = None
 
     def __enter__(self) -> "Show":
-        Hooks.listener = Listener(self._started, self._heard, self._committed)
+        Hooks.listener = Listener(self._started, self._replied, self._committed)
         display.on_step = self._stepped
-        self.progress.start()
+        self.board.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self.board.__exit__(kind, error, trace)
         Hooks.listener, display.on_step = None, None
 
     def _started(self, round_number: int, attempt: int, sites: list[str]) -> None:
-        self._round = round_number
-        self.progress.update(self._rounds, completed=round_number)
-        self.progress.reset(self._sites, total=len(sites), note="")
+        self._round, self._sites, self._heard = round_number, max(1, len(sites)), 0
+        self._shares, self._rates, self._at_work = {}, {}, None
+        self._show()
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
-        if step == 1:
-            size, epochs = stages.batch_size(self.config), self.config.federation.local_epochs
-            self.progress.reset(self._steps, total=len(steps_of_round(images, size, epochs, self._round)))
-        self.progress.update(
-            self._steps, completed=step, note=f"{site}  loss {loss:.4f}" if loss == loss else site
-        )
+        size, epochs = stages.batch_size(self.config), self.config.federation.local_epochs
+        steps = len(steps_of_round(images, size, epochs, self._round))
+        self._shares[site] = step / steps
+        speed = self._rates.setdefault(site, Rate()).of(seen)
+        notes = [
+            f"{step} of {steps} steps",
+            "" if speed is None else f"{speed:.0f} images/s",
+            f"loss {loss:.4f}" if loss == loss else "",
+        ]
+        title = f"{site}, {min(self._heard + 1, self._sites)} of {self._sites}"
+        self._at_work = Line(title, step, steps, [note for note in notes if note])
+        self._show()
 
-    def _heard(self, row: SiteRow) -> None:
-        self.progress.advance(self._sites)
+    def _replied(self, row: SiteRow) -> None:
+        self._heard += 1
+        self._shares.pop(row.site, None)
         if row.outcome != "folded":
-            self.console.print(f"round {row.round}: {row.site} {row.outcome}: {row.reason}", markup=False)
+            self.board.say(problem(asdict(row)), style="bold red")
+        self._show()
 
     def _committed(self, record: Mapping[str, Any]) -> None:
         done, total = record["round"], self.config.federation.rounds
-        self.progress.update(self._rounds, completed=done)
-        held_out = record["held_out_loss"]
-        measured = "" if held_out is None else f", held-out loss {held_out:.4f}"
-        line = f"round {done}/{total}: {record['sites']} sites, loss {record['loss']:.4f}{measured}"
-        self.console.print(f"{line}, {record['seconds']:.1f} s", markup=False, highlight=False)
+        self._round, self._heard, self._shares, self._at_work = done, 0, {}, None
+        self.board.say(told(record, total, self._left() if done < total else ""))
+        self._show()
+
+    def _left(self) -> str:
+        """Time left, by the rounds done here and what of this one is done; evaluation counts as its end."""
+        share = min(1.0, (self._heard + sum(self._shares.values())) / self._sites)
+        return self._clock.left(self._round + share, self.config.federation.rounds)
+
+    def _show(self) -> None:
+        rounds, left = self.config.federation.rounds, self._left()
+        title = f"round {min(self._round + 1, rounds)} of {rounds}"
+        replied = f"{self._heard} of {self._sites} sites replied"
+        whole = Line(title, self._round, rounds, [note for note in (left, replied) if note])
+        self.board.lines = [whole, *([self._at_work] if self._at_work else [])]

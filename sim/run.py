@@ -2,29 +2,22 @@
 
 import logging
 import shlex
-import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
-import click
 import typer
-from rich.console import Console
 
+from sscxr import command_line
 from sscxr import config as configs
+from sscxr.command_line import examples
 from sscxr.config import ConfigError
-from sscxr.errors import SscxrError
+from sscxr.tracking import kinds_of
 
+PROGRAM = "python -m sim.run"
 _ENGINES = ("inline", "ray")
 _WIDTH = 120  # columns of the tables where there is no terminal
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or SIGTERM, and which of them."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
 
 
 def run(
@@ -65,6 +58,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="run.seed")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/sim"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves to OUT/tensorboard too.")
+    ] = False,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="Write curves to OUT/mlflow too; wants the extra `mlflow`.")
+    ] = False,
 ) -> None:
     """Federated GMML pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
     file = partition if partition and partition.endswith(".csv") else None
@@ -82,14 +81,10 @@ def run(
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])
-    try:
-        settings = _settings(config, [*overrides, *given])
-        simulate(settings, clients, paths, out, engine_name, resume)
-    except Stopped as stopped:
-        command = [*sys.argv[1:], *(() if resume else ("--resume",))]
-        line = f"stopped; what was done is saved. To go on: python -m sim.run {shlex.join(command)}"
-        print(line, file=sys.stderr)
-        raise typer.Exit(128 + stopped.signal_number) from None
+    settings = _settings(config, [*overrides, *given])
+    kinds = ["tensorboard"] * tensorboard + ["mlflow"] * mlflow
+    tracking = ",".join(kinds_of(",".join(kinds)))
+    simulate(settings, clients, paths, out, engine_name, resume, tracking)
 
 
 def _located(encoder: str) -> Path:
@@ -120,29 +115,39 @@ def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list
 
 
 def simulate(
-    config: configs.Config, clients: int, data: list[Path], out: Path, engine_name: str, resume: bool
+    config: configs.Config,
+    clients: int,
+    data: list[Path],
+    out: Path,
+    engine_name: str,
+    resume: bool,
+    tracking: str = "",
 ) -> None:
     """Prepare the data, cut it into sites, run the federation, probe and report."""
     # Imported here and below, not above: `--help` and a mistyped setting should not wait for torch and Flower.
     from sim import asked
 
-    console = Console(stderr=True)
     if asked.is_started(out) and not resume:
         raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
     with asked.locked(out):
         asked.agree(out, config, clients, data)
         if asked.is_finished(out):
-            console.print(
-                f"the run in {out} is finished; there is nothing to do", markup=False, soft_wrap=True
-            )
+            typer.echo(f"the run in {out} is finished; there is nothing to do", err=True)
             return
-        _simulate(config, clients, data, out, engine_name, resume)
+        _simulate(config, clients, data, out, engine_name, resume, tracking)
 
 
 def _simulate(
-    config: configs.Config, clients: int, data: list[Path], out: Path, engine_name: str, resume: bool
+    config: configs.Config,
+    clients: int,
+    data: list[Path],
+    out: Path,
+    engine_name: str,
+    resume: bool,
+    tracking: str = "",
 ) -> None:
     import torch
+    from rich.console import Console
 
     import client.app
     from server.app import app as server_app
@@ -153,7 +158,6 @@ def _simulate(
     from sim.progress import Show
     from sim.sites import gather, write_config, write_sites
 
-    console = Console(stderr=True)
     cache = gather(data, out, config, clients)
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.
@@ -165,8 +169,9 @@ def _simulate(
         "overrides": shlex.join(may_change(config)),
         "out": str(out.resolve()),
         "resume": str(out.resolve()) if resume else "",
+        "tracking": tracking,
     }
-    with Show(config, console), Pictures(cache, config, out):
+    with Show(config), Pictures(cache, config, out):
         if engine_name == "inline":
             engine.run_inline(server_app, client.app.app, files, run_config)
         else:
@@ -177,32 +182,35 @@ def _simulate(
     finish(cache, config, out, Console(width=width, markup=False, emoji=False))
 
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.command(
+    epilog=examples(
+        f"{PROGRAM} --clients 8",
+        f"{PROGRAM} --clients 8 --data cache --config demo --out runs/mine",
+        f"{PROGRAM} --data a/manifest.csv b/manifest.csv --partition natural --rounds 20 pretrain.lr=5e-4",
+        f"{PROGRAM} --clients 8 --out runs/mine --resume --tensorboard",
+        f"{PROGRAM} --stage classify --label pneumonia --encoder runs/mine/encoder --data cache",
+    )
+)(run)
+
+
+def _going_on(arguments: Sequence[str]) -> str:
+    more = [] if "--resume" in arguments else ["--resume"]
+    return f"what was done is saved. To go on: {command_line.typed(PROGRAM, [*arguments, *more])}"
+
+
+class _Handler(logging.Handler):
+    """Writes to what stderr is at the time: a display puts its own in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def main() -> None:
-    """The command line: one line on stderr and exit code 1 for what can go wrong."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    command.command()(run)
-    try:
-        sys.exit(command(standalone_mode=False))
-    except click.ClickException as error:
-        _fail(error.format_message())
-    except SscxrError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    # A second one ends the process as it would any other.
-    signal.signal(signal_number, signal.SIG_DFL)
-    raise Stopped(signal_number)
-
-
-def _fail(line: str) -> None:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
-    raise SystemExit(1) from None
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Handler()])
+    logging.getLogger("sscxr.server").setLevel(logging.CRITICAL)  # what becomes of a run is said here anyway
+    command_line.main(app, PROGRAM, _going_on)
 
 
 if __name__ == "__main__":

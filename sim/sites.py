@@ -20,6 +20,7 @@ from sscxr.data import columns, phantom
 from sscxr.data import published as tested
 from sscxr.data.cache import Cache, CacheError, open_cache, read_index
 from sscxr.data.prepare import prepare
+from sscxr.data.progress import Display
 
 NOTES = "notes.json"  # what the report and the model card say of the partition
 
@@ -33,9 +34,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
     caches = [path for path in data if (path / "summary.json").is_file()]
     others = [path for path in data if path not in caches]
     if not data:
-        others = phantom.write(
-            out / "phantoms", images=config.sim.phantoms, sites=clients, seed=config.run.seed
-        )
+        others = _draw(out / "phantoms", config.sim.phantoms, clients, config.run.seed)
     if len(caches) == 1 and not others:
         return open_cache(caches[0])
     if others:
@@ -49,6 +48,11 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         )
         caches.append(prepared.folder)
     return open_cache(caches[0]) if len(caches) == 1 else _joined(caches, out / "cache")
+
+
+def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:
+    with Display(shown=True).counting(0, images, "drawing phantoms", "images") as counter:
+        return phantom.write(folder, images=images, sites=sites, seed=seed, on_image=counter.step)
 
 
 def _joined(folders: Sequence[Path], out: Path) -> Cache:

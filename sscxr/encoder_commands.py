@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from sscxr import files
+from sscxr.command_line import examples
 
 if TYPE_CHECKING:
     from sscxr.download import Shown
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Encoder = Annotated[
     str, typer.Argument(metavar="URL|DIR", help="Where the release is: http, https or a folder.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file, if it is there.")]
 PublicKey = Annotated[
     Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
 ]
@@ -24,10 +26,18 @@ PublicKey = Annotated[
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
     encoder = typer.Typer(help="Fetch a released encoder, look at it, export it.", no_args_is_help=True)
-    encoder.command("pull")(pull)
-    encoder.command("info")(info)
-    encoder.command("export")(export)
-    app.command("release")(make)
+    pulled = "https://example.org/encoders/v1"
+    encoder.command("pull", epilog=examples(f"sscxr encoder pull {pulled} --key consortium.pub"))(pull)
+    encoder.command(
+        "info", epilog=examples("sscxr encoder info runs/mine/encoder", f"sscxr encoder info {pulled} --json")
+    )(info)
+    encoder.command("export", epilog=examples("sscxr encoder export runs/mine/encoder --onnx encoder.onnx"))(
+        export
+    )
+    app.command(
+        "release",
+        epilog=examples("sscxr release runs/mine --to releases/v1 --key release.key --licence CC-BY-4.0"),
+    )(make)
     app.add_typer(encoder, name="encoder")
 
 
@@ -94,10 +104,13 @@ def export(
     source: Encoder,
     onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
     key: PublicKey = None,
+    force: Force = False,
 ) -> None:
     """Export an encoder as ONNX, and compare it with PyTorch before the file is there."""
     from sscxr import fetch, signing
     from sscxr.export import BOUND, export_onnx
+
+    files.refuse_existing(onnx, force=force)
 
     with shown_downloads() as shown:
         folder = fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
@@ -107,15 +120,22 @@ def export(
 
 @contextmanager
 def shown_downloads() -> "Iterator[Shown]":
-    """A progress bar a file, on stderr where that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    tasks: dict[str, TaskID] = {}
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    """A progress bar a file, on stderr where that is a terminal; elsewhere a line now and then."""
+    from sscxr.display import Board, Clock, Line, Rate
+
+    clocks: dict[str, tuple[Clock, Rate]] = {}
+    with Board() as board:
 
         def shown(name: str, done: int, total: int | None) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name)
-            progress.update(tasks[name], completed=done, total=total)
+            clock, rate = clocks.setdefault(name, (Clock(), Rate()))
+            speed, whole = rate.of(done), "" if total is None else f" of {total / 1e6:.1f}"
+            notes = [
+                f"{done / 1e6:.1f}{whole} MB",
+                "" if speed is None else f"{speed / 1e6:.1f} MB/s",
+                "" if total is None else clock.left(done, total),
+            ]
+            notes = [note for note in notes if note]
+            board.lines = [Line(name, done, total, notes)]
+            board.say_now_and_then(f"{name}: {', '.join(notes)}")
 
         yield shown

@@ -6,6 +6,24 @@ import shutil
 from pathlib import Path
 from typing import IO
 
+from sscxr.errors import SscxrError
+
+
+class ExistsError(SscxrError):
+    """A file that would have been written over."""
+
+
+def refuse_existing(file: Path, *, force: bool) -> None:
+    """Refuse to write over a file that was not to be replaced, before any work is done for it.
+
+    Raises:
+        ExistsError: it is there and `force` is False, or it is a folder.
+    """
+    if file.is_dir():
+        raise ExistsError(f"{file} is a folder; name a file")
+    if file.exists() and not force:
+        raise ExistsError(f"{file} is there already; give --force to replace it, or another name")
+
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""

@@ -1,25 +1,19 @@
 """`sscxr finetune ...`. Thin: torch is imported when a command runs, not before."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
+from sscxr.command_line import examples
 from sscxr.model_commands import CacheOption, Source, figures_of, names
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sscxr.config import Config
     from sscxr.training.finetune import Epoch, Split
     from sscxr.tune import Listener, Tuned
@@ -36,7 +30,7 @@ Frozen = Annotated[
 Untrained = Annotated[
     bool, typer.Option("--untrained", help="Begin at random weights of the same network: a baseline.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the fine-tuned model in DIR.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the fine-tuned model in DIR.")]
 ConfigFile = Annotated[
     str, typer.Option("--config", metavar="FILE", help="A recipe: a YAML file, or a shipped one by name.")
 ]
@@ -52,8 +46,18 @@ Overrides = Annotated[
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
     finetune = typer.Typer(help="Fine-tune an encoder on a prepared site cache.", no_args_is_help=True)
-    finetune.command("classify")(classify)
-    finetune.command("segment")(segment)
+    finetune.command(
+        "classify",
+        epilog=examples(
+            "sscxr finetune classify --encoder runs/mine/encoder --data cache --label pneumonia --out models/p",
+            "sscxr finetune classify --encoder runs/mine/encoder --data cache --label pneumonia,effusion \\",
+            "    --per-class 50 --out models/few finetune.epochs=10",
+        ),
+    )(classify)
+    finetune.command(
+        "segment",
+        epilog=examples("sscxr finetune segment --encoder runs/mine/encoder --data cache --out models/lungs"),
+    )(segment)
     app.add_typer(finetune, name="finetune")
 
 
@@ -72,7 +76,7 @@ def classify(
     ] = None,
     frozen: Frozen = False,
     untrained: Untrained = False,
-    overwrite: Overwrite = False,
+    force: Force = False,
     config: ConfigFile = "default",
     key: PublicKey = None,
 ) -> None:
@@ -84,7 +88,7 @@ def classify(
     settings.classify.labels = names(label)
     settings.classify.per_class = per_class or settings.classify.per_class
     with Show(settings) as show:
-        tuned = tune.classify(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
+        tuned = tune.classify(_job(folder, data, settings, out, source, untrained, force), show.listener)
     _finish(tuned)
 
 
@@ -96,7 +100,7 @@ def segment(
     source: Source = "",
     frozen: Frozen = False,
     untrained: Untrained = False,
-    overwrite: Overwrite = False,
+    force: Force = False,
     config: ConfigFile = "segment",
     key: PublicKey = None,
 ) -> None:
@@ -106,7 +110,7 @@ def segment(
     folder = _located(encoder, key)
     settings = _settings(folder, "segment", config, overrides, frozen=frozen)
     with Show(settings) as show:
-        tuned = tune.segment(_job(folder, data, settings, out, source, untrained, overwrite), show.listener)
+        tuned = tune.segment(_job(folder, data, settings, out, source, untrained, force), show.listener)
     _finish(tuned)
 
 
@@ -114,30 +118,21 @@ class Show:
     """Shows a fine-tuning while it is open: bars on a terminal, else some plain lines."""
 
     def __init__(self, config: "Config") -> None:
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
+        from sscxr.display import Board, Clock
+
+        self.board, self._clock = Board(), Clock()
         self.score = "AUROC" if config.run.stage == "classify" else "Dice"
-        self._planned = 1
-        self._epochs = self.progress.add_task("epochs", total=None, note="")
-        self._steps = self.progress.add_task("steps", total=None, note="")
+        self._planned, self._images, self._epochs, self._last = 1, 0, 0, ""
+        self._began = 0.0
 
     def __enter__(self) -> "Show":
-        self.progress.start()
+        self.board.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self.board.__exit__(kind, error, trace)
 
     @property
     def listener(self) -> "Listener":
@@ -146,30 +141,41 @@ class Show:
 
         return Listener(self._noted, self._begun, self._epoch_done, self._stepped)
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     def _noted(self, text: str) -> None:
-        self._say(f"note: {text}")
+        self.board.say(f"note: {text}")
 
     def _begun(self, parts: "Split", planned: int) -> None:
-        self._planned = planned
-        self.progress.update(self._epochs, total=planned)
+        self._planned, self._images, self._began = planned, len(parts.train), time.monotonic()
         train, val, test = (len(rows) for rows in (parts.train, parts.val, parts.test))
-        self._say(
+        self.board.say(
             f"{train} images to learn from, {val} to stop by, {test} to test on; at most {planned} epochs"
         )
 
     def _stepped(self, done: int, steps: int) -> None:
-        self.progress.update(self._steps, completed=done, total=steps)
+        from sscxr.display import Line
+
+        share = self._epochs + done / steps
+        left = self._clock.left(share, self._planned)
+        speed = self._images * done / steps / max(time.monotonic() - self._began, 1e-6)
+        notes = [left and f"at most {left}", self._last]
+        self.board.lines = [
+            Line(
+                f"epoch {self._epochs + 1} of at most {self._planned}",
+                share,
+                self._planned,
+                [note for note in notes if note],
+            ),
+            Line(f"step {done} of {steps}", done, steps, [f"{speed:.0f} images/s"]),
+        ]
 
     def _epoch_done(self, one: "Epoch") -> None:
         scored = f", validation {self.score} {one.score:.4f}" if one.score == one.score else ""
-        line = f"loss {one.loss:.4f}{scored}"
-        self.progress.update(self._epochs, completed=one.epoch, note=line)
+        self._epochs, self._last, self._began = one.epoch, f"loss {one.loss:.4f}{scored}", time.monotonic()
         every = -(-self._planned // _LINES)
         if one.epoch % every == 0 or one.epoch == self._planned:
-            self._say(f"epoch {one.epoch}/{self._planned}: {line}, {one.seconds:.1f} s")
+            left = self._clock.left(one.epoch, self._planned)
+            line = f"epoch {one.epoch}/{self._planned}: {self._last}, {one.seconds:.1f} s"
+            self.board.say(f"{line}{left and f', at most {left}'}")
 
 
 def _located(encoder: str, key: Path | None) -> Path:
@@ -191,18 +197,21 @@ def _settings(
 
 
 def _job(
-    encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, overwrite: bool
+    encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, force: bool
 ) -> Any:
     from sscxr import tune
     from sscxr.data.cache import open_cache
 
     cache = open_cache(data)
     settings.data.cache_size = cache.size  # what `sscxr predict` scales files to
-    return tune.Job(encoder, cache, settings, out, names(source), untrained, overwrite)
+    return tune.Job(encoder, cache, settings, out, names(source), untrained, force)
 
 
 def _finish(tuned: "Tuned") -> None:
     """The figures on the test patients, and where the model lies."""
+    from rich.console import Console
+    from rich.table import Table
+
     found = tuned.figures
     if found:
         title = f"on {found['n']} images of {found['patients']} test patients"
@@ -217,7 +226,7 @@ def _finish(tuned: "Tuned") -> None:
     typer.echo(tuned.folder)
 
 
-def _add_figures(table: Table, figures: Mapping[str, Any], prefix: str = "") -> None:
+def _add_figures(table: "Table", figures: Mapping[str, Any], prefix: str = "") -> None:
     """A row for each figure that has a value."""
     for name, one in figures_of(figures).items():
         if one["value"] is not None:

@@ -199,7 +199,7 @@ def refuse(folder: str | Path, *, overwrite: bool) -> None:
     if not is_model:
         raise FinetunedError(f"{folder} holds something else than a fine-tuned model; choose another folder")
     if not overwrite:
-        raise FinetunedError(f"{folder} holds a fine-tuned model; choose another folder, or give --overwrite")
+        raise FinetunedError(f"{folder} holds a fine-tuned model; choose another folder, or give --force")
 
 
 def save(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+
+from sscxr.command_line import examples
+from sscxr.encoder_commands import Force
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sscxr.reading import Read
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a fine-tuned model.")]
@@ -33,11 +35,34 @@ Source = Annotated[
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
-    app.command("evaluate")(evaluate)
-    app.command("compare")(compare)
-    app.command("predict")(predict)
-    app.command("embed")(embed)
-    app.command("similar")(similar)
+    app.command(
+        "evaluate",
+        epilog=examples(
+            "sscxr evaluate models/pneumonia --data cache",
+            "sscxr evaluate models/pneumonia --data cache --held-out --json",
+        ),
+    )(evaluate)
+    app.command(
+        "compare", epilog=examples("sscxr compare models/pretrained models/untrained --data cache --json")
+    )(compare)
+    app.command(
+        "predict",
+        epilog=examples(
+            "sscxr predict models/pneumonia EXPORT --out predictions --saliency",
+            "sscxr predict models/lungs a.dcm b.dcm --out masks --dicom-seg",
+        ),
+    )(predict)
+    app.command(
+        "embed",
+        epilog=examples(
+            "sscxr embed runs/mine/encoder --data cache --out features.csv",
+            "sscxr embed models/pneumonia a.dcm b.png --out features.csv",
+        ),
+    )(embed)
+    app.command(
+        "similar",
+        epilog=examples("sscxr similar a.dcm --encoder runs/mine/encoder --in cache --out like-a.png"),
+    )(similar)
 
 
 def evaluate(
@@ -52,19 +77,17 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
-    console = Console(markup=False, emoji=False)
     typer.echo(f"{model} on {data}: {found['n']} images of {found['patients']} patients")
-    table = Table("", "value", "95 % interval", "images", box=None)
+    table = _table("", "value", "95 % interval", "images")
     for name, figure in figures_of(found).items():
         table.add_row(name, *_cells(figure), str(figure["n"]))
-    console.print(table)
+    _print(table)
     for label, threshold in found.get("threshold", {}).items():
         at = "no threshold" if threshold is None else f"threshold {threshold:.3f}"
-        console.print(
-            f"{label}: sensitivity and specificity at {at}, for specificity {found['at_specificity']:g}",
-            highlight=False,
+        typer.echo(
+            f"{label}: sensitivity and specificity at {at}, for specificity {found['at_specificity']:g}"
         )
-    console.print(_subgroups(found))
+    _print(_subgroups(found))
 
 
 def compare(
@@ -85,11 +108,11 @@ def compare(
         typer.echo(json.dumps(found, indent=1, allow_nan=False))
         return
     typer.echo(f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients")
-    table = Table("", "A", "B", "A - B", "95 % interval", "p", box=None)
+    table = _table("", "A", "B", "A - B", "95 % interval", "p")
     for name, figure in figures_of(found).items():
         each = [_number(found[one][name]["value"]) for one in ("a", "b")]
         table.add_row(name, *each, *_cells(figure), _number(figure.get("p")))
-    Console(markup=False, emoji=False).print(table)
+    _print(table)
 
 
 def predict(
@@ -102,9 +125,7 @@ def predict(
     with_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Write masks of DICOM files as DICOM SEG too.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over earlier predictions in DIR.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over earlier predictions in DIR.")] = False,
 ) -> None:
     """Predict DICOM, PNG and JPEG files: probabilities, or lung masks; a file that fails does not stop the rest."""
     from sscxr import predict as predicting
@@ -116,7 +137,7 @@ def predict(
             out,
             with_saliency=with_saliency,
             with_seg=with_seg,
-            overwrite=overwrite,
+            overwrite=force,
             on_file=shown,
         )
     typer.echo(f"{out / predicting.TABLE}: {found.done} of {len(found.rows)} files")
@@ -138,6 +159,7 @@ def embed(
         Path | None, typer.Option("--data", metavar="CACHE", help="A prepared site cache instead of files.")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The CSV to write.")],
+    force: Force = False,
 ) -> None:
     """Write one row of features per image: the mean of the encoder's patch tokens."""
     from sscxr import files as writing
@@ -146,6 +168,7 @@ def embed(
 
     if bool(files) == (data is not None):
         raise click.UsageError("say what to embed: either FILES, or --data CACHE")
+    writing.refuse_existing(out, force=force)
     embedder = neighbours.open_embedder(encoder)
     failed: list[Read] = []
     if data is not None:
@@ -153,7 +176,7 @@ def embed(
     else:
         table, failed = neighbours.embed_files(embedder, files or [])
     for file in failed:
-        _failed(file)
+        typer.echo(_failed(file), err=True)
     text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
     writing.write_atomically(out, text.encode("utf-8", "surrogateescape"))
     typer.echo(f"{out}: {len(table)} rows of {table.shape[1] - 1} features")
@@ -171,52 +194,61 @@ def similar(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The contact sheet to write.")] = Path(
         "similar.png"
     ),
+    force: Force = False,
 ) -> None:
     """Find the images of a cache that are most like a file, and draw them beside it."""
+    from sscxr import files as writing
     from sscxr import neighbours
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
         raise click.UsageError(f"--out {out}: a file name that ends in .png, in a folder that is there")
+    writing.refuse_existing(out, force=force)
     found, page = neighbours.similar(neighbours.open_embedder(encoder), image, cache, number=number)
     page.save(out)
-    table = Table(*found.columns, box=None)
+    table = _table(*found.columns)
     for row in found.itertuples(index=False):
         table.add_row(f"{row.cosine:.3f}", *map(str, row[1:]))
-    Console(markup=False, emoji=False).print(table)
+    _print(table)
     typer.echo(out)
 
 
 class _Files:
-    """A bar of files on stderr where that is a terminal; a line for each that fails anywhere."""
+    """A bar of files on stderr; a line for each that fails."""
 
     def __enter__(self) -> "_Files":
-        console = Console(stderr=True)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task("files", total=None)
-        self.bar.start()
+        from sscxr.display import Board, Clock
+
+        self.board, self.clock = Board(), Clock()
+        self.board.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        self.board.__exit__(*error)
 
     def __call__(self, done: int, total: int, file: "Read") -> None:
-        self.bar.update(self.task, completed=done, total=total)
+        from sscxr.display import Line
+
+        notes = [f"{done} of {total}", self.clock.left(done, total)]
+        self.board.lines = [Line("files", done, total, [note for note in notes if note])]
         if file.problem:
-            _failed(file, self.bar.console)
+            self.board.say(_failed(file))
+        self.board.say_now_and_then(f"{done} of {total} files")
 
 
-def _failed(file: "Read", console: Console | None = None) -> None:
-    """A line on stderr."""
-    line = " ".join(f"{file.file}: {file.problem}".split())
-    (console or Console(stderr=True)).print(line, markup=False, highlight=False, soft_wrap=True)
+def _failed(file: "Read") -> str:
+    return " ".join(f"{file.file}: {file.problem}".split())
+
+
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
+    return Table(*headings, box=None)
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    Console(markup=False, emoji=False).print(table)
 
 
 def names(text: str) -> list[str]:
@@ -244,10 +276,10 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _subgroups(found: Mapping[str, Any]) -> Table:
+def _subgroups(found: Mapping[str, Any]) -> "Table":
     """The first figure of each subgroup, with counts."""
     name = next(iter(figures_of(found)))
-    table = Table("", "", name, "95 % interval", "images", "patients", "with", box=None)
+    table = _table("", "", name, "95 % interval", "images", "patients", "with")
     for column, parts in found["by"].items():
         for place, (part, figures) in enumerate(parts.items()):
             title = "" if place else column.replace("_", " ")

@@ -83,25 +83,27 @@ def predict(
     listed = reading.files(paths, skip=out)
     out.mkdir(parents=True, exist_ok=True)
     sha256 = signing.digest(Path(model) / finetuned.WEIGHTS)
-    found = Predicted()
-    for number, file in enumerate(reading.read(listed, size=cache_size(opened)), 1):
-        row = {"file": str(file.file)}
-        if file.prepared is None:
-            found.failed.append((file.file, file.problem))
-            row["warnings"] = f"not predicted: {file.problem}"
-        else:
-            warnings = _doubts(opened, file.prepared)
-            if classifies:
-                row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
-            else:
-                row |= _segmented(opened, file, file.prepared, out, warnings, sha256 if with_seg else "")
-            row["warnings"] = "; ".join(warnings)
-        found.rows.append(row)
-        on_file(number, len(listed), file)
     columns = ["lung_share", "mask", "overlay", "dicom_seg"]
     if classifies:
         columns = [*opened.spec.labels, *["saliency"] * with_saliency]
-    _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
+    found = Predicted()
+    try:
+        for number, file in enumerate(reading.read(listed, size=cache_size(opened)), 1):
+            row = {"file": str(file.file)}
+            if file.prepared is None:
+                found.failed.append((file.file, file.problem))
+                row["warnings"] = f"not predicted: {file.problem}"
+            else:
+                warnings = _doubts(opened, file.prepared)
+                if classifies:
+                    row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
+                else:
+                    row |= _segmented(opened, file, file.prepared, out, warnings, sha256 if with_seg else "")
+                row["warnings"] = "; ".join(warnings)
+            found.rows.append(row)
+            on_file(number, len(listed), file)
+    finally:  # also what a Ctrl-C left
+        _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
     return found
 
 
@@ -185,7 +187,7 @@ def _refuse(out: Path, *, overwrite: bool) -> None:
     if not (out / TABLE).is_file():
         raise ReadingError(f"{out} holds something else than predictions; choose another folder")
     if not overwrite:
-        raise ReadingError(f"{out} holds predictions; choose another folder, or give --overwrite")
+        raise ReadingError(f"{out} holds predictions; choose another folder, or give --force")
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:

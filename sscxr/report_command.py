@@ -6,6 +6,8 @@ from typing import Annotated
 import click
 import typer
 
+from sscxr.command_line import examples
+
 _COMPARISON = Path("comparison.html")
 
 
@@ -39,4 +41,6 @@ def report(
 
 def add(app: typer.Typer) -> None:
     """Add the command to `sscxr`."""
-    app.command()(report)
+    app.command(epilog=examples("sscxr report runs/demo", "sscxr report runs/one runs/two --out both.html"))(
+        report
+    )

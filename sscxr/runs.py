@@ -6,7 +6,8 @@
 import fcntl
 import io
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ class Status:
         rounds: the rounds that there will be.
         reason: of a stop or a failure.
         updated: ISO time, UTC.
+        since: ISO time at which the round began that is open now; empty: none is.
+        expected: the sites that were asked in it.
+        waiting: those of them that have not replied.
     """
 
     state: str
@@ -80,6 +84,15 @@ class Status:
     rounds: int
     reason: str
     updated: str
+    since: str = ""
+    expected: int = 0
+    waiting: list[str] = field(default_factory=list)
+
+    def age(self) -> float:
+        """Seconds since the open round began; 0 where none is open."""
+        if not self.since:
+            return 0.0
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.since)).total_seconds())
 
     def line(self) -> str:
         """The outcome, as a log's last line has it."""
@@ -227,7 +240,7 @@ def read_status(out: Path, *, again: bool = True) -> Status:
 
 def read_sites(file: Path) -> pd.DataFrame:
     """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
-    text = _whole_lines(file)
+    text = whole_lines(file)
     if not text:
         return pd.DataFrame(columns=list(SITE_COLUMNS))
     words = dict.fromkeys(("site", "outcome", "reason"), str)
@@ -239,12 +252,12 @@ def read_sites(file: Path) -> pd.DataFrame:
 def read_rounds(file: Path) -> list[dict[str, Any]]:
     """The records of a `rounds.jsonl`, as the server wrote them; none without one."""
     try:
-        return [json.loads(line) for line in _whole_lines(file).splitlines()]
+        return [json.loads(line) for line in whole_lines(file).splitlines()]
     except ValueError:
         raise RunError(f"{file}: not readable, a line of it is no JSON") from None
 
 
-def _whole_lines(file: Path) -> str:
+def whole_lines(file: Path) -> str:
     """A text that another process may be adding to, without the half line at its end."""
     try:
         text = file.read_bytes().decode("utf-8", "replace")

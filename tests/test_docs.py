@@ -50,6 +50,8 @@ NOT_RUN = {
     r"^flwr (supernode|log) ": "wants a SuperLink; tests/deployment",
     r"^(sudo|curl|tail -f|column) |^export PATH=": "a machine of its own, as root; tests/deployment",
     r"http\.server": "ends by Ctrl-C alone; a server of the tests takes its place",
+    r"--install-completion": "changes the shell's start-up file",
+    r"^tensorboard ": "a server that ends by Ctrl-C alone",
     r"^pip install ": "installs packages; the tests' environment has them",
     r"objective=denoise|server\.name=clipped": ADDED,
 }

@@ -248,7 +248,7 @@ def test_a_config_of_another_form_is_one_clear_line(written: Path, part: str, va
 def test_only_a_fine_tuned_model_is_written_over_and_only_when_asked(
     written: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(FinetunedError, match="--overwrite"):
+    with pytest.raises(FinetunedError, match="--force"):
         finetuned.save(written, model(1), spec())
     finetuned.save(written, model(1), spec(), overwrite=True)
     assert not (written / "README.md").exists(), "nothing of the old one stays"

@@ -122,7 +122,12 @@ def test_embed_and_similar(
     source = place / "model" if kind == "model" else releases.write(tmp_path / "encoder")
     tables = []
     for what in (("--data", place / "cache"), (place / "chest.png",)):
-        code, out, err = run(capsys, monkeypatch, "embed", source, *what, "--out", tmp_path / "features.csv")
+        asked = ("embed", source, *what, "--out", tmp_path / "features.csv")
+        if tables:
+            code, out, err = run(capsys, monkeypatch, *asked)
+            assert (code, out) == (1, "")
+            assert "give --force" in err
+        code, out, err = run(capsys, monkeypatch, *asked, "--force")
         assert (code, err) == (0, "")
         tables.append(pd.read_csv(tmp_path / "features.csv"))
         assert out == f"{tmp_path}/features.csv: {len(tables[-1])} rows of 192 features\n"
@@ -189,7 +194,7 @@ def test_what_goes_wrong_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code, out, err = run(capsys, monkeypatch, *(part.format(place) for part in arguments))
-    assert (code, out) == (1, "")
+    assert (code, out) == (2 if "--help" in err else 1, "")
     assert len(err.splitlines()) == 1
     assert err.startswith("error: ")
     assert words in err

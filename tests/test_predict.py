@@ -178,7 +178,7 @@ def test_bad_requests_are_said(classifier: Path, folder: Path, tmp_path: Path) -
         predict.predict(classifier, [folder], folder)
     found = predict.predict(classifier, [tmp_path / "nowhere.png", folder / "plain.png"], out)
     assert [problem for _, problem in found.failed] == ["no such file or folder"]
-    with pytest.raises(SscxrError, match="give --overwrite"):
+    with pytest.raises(SscxrError, match="give --force"):
         predict.predict(classifier, [folder], out)
     assert predict.predict(classifier, [folder], out, overwrite=True).done == 3
 

@@ -160,7 +160,7 @@ def test_the_command_says_how_it_goes_and_where_the_model_is(
     assert trained <= set(cache.index["group"][cache.index["source"] == "north"])
     code, _, heard = run(capsys, monkeypatch, "finetune", "classify", *options, *overrides)
     assert code == 1
-    assert "--overwrite" in heard
+    assert "--force" in heard
 
 
 @pytest.mark.parametrize(

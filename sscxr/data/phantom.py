@@ -13,7 +13,7 @@ The anatomy is in `phantom_anatomy`, illness and devices in `phantom_findings`, 
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,15 @@ def draw(
     return image, mask, Facts(label, tuple(findings), pose.view, pose.scale * patient.half_width_mm)
 
 
-def write(folder: str | Path, *, images: int, sites: int, seed: int, size: int = 256) -> list[Path]:
+def write(
+    folder: str | Path,
+    *,
+    images: int,
+    sites: int,
+    seed: int,
+    size: int = 256,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[Path]:
     """Write phantoms of several hospitals; a finished folder with the same parameters is left as it is.
 
     Args:
@@ -124,6 +132,7 @@ def write(folder: str | Path, *, images: int, sites: int, seed: int, size: int =
         images: how many in all. sites: how many hospitals; they differ in size, machine, patients and labels.
         seed: everything follows from it.
         size: px of an image's longer side.
+        on_image: called after each that is drawn.
 
     Returns:
         The manifests, one a site, in the sites' order.
@@ -146,7 +155,7 @@ def write(folder: str | Path, *, images: int, sites: int, seed: int, size: int =
         return manifests
     _note(folder, parameters, finished=False)
     for index, (manifest, count) in enumerate(zip(manifests, _site_sizes(images, sites, seed), strict=True)):
-        _write_site(manifest.parent, count, index, seed, size)
+        _write_site(manifest.parent, count, index, seed, size, on_image)
     _note(folder, parameters, finished=True)
     return manifests
 
@@ -183,7 +192,9 @@ def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
     return [int(count) + 1 for count in np.diff(ends, prepend=0)]
 
 
-def _write_site(folder: Path, count: int, index: int, seed: int, size: int) -> None:
+def _write_site(
+    folder: Path, count: int, index: int, seed: int, size: int, on_image: Callable[[], None]
+) -> None:
     """Write one site's images, masks and, last, its manifest."""
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -204,6 +215,7 @@ def _write_site(folder: Path, count: int, index: int, seed: int, size: int) -> N
         dataset.save_as(folder / "images" / f"{name}.dcm", enforce_file_format=True)
         Image.fromarray(mask).save(folder / "masks" / f"{name}.png", compress_level=1)
         rows.append(_row(name, site, patient, identity, facts, mask))
+        on_image()
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()

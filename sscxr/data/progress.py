@@ -1,14 +1,10 @@
 """What a person sees of a long preparation: a bar in a terminal, a line now and then in a log."""
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-EVERY = 30.0  # seconds between lines where there is no terminal
+from sscxr.display import Board, Clock, Line, Rate
 
 log = logging.getLogger(__name__)
 
@@ -17,55 +13,54 @@ class Display:
     """Progress and warnings on stderr; with `shown=False`, warnings in the log alone."""
 
     def __init__(self, shown: bool) -> None:
-        self._shown = shown
-        self._console = Console(stderr=True)
+        self._board = Board() if shown else None
 
     def warn(self, line: str) -> None:
-        if self._shown:
-            self._console.print(
-                f"warning: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True
-            )
+        if self._board is not None:
+            self._board.say(f"warning: {line}", style="yellow")
         else:
             log.warning(line)
 
     @contextmanager
-    def counting(self, done: int, total: int) -> Iterator["Counter"]:
-        """A counter of files over the preparation."""
-        if not (self._shown and self._console.is_terminal):
-            yield Counter(done, total, self._console if self._shown else None)
+    def counting(
+        self, done: int, total: int, title: str = "preparing", what: str = "files"
+    ) -> Iterator["Counter"]:
+        """A counter of files, or of what else a preparation makes."""
+        counter = Counter(done, total, self._board, title, what)
+        if self._board is None or not total:
+            yield counter
             return
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[refused]} refused"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self._console) as bar:
-            yield _Bar(done, total, bar)
+        if done:
+            self._board.say(f"going on: {done} of {total} {what} are done already")
+        with self._board:
+            yield counter
 
 
 class Counter:
-    """Counts files; prints a line now and then where there is a console."""
+    """Counts files, and shows it where there is a board."""
 
-    def __init__(self, done: int, total: int, console: Console | None) -> None:
+    def __init__(self, done: int, total: int, board: Board | None, title: str, what: str) -> None:
         self.done, self.total, self.refused = done, total, 0
-        self._console, self._said = console, time.monotonic()
+        self._board, self._clock, self._rate = board, Clock(), Rate()
+        self._title, self._what = title, what
+        self._show()
 
-    def step(self, refused: bool) -> None:
+    def step(self, refused: bool = False) -> None:
         """One more file is through."""
         self.done += 1
         self.refused += refused
-        self.show()
+        self._show()
 
-    def show(self) -> None:
-        if self._console is not None and time.monotonic() - self._said > EVERY:
-            self._said = time.monotonic()
-            self._console.print(f"{self.done} of {self.total} files, {self.refused} refused", highlight=False)
-
-
-class _Bar(Counter):
-    def __init__(self, done: int, total: int, bar: Progress) -> None:
-        super().__init__(done, total, None)
-        self._bar = bar
-        self._task = bar.add_task("preparing", total=total, completed=done, refused=0)
-
-    def show(self) -> None:
-        self._bar.update(self._task, completed=self.done, refused=self.refused)
+    def _show(self) -> None:
+        if self._board is None:
+            return
+        left, rate = self._clock.left(self.done, self.total), self._rate.of(self.done)
+        notes = [
+            f"{self.done} of {self.total} {self._what}",
+            f"{self.refused} refused" if self.refused else "",
+            left,
+            "" if rate is None else f"{rate:.1f} {self._what}/s",
+        ]
+        notes = [note for note in notes if note]
+        self._board.lines = [Line(self._title, self.done, self.total, notes)]
+        self._board.say_now_and_then(f"{self._title}: {', '.join(notes)}")

@@ -1,0 +1,244 @@
+"""`sscxr watch`: a run as its folder tells it, from any terminal of the server, while it goes on and afterwards.
+
+Only `status.json`, `rounds.jsonl` and `sites.csv` are read, and nothing is written. A line that is not whole yet is
+left for the next look; after a resume, which cuts off what was not committed, the files are simply shorter.
+"""
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from server import status
+from sscxr import runs
+from sscxr.display import Line, duration
+from sscxr.runs import RunError, Status
+
+LOOK_EVERY = 1.0  # seconds
+_RECENT = 5  # rounds that the time left is reckoned from, and that a log begins with
+_FEWEST = 5  # rows of sites that are shown, however low the window
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the folder says at one moment.
+
+    Attributes:
+        status: None before the run has started.
+        rounds: the records of `rounds.jsonl`.
+        rows: those of `sites.csv`, as text.
+    """
+
+    status: Status | None
+    rounds: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, str]]
+
+    def latest(self) -> list[Mapping[str, str]]:
+        """The last row of each site, those that were not folded first, then by name."""
+        last = {row["site"]: row for row in self.rows}
+        return sorted(last.values(), key=lambda row: (row["outcome"] == "folded", row["site"]))
+
+    def left(self) -> str:
+        """Time left by the last rounds, such as "2:10 left"; empty where nothing can be said."""
+        if self.status is None or self.status.state != "running" or not self.rounds:
+            return ""
+        each = statistics.median(float(record["seconds"]) for record in self.rounds[-_RECENT:])
+        to_do = self.status.rounds - self.status.round
+        return f"{duration(max(0.0, each * to_do - min(each, self.status.age())))} left"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "status": asdict(self.status) if self.status else None,
+            "round": self.rounds[-1] if self.rounds else None,
+            "sites": self.latest(),
+        }
+
+
+def look(out: Path) -> Snapshot:
+    """Read a run's folder.
+
+    Raises:
+        RunError: a file that is not readable, time and again.
+    """
+    try:
+        now = runs.read_status(out)
+    except RunError:
+        if not (out / runs.STATUS).exists():
+            return Snapshot(None, [], [])
+        time.sleep(0.1)  # written just now, on a file system where a rename is not one step
+        now = runs.read_status(out)
+    return Snapshot(now, *committed(out))
+
+
+def committed(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """What `sscxr.tracking` makes curves of: records of rounds, rows of sites as text."""
+    names = list(runs.SITE_COLUMNS)
+    cells = csv.reader(runs.whole_lines(out / runs.SITES).splitlines())
+    rows = [dict(zip(names, row, strict=True)) for row in cells if len(row) == len(names) and row != names]
+    return runs.read_rounds(out / runs.ROUNDS), rows
+
+
+def changes(out: Path) -> Iterator[Snapshot]:
+    """Look until the run ends; what is the same as before is not given again."""
+    before: tuple[Any, ...] | None = None
+    while True:
+        seen = look(out)
+        if (key := (seen.status, len(seen.rounds), len(seen.rows))) != before:
+            before = key
+            yield seen
+        if seen.status is not None and seen.status.state != "running":
+            return
+        time.sleep(LOOK_EVERY)
+
+
+def watch(out: Path, *, once: bool, as_json: bool) -> int:
+    """Show a run until it ends, or as it stands now; the exit code of `run-status`.
+
+    Raises:
+        RunError: no run there.
+    """
+    if once or not out.is_dir():
+        runs.read_status(out)  # says what is wrong
+    console = Console(markup=False, highlight=False, emoji=False)
+    if once:
+        seen = look(out)
+        typer.echo(json.dumps(seen.as_dict(), indent=1)) if as_json else console.print(
+            Screen(out, seen, 1000)
+        )
+    elif as_json:
+        for seen in changes(out):
+            typer.echo(json.dumps(seen.as_dict()))
+    elif console.is_terminal and not console.is_dumb_terminal:
+        seen = _watch_screen(out, console)
+    else:
+        seen = _watch_lines(out)
+    return status.EXIT_CODES.get(seen.status.state if seen.status else "", 1)
+
+
+def _watch_screen(out: Path, console: Console) -> Snapshot:
+    seen = look(out)
+    with Live(Screen(out, seen, console.height), console=console, auto_refresh=False, transient=True) as live:
+        while seen.status is None or seen.status.state == "running":
+            time.sleep(LOOK_EVERY)
+            seen = look(out)
+            live.update(Screen(out, seen, console.height), refresh=True)
+    console.print(Screen(out, seen, 1000))
+    return seen
+
+
+def _watch_lines(out: Path) -> Snapshot:
+    """What is new, line by line, as a log wants it."""
+    rounds, rows = 0, 0
+    state = None
+    for seen in changes(out):
+        if state is None and seen.status is not None:
+            rounds, rows = max(0, len(seen.rounds) - _RECENT), len(seen.rows)
+        if len(seen.rounds) < rounds or len(seen.rows) < rows:
+            typer.echo(f"gone on from round {len(seen.rounds)}: what came after it was not committed")
+            rounds, rows = min(rounds, len(seen.rounds)), min(rows, len(seen.rows))
+        for row in seen.rows[rows:]:
+            if row["outcome"] != "folded":
+                typer.echo(problem(row))
+        for record in seen.rounds[rounds:]:
+            last = record is seen.rounds[-1]
+            typer.echo(told(record, seen.status.rounds if seen.status else 0, seen.left() if last else ""))
+        rounds, rows = len(seen.rounds), len(seen.rows)
+        now = seen.status.state if seen.status else "not started yet"
+        if now != state and now != "running":
+            typer.echo(seen.status.line() if seen.status else now)
+        state = now
+    return seen
+
+
+def told(record: Mapping[str, Any], rounds: int, left: str = "") -> str:
+    """A committed round in a line."""
+    loss, held_out = record["loss"], record.get("held_out_loss")
+    parts = [
+        f"round {record['round']} of {rounds}: {record['sites']} of {record['roster']} sites",
+        "" if loss is None else f"loss {loss:.4f}",
+        "" if held_out is None else f"held-out loss {held_out:.4f}",
+        f"{record['seconds']:.1f} s",
+        left,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def problem(row: Mapping[str, Any]) -> str:
+    """A site that was not folded, in a line."""
+    return f"round {row['round']}: {row['site']} {row['outcome']}: {row['reason']}"
+
+
+class Screen:
+    """A snapshot as a page, as wide and as high as the window is."""
+
+    def __init__(self, out: Path, seen: Snapshot, height: int) -> None:
+        self.out, self.seen, self.height = out, seen, height
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the page's parts."""
+        seen, now = self.seen, self.seen.status
+        if now is None:
+            yield Text(f"{self.out}: the run has not started yet", overflow="ellipsis", no_wrap=True)
+            return
+        running = now.state == "running"
+        replied = f"{now.expected - len(now.waiting)} of {now.expected} sites replied" if now.expected else ""
+        notes = [now.state, seen.left(), replied if running else "", str(self.out)]
+        yield Line(f"round {now.round} of {now.rounds}", now.round, now.rounds, [one for one in notes if one])
+        lines = [told(seen.rounds[-1], now.rounds)] if seen.rounds else []
+        if running and now.waiting:
+            lines.append(f"waiting for {', '.join(now.waiting)}")
+        yield Group(*(Text(line, overflow="ellipsis", no_wrap=True) for line in lines))
+        if now.reason:
+            yield Text(now.line(), style="bold red")
+        yield self._table(options.max_width, max(_FEWEST, self.height - len(lines) - 6))
+
+    def _table(self, width: int, most: int) -> Table:
+        rows = self.seen.latest()
+        folded: dict[str, int] = {}
+        for row in self.seen.rows:
+            folded[row["site"]] = folded.get(row["site"], 0) + (row["outcome"] == "folded")
+        held_out = (self.seen.rounds[-1].get("held_out") or {}) if self.seen.rounds else {}
+        wide, wider = width >= 60, width >= 78
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("site", overflow="ellipsis", no_wrap=True, max_width=max(8, width // 4))
+        names = ["images"] * wide + ["rounds"] * wide + ["loss"] + ["held-out"] * wider + ["s", "MB"] * wider
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("last", overflow="ellipsis", no_wrap=True)
+        for row in rows[:most]:
+            cells = {
+                "images": row["images"],
+                "rounds": str(folded[row["site"]]),
+                "loss": _rounded(row["loss"], 4),
+                "held-out": _rounded(held_out.get(row["site"]), 4),
+                "s": _rounded(row["seconds"], 1),
+                "MB": _rounded(row["bytes"], 1, 1e-6),
+            }
+            good = row["outcome"] == "folded"
+            last = (
+                f"round {row['round']}" if good else f"! {row['outcome']} in {row['round']}: {row['reason']}"
+            )
+            table.add_row(
+                row["site"], *(cells[name] for name in names), last, style="" if good else "bold red"
+            )
+        if len(rows) > most:
+            table.add_row(f"{len(rows) - most} more")
+        return table
+
+
+def _rounded(value: object, digits: int, scale: float = 1.0) -> str:
+    try:
+        return f"{float(str(value)) * scale:.{digits}f}"
+    except ValueError:
+        return ""

@@ -1,0 +1,206 @@
+"""Curves of a run for TensorBoard and MLflow, by site; written where its ledger is, and only there.
+
+Both are made from the rounds that the ledger has committed. They are written anew when they are opened, then go on
+round by round: so a resumed run has no point twice, and none that was not committed. What goes wrong here is a
+warning, and no reason for a run to fail: `sscxr track RUN` writes it afterwards.
+"""
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from sscxr.errors import SscxrError
+
+KINDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # name -> the module that it wants
+_WHOLE = (
+    "loss",
+    "held_out_loss",
+    "held_out_score",
+    "mean_update_norm",
+    "images",
+    "sites",
+    "seconds",
+    "bytes_up",
+    "bytes_down",
+)  # fmt: skip  of a round's record
+_SITE = ("loss", "update_norm", "seconds", "bytes", "images")  # of a site's row
+_BATCH = 1000  # metrics that MLflow takes at once
+
+Record = Mapping[str, Any]
+Points = dict[str, dict[str, float]]  # site, "" for the federation -> figure -> value
+Read = Callable[[], tuple[Sequence[Record], Sequence[Mapping[str, str]]]]
+
+log = logging.getLogger("sscxr.tracking")
+
+
+class TrackingError(SscxrError):
+    """Tracking that cannot be had: one line that says what is missing."""
+
+
+class Track(Protocol):
+    """Where curves go."""
+
+    def log(self, round_number: int, points: Points) -> None:
+        """Take a round's figures."""
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+
+
+def kinds_of(text: str) -> list[str]:
+    """Names out of "tensorboard,mlflow".
+
+    Raises:
+        TrackingError: one that is not known or not installed.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            raise TrackingError(f"tracking by {name!r} is not known; there are: {', '.join(KINDS)}")
+        if find_spec(KINDS[name]) is None:
+            raise TrackingError(f"tracking by {name} wants another package: pip install 'sscxr[{name}]'")
+    return names
+
+
+class Tracking:
+    """All curves of a run, a failure of theirs kept away from it."""
+
+    def __init__(self, kinds: Sequence[str], out: Path, name: str, read: Read) -> None:
+        """Begin anew, with what is committed.
+
+        Args:
+            out: the run's folder; each kind has a folder of its name in it.
+            name: the run's.
+            read: gives the records of `rounds.jsonl` and the rows of `sites.csv`.
+        """
+        self._read, self._done = read, 0
+        self._tracks: dict[str, Track] = {}
+        makers: dict[str, Callable[[Path, str], Track]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+        for kind in kinds:
+            made = self._guarded(kind, makers[kind], out / kind, name)
+            if made is not None:
+                self._tracks[kind] = made
+        self.follow()
+
+    def follow(self) -> None:
+        """Take up the rounds that were committed since."""
+        if not self._tracks:
+            return
+        try:
+            records, rows = self._read()
+        except Exception as error:
+            log.warning("tracking: the ledger could not be read (%s)", error)
+            return
+        for record in records:
+            if record["round"] > self._done:
+                points = points_of(record, rows)
+                for kind, track in list(self._tracks.items()):
+                    self._guarded(kind, track.log, record["round"], points)
+                self._done = record["round"]
+
+    def close(self) -> None:
+        """End; what was taken is on the disk."""
+        for kind, track in list(self._tracks.items()):
+            self._guarded(kind, track.close)
+
+    def _guarded(self, kind: str, do: Callable[..., Any], *given: object) -> Any:
+        """What `do` gives; None where it fails, and that kind has ended."""
+        try:
+            return do(*given)
+        except Exception as error:
+            self._tracks.pop(kind, None)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning(
+                "tracking by %s ended (%s); the run goes on, `sscxr track` writes it later", kind, reason
+            )
+
+
+def points_of(record: Record, rows: Sequence[Mapping[str, str]]) -> Points:
+    """The figures of a committed round, of the federation and of each site that was folded."""
+    points: Points = {"": _numbers({name: record.get(name) for name in _WHOLE})}
+    for row in rows:
+        if row["outcome"] == "folded" and row["round"] == str(record["round"]):
+            points.setdefault(row["site"], {}).update(_numbers({name: row[name] for name in _SITE}))
+    for figure, name in (("held_out", "held_out_loss"), ("scores", "held_out_score")):
+        for site, value in (record.get(figure) or {}).items():
+            points.setdefault(site, {}).update(_numbers({name: value}))
+    return points
+
+
+def _numbers(cells: Mapping[str, object]) -> dict[str, float]:
+    found = {}
+    for name, cell in cells.items():
+        try:
+            value = float(str(cell))
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            found[name] = value
+    return found
+
+
+class TensorBoard:
+    """Event files; the sites are runs of their own, so that one chart has all their curves."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Begin anew: `purge_step` tells a TensorBoard that is open to forget what it has read."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._folder, self._writers = folder, dict[str, Any]()
+
+    def log(self, round_number: int, points: Points) -> None:
+        """Take a round's figures."""
+        for site, figures in points.items():
+            writer = self._writers.get(site) or self._open(site)
+            for name, value in figures.items():
+                writer.add_scalar(name, value, round_number)
+            writer.flush()
+
+    def _open(self, site: str) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self._folder / "sites" / site if site else self._folder / "federation"
+        self._writers[site] = SummaryWriter(str(folder), purge_step=0)
+        return self._writers[site]
+
+    def close(self) -> None:
+        """End the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+class MLflow:
+    """A local store, a file of SQLite, with this one run; a site's figures are `loss/SITE` and so on."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Begin anew."""
+        # Read as it is imported: it would report its use to its makers.
+        os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+        experiment = self._client.create_experiment("sscxr")
+        self._run = self._client.create_run(experiment, run_name=name).info.run_id
+
+    def log(self, round_number: int, points: Points) -> None:
+        """Take a round's figures."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(f"{name}/{site}" if site else name, value, 0, round_number)
+            for site, figures in points.items()
+            for name, value in figures.items()
+        ]
+        for first in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self._run, metrics=metrics[first : first + _BATCH])
+
+    def close(self) -> None:
+        """End the run in the store."""
+        self._client.set_terminated(self._run)
