@@ -11,6 +11,9 @@ from sscxr.evaluation.probe import Comparison
 from sscxr.report.record import FOLDED, Record, SiteScore
 
 _NAMED = 4  # sites that are named in a sentence; the table has the others
+_IN_WORDS = (
+    4  # linear probes that are told in words, in the order they were run; none is picked for its figure
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,14 @@ def _probed(record: Record) -> list[str]:
     worse = sum(pair.high < 0 for pair in probes)
     told = f"The features beat the untrained encoder's in {better} of {many(len(probes), 'probe')}"
     line = f"{told}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
-    return [line, in_words(max(probes, key=lambda pair: pair.low))]
+    linear = [pair for pair in probes if pair.trained.kind == "linear"]
+    left = len(linear) - _IN_WORDS
+    more = (
+        [f"{many(left, 'other linear probe')} and the k-NN probes are in the table below."]
+        if left > 0
+        else []
+    )
+    return [line, *(in_words(pair) for pair in linear[:_IN_WORDS]), *more]
 
 
 def in_words(pair: Comparison) -> str:
