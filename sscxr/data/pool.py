@@ -111,8 +111,22 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it is there.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_main_modules()])
+    _start_fork_server()
     share = memory_share(workers)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(share,))
+
+
+def _start_fork_server() -> None:
+    """Have it ignore Ctrl-C from its first moment: while it imports, it would show a traceback of its own."""
+    from multiprocessing import forkserver
+
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals are the main thread's; the pool starts the server as it wants it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _main_modules() -> list[str]:
