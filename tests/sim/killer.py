@@ -9,6 +9,7 @@ the signal) and what it printed:
     call    at its n-th call, from 1
     when    "before" it does anything, or "after" it did everything, but before it returns
     after   seconds after which to kill it instead
+    once    a file: to kill it as soon as that is there
     signal  with which to do so; default: SIGKILL
 """
 
@@ -86,8 +87,11 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             child(job)
-        if "after" in job:
-            time.sleep(job["after"])
+        if "after" in job or "once" in job:
+            time.sleep(job.get("after", 0))
+            until = time.monotonic() + 60
+            while "once" in job and not Path(job["once"]).exists() and time.monotonic() < until:
+                time.sleep(0.005)
             os.kill(pid, job.get("signal", signal.SIGKILL))
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         print(json.dumps({"status": status, "log": Path(job["log"]).read_text()}), flush=True)

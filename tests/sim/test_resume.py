@@ -188,7 +188,8 @@ def test_asked_to_stop(
     number: signal.Signals, status: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
 ) -> None:
     argv = arguments(tmp_path / "out", data=cache)
-    ended = killer.run(argv, after=whole.seconds / 2, signal=number)
+    begun = tmp_path / "out" / "checkpoints" / "round-00001"
+    ended = killer.run(argv, once=str(begun), signal=number)
     assert ended.status == status, ended.log
     last = ended.log.splitlines()[-1]
     assert last.startswith("stopped; what was done is saved")
