@@ -98,9 +98,12 @@ class Fold:
 
     def _checked(self, site: str, reply: Message, sent: int) -> SiteRow:
         said = wire.from_record(wire.TrainReply, fields_of(reply))
-        expected = (site, self._round, self._attempt, self._fingerprint)
-        if (said.site, said.round, said.attempt, said.fingerprint) != expected:
-            raise WireError("the reply is not to this message (site, round, attempt or fingerprint differ)")
+        asked = {
+            "site": site, "round": self._round, "attempt": self._attempt, "fingerprint": self._fingerprint,
+        }  # fmt: skip
+        other = [name for name, value in asked.items() if getattr(said, name) != value]
+        if other:
+            raise WireError(f"the reply is not to this message: it is of another {', '.join(other)}")
         if not (1 <= said.images <= wire.MAX_COUNT and said.steps >= 1 and said.seconds >= 0):
             raise WireError("images, steps or seconds out of range")
         if not 0 <= said.loss <= wire.MAX_LOSS:

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -10,7 +10,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
@@ -25,6 +24,7 @@ from superlinks import SuperLink
 # What a site does to each object of a reply: its type ("Array"), its body, how many children it has -> what is
 # sent in the body's place; None: the object is announced and never comes.
 Spoil = Callable[[str, bytes, int], bytes | None]
+App = Callable[[Message, Context], Message]  # a ClientApp, or what changes its replies
 
 
 @contextmanager
@@ -49,32 +49,44 @@ def grid(superlink: SuperLink) -> Iterator[HttpGrid]:
 
 @contextmanager
 def node(
-    superlink: SuperLink, app: ClientApp, site: Path, spoil: Mapping[int, Spoil] | None = None
-) -> Iterator[None]:
+    superlink: SuperLink,
+    app: App,
+    site: Path,
+    spoil: Mapping[int, Spoil] | None = None,
+    again: Collection[int] = (),
+) -> Iterator[list[str]]:
     """A registered node that answers with `app` as long as the block lasts.
 
     Args:
         site: its `site.yaml`.
         spoil: round -> what becomes of its reply to `train`.
+        again: rounds after whose reply it sends that, and all before it, once more.
+
+    Yields:
+        what came of each reply that was sent again: "taken", or the error's type.
     """
     key, ended = ec.generate_private_key(ec.SECP384R1()), threading.Event()
     superlink.register(key)
     where, ca = superlink.server.address, superlink.server.ca.encode()
     with http_request_response(where, False, ca, (key, key.public_key())) as connection:
-        work = _Node(connection, app, site, spoil or {})
+        work = _Node(connection, app, site, spoil or {}, again)
         thread = threading.Thread(target=work.serve, args=(ended,), daemon=True)
         thread.start()
         try:
-            yield
+            yield work.repeated
         finally:
             ended.set()
             thread.join()
 
 
 class _Node:
-    def __init__(self, connection: Any, app: ClientApp, site: Path, spoil: Mapping[int, Spoil]) -> None:
+    def __init__(
+        self, connection: Any, app: App, site: Path, spoil: Mapping[int, Spoil], again: Collection[int]
+    ) -> None:
         number, self._receive, self._send, _, _, self._pull, self._push, self._confirm = connection
-        self._app, self._spoil = app, spoil
+        self._app, self._spoil, self._again = app, spoil, again
+        self._sent: list[tuple[Message, ObjectTree, Mapping[str, bytes | None]]] = []
+        self.repeated: list[str] = []
         self._context = Context(0, number, {"site": str(site)}, RecordDict(), {})
 
     def serve(self, ended: threading.Event) -> None:
@@ -103,6 +115,17 @@ class _Node:
         if request.metadata.message_type == "train" and number in self._spoil:
             tree, contents = _spoiled(tree, contents, self._spoil[number])
         reply.metadata.__dict__["_message_id"] = tree.object_id
+        self._upload(reply, tree, contents)
+        if request.metadata.message_type == "train":
+            self._sent.append((reply, tree, contents))
+            for sent in self._sent if number in self._again else ():
+                try:
+                    self._upload(*sent)
+                    self.repeated.append("taken")
+                except Exception as error:
+                    self.repeated.append(type(error).__name__)
+
+    def _upload(self, reply: Message, tree: ObjectTree, contents: Mapping[str, bytes | None]) -> None:
         wanted, session = self._send(reply, tree, 0.1)
         for name in wanted:
             content = contents[name]

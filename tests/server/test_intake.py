@@ -8,10 +8,12 @@ from pathlib import Path
 import federation as fed
 import nodes
 import pytest
+from flwr.app import Context, Message, RecordDict
 from superlinks import Authority, SuperLink
 
 from client import app as client
 from server import mail
+from sscxr.wire import RECORD
 
 NAMES = ["anna", "bona"]
 PATIENT = "DOE^JANE"
@@ -36,6 +38,10 @@ def oversized(kind: str, body: bytes, pieces: int) -> bytes | None:
 
 def misnamed(kind: str, body: bytes, pieces: int) -> bytes | None:
     return json.dumps({PATIENT: "0" * 64}).encode() if kind == "RecordDict" else body
+
+
+def cut_off(kind: str, body: bytes, pieces: int) -> bytes | None:
+    return None if kind == "ArrayChunk" else body
 
 
 SPOILED: list[tuple[nodes.Spoil, str]] = [
@@ -84,3 +90,73 @@ def test_a_reply_that_no_client_would_send_costs_its_sites_round_alone(
         assert reason in row["reason"]
     assert PATIENT not in (tmp_path / "out" / "sites.csv").read_text()
     assert state.bases.keys() == {"anna", "bona"}
+
+
+class OtherReplies:
+    """A site that answers round 1 with its update of round 0, and round 2 as another version of the code would."""
+
+    def __init__(self) -> None:
+        self.first: RecordDict | None = None
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client.app(message, context)
+        if message.metadata.message_type != "train":
+            return reply
+        if message.metadata.group_id == "0":
+            self.first = reply.content
+        elif message.metadata.group_id == "1":
+            assert self.first is not None
+            return Message(self.first, reply_to=message)
+        elif message.metadata.group_id == "2":
+            reply.content.config_records[RECORD]["fingerprint"] = "0.0.1/another"
+        return reply
+
+
+def of(rows: list[dict[str, str]], site: str) -> list[str]:
+    return [row["outcome"] for row in rows if row["site"] == site]
+
+
+@pytest.mark.slow
+def test_an_old_update_and_one_of_other_code_are_refused_and_a_reply_sent_again_counts_once(
+    superlink: SuperLink, tmp_path: Path
+) -> None:
+    sites = fed.make_sites(tmp_path, NAMES, images=6)
+    config = fed.settings(
+        *("federation.rounds=4", "federation.quorum=0.5", "federation.deadline=120"),
+        *("federation.sites=[anna,bona]", "federation.start_timeout=60"),
+    )
+    with (
+        nodes.node(superlink, client.app, sites[0], again=[0, 1, 2, 3]) as repeated,
+        nodes.node(superlink, OtherReplies(), sites[1]),
+        nodes.grid(superlink) as grid,
+    ):
+        fed.federation(grid, config, tmp_path / "out").run()
+    with (tmp_path / "out" / "sites.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert of(rows, "anna") == ["folded"] * 4
+    assert of(rows, "bona") == ["folded", "refused", "refused", "folded"]
+    _, old, other, _ = (row["reason"] for row in rows if row["site"] == "bona")
+    assert old == "the reply is not to this message: it is of another round"
+    assert other == "the reply is not to this message: it is of another fingerprint"
+    # The SuperLink takes in what is sent again, for a message that it no longer has; nobody asks for it.
+    assert repeated == ["taken"] * 10
+
+
+@pytest.mark.slow
+def test_an_upload_that_is_cut_off_is_late_and_holds_nobody_up(superlink: SuperLink, tmp_path: Path) -> None:
+    sites = fed.make_sites(tmp_path, NAMES, images=6)
+    config = fed.settings(
+        *("federation.rounds=2", "federation.quorum=0.5", "federation.deadline=30"),
+        *("federation.sites=[anna,bona]", "federation.start_timeout=60"),
+    )
+    with (
+        nodes.node(superlink, client.app, sites[0]),
+        nodes.node(superlink, client.app, sites[1], {0: cut_off}),
+        nodes.grid(superlink) as grid,
+    ):
+        fed.federation(grid, config, tmp_path / "out").run()
+    with (tmp_path / "out" / "sites.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert of(rows, "anna") == ["folded", "folded"]
+    assert of(rows, "bona") == ["late", "folded"]
