@@ -57,6 +57,10 @@ class Facts:
     warnings: tuple[str, ...] = ()
 
 
+# Decubitus and oblique views, as words or by DICOM's codes; BRAX writes "AP LLD" and "LT-DECUB".
+_NEITHER = {"decubitus", "decub", "oblique", "lld", "rld", "llo", "rlo"}
+
+
 def normal_view(text: str, *, supine: bool = False) -> str:
     """PA, AP, AP supine, L, or empty for what is none of them.
 
@@ -75,7 +79,7 @@ def normal_view(text: str, *, supine: bool = False) -> str:
         tokens.add("pa")
     lateral = tokens & {"l", "ll", "rl", "lat", "lateral", "lateralis", "seitlich"}
     frontal = tokens & {"ap", "pa"}
-    if "decubitus" in tokens or "oblique" in tokens or len(frontal) + bool(lateral) != 1:
+    if tokens & _NEITHER or len(frontal) + bool(lateral) != 1:
         return ""
     if lateral:
         return "L"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sscxr.data import manifest
+from sscxr.data.facts import normal_view
 from sscxr.data.manifest import ManifestError, Record
 
 FULL = """file,source,patient_id,view,age,age_group,sex,label,labels_raw,mask,licence,orig_width,notes,split_group
@@ -139,3 +140,21 @@ def test_the_shared_manifests(shared_data: Path) -> None:
     assert sum(row.mask is not None for row in rows) == 1153 + 49 + 68
     assert sum(row.labels.get("covid19", 0) for row in rows) == 182 + 86
     assert sum(row.labels.get("pneumonia", 0) for row in rows) == 859 + 2309 + 375 + 73
+
+
+@pytest.mark.parametrize(
+    ("written", "view"),
+    [
+        ("PA", "PA"),
+        ("p.a.", "PA"),
+        ("AP Supine", "AP supine"),
+        ("Thorax a.p. liegend", "AP supine"),
+        ("RL", "L"),
+        ("AP LLD", ""),
+        ("LT-DECUB", ""),
+        ("RLO", ""),
+        ("PA and lateral", ""),
+    ],
+)
+def test_views_as_they_are_written(written: str, view: str) -> None:
+    assert normal_view(written) == view

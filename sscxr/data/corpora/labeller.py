@@ -124,7 +124,7 @@ MIMIC = Corpus(
 
 
 def brax(folder: Folder, uncertain: str) -> pd.DataFrame:
-    path = folder.table("master_spreadsheet_update.csv")
+    path = folder.table("master_spreadsheet_update.csv", "master_spreadsheet.csv")
     found = read_csv(
         path,
         ("PngPath", "PatientID", "PatientSex", "PatientAge", "ViewPosition"),
