@@ -20,6 +20,7 @@ _PATIENCE = 120.0  # seconds for a call that moves no large payload
 _LOOK = 30.0  # seconds between looks whether the SuperLink is still there
 _GLANCE = 1.0  # seconds for a reply to come over before others are looked for
 _AT_ONCE = 8  # replies on their way at once; each is in memory
+_STALLED = 30.0  # seconds after which a reply on its way takes no other's place any more
 _BESIDE = 2**24  # bytes of a reply beside its update: headers of arrays, and the objects that it consists of
 _CONNECTION = (httpx.HTTPError, OSError)  # what a call raises on the SuperLink's account
 
@@ -104,16 +105,18 @@ class Mail:
         """A message's reply, if it is here by now.
 
         A pull waits for the last byte of a reply that is still being uploaded; so it goes on by itself, and the
-        others are looked for meanwhile, a few at a time.
+        others are looked for meanwhile, a few at a time. Sites that announce a reply and send none, or are on a
+        slow line, hold up nobody for longer than `_STALLED`.
         """
         if self._in_process:
             return self._grid.pull_messages([identifier])
         call = pulls.get(identifier)
         if call is None:
-            if len(pulls) >= _AT_ONCE:
+            if sum(not pull.older(_STALLED) for pull in pulls.values()) >= _AT_ONCE:
                 return ()
             call = pulls[identifier] = _Call(partial(self._grid.pull_messages, [identifier]))
-        if not call.ended(min(_GLANCE, max(0.0, until - monotonic()))):
+        glance = 0.0 if call.older(_GLANCE) else _GLANCE
+        if not call.ended(min(glance, max(0.0, until - monotonic()))):
             return ()
         del pulls[identifier]
         if call.error and not isinstance(call.error, _CONNECTION):
@@ -151,7 +154,7 @@ class _Call:
     """
 
     def __init__(self, call: Callable[[], object]) -> None:
-        self._call = call
+        self._call, self._began = call, monotonic()
         self._answer: object = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -167,6 +170,10 @@ class _Call:
         """Whether it has returned, or does so within so many seconds."""
         self._thread.join(limit)
         return not self._thread.is_alive()
+
+    def older(self, seconds: float) -> bool:
+        """Whether it was made longer ago than that."""
+        return monotonic() - self._began > seconds
 
     def answer(self) -> object:
         """What it returned.

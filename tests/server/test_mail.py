@@ -63,9 +63,14 @@ def test_a_call_that_does_not_return_stops_the_run_in_time(
     assert "DOE" not in str(stopped.value)
 
 
-def test_a_reply_that_comes_slowly_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's pull waits for the last byte of a reply that is being uploaded."""
+@pytest.mark.parametrize("at_once", [8, 1])
+def test_a_reply_that_comes_slowly_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Flower's pull waits for the last byte of a reply that is being uploaded, with room for others or without."""
     monkeypatch.setattr(mail, "_GLANCE", 0.2)
+    monkeypatch.setattr(mail, "_STALLED", 1)
+    monkeypatch.setattr(mail, "_AT_ONCE", at_once)
     config = fed.settings("federation.rounds=1", "federation.deadline=6", "federation.quorum=0.6")
     grid = Remote(client.app, fed.make_sites(tmp_path, ["anna", "bona", "cora"], images=6))
     really, lock = grid.pull_messages, threading.Lock()
