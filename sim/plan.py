@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import click
 import numpy as np
 import pandas as pd
 import typer
@@ -18,12 +17,14 @@ from rich.console import Console
 
 from sim import sites
 from sim.partition import gathered, partition
+from sscxr import command_line
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.data import corpora, groups
 from sscxr.data.cache import LATERAL_VIEWS
 from sscxr.data.corpora import Found
-from sscxr.errors import SscxrError
+
+PROGRAM = "python -m sim.plan"
 
 
 def index(found: Sequence[Found], *, train_on_test: bool = False) -> pd.DataFrame:
@@ -93,8 +94,11 @@ def main(
     absent: Annotated[
         bool, typer.Option("--absent", help="Deal images that are not downloaded yet, too.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the plan that is there.")] = False,
 ) -> None:
     """Cut public corpora into virtual sites from their tables alone, and show who would hold what."""
+    if (out / "partition.csv").exists() and not force:
+        raise ConfigError(f"{out} holds a plan already; give --force to replace it, or another --out")
     overrides = [item for item in data if "=" in item]
     overrides += [f"sim.partition={partition_name}"] if partition_name else []
     overrides += [f"run.seed={seed}"] if seed is not None else []
@@ -106,11 +110,13 @@ def main(
 
 
 if __name__ == "__main__":
-    command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    command.command()(main)
-    try:
-        sys.exit(command(standalone_mode=False))
-    except click.ClickException as error:
-        sys.exit(f"error: {error.format_message()}")
-    except SscxrError as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.command(
+        epilog=command_line.examples(
+            f"{PROGRAM} nih:/data/nih chexpert:/data/chexpert --clients 64 --partition natural-dirichlet",
+            f"{PROGRAM} padchest:/data/padchest --absent --partition natural sim.by=hospital",
+        )
+    )(main)
+    command_line.main(
+        app, PROGRAM, lambda arguments: f"to begin anew: {command_line.typed(PROGRAM, arguments)}"
+    )
