@@ -87,11 +87,6 @@ def collect(
         if path not in places:
             places[path] = manifest.read(path) if path.suffix.lower() == ".csv" and path.is_file() else None
     names = _names(places, source)
-    if train_on_test:
-        places = {
-            path: records and [replace(record, held_out=False) for record in records]
-            for path, records in places.items()
-        }
     found: dict[Path, Item] = {}
     order: dict[str, None] = {}
     for path, records in places.items():
@@ -109,6 +104,8 @@ def collect(
     listed = list(found.values())
     if labels is not None:
         listed = _with_labels(listed, labels, warnings)
+    if train_on_test:
+        listed = [_trained_on(item) for item in listed]
     for item in listed:
         order.setdefault(item.source)
     used = {item.source for item in listed}
@@ -168,6 +165,11 @@ def _checked(item: Item) -> Item:
     if not stat.S_ISREG(mode):
         return replace(item, problem="not an image: not a plain file")
     return item
+
+
+def _trained_on(item: Item) -> Item:
+    """The item, not set aside for having been published as one to test on."""
+    return item if item.record is None else replace(item, record=replace(item.record, held_out=False))
 
 
 def _with_labels(items: list[Item], labels: Path, warnings: list[str]) -> list[Item]:
