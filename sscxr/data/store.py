@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.cache import COMMIT, NEXT, CacheError
-from sscxr.files import sync
+from sscxr.files import sync, try_lock
 
 SALT_BYTES = 32
+_FIRST = {"lock", "salt.part"}  # what lies in a cache's folder before its salt does
 
 
 class Secret:
@@ -46,23 +47,29 @@ def create(folder: Path, salt: bytes | None) -> Secret:
     """Make a folder a cache, or open it as one; the salt is drawn once and readable by its owner alone.
 
     Raises:
-        CacheError: the folder holds other things, or another salt than the one given.
+        CacheError: the folder holds other things, or another salt than the one given, or another process begins it.
     """
     file = folder / "salt"
     if not file.is_file():
-        if folder.exists() and (not folder.is_dir() or any(name.name != "lock" for name in folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and {name.name for name in folder.iterdir()} <= _FIRST):
             raise CacheError(f"{folder} is there and is not a cache; give --out an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = folder / f"salt.{os.getpid()}"
-        with os.fdopen(os.open(drawn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            out.write(salt if salt is not None else secrets.token_bytes(SALT_BYTES))
-            out.flush()
-            os.fsync(out.fileno())
-        drawn.rename(file)
+        with _locked(folder):  # of two salts, one would be lost, and with it what was hashed by it
+            if not file.is_file():
+                _draw(file, salt)
     stored = file.read_bytes()
     if salt is not None and salt != stored:
         raise CacheError(f"cache {folder} was made with another salt; leave it out, or use another folder")
     return Secret(stored)
+
+
+def _draw(file: Path, salt: bytes | None) -> None:
+    drawn = file.with_name("salt.part")
+    with os.fdopen(os.open(drawn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+        out.write(salt if salt is not None else secrets.token_bytes(SALT_BYTES))
+        out.flush()
+        os.fsync(out.fileno())
+    drawn.rename(file)
 
 
 @contextmanager
@@ -72,12 +79,16 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         CacheError: another process holds it.
     """
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CacheError(f"another process is writing to {folder}; wait for it to end") from None
+    with _locked(folder):
         recover(folder)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as lock:
+        if not try_lock(lock, fcntl.LOCK_EX):
+            raise CacheError(f"another process is writing to {folder}; wait for it to end")
         yield
 
 
