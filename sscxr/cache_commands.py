@@ -152,7 +152,7 @@ def _show(cache: "Cache", as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table("", "", "images", title=repr(cache), title_justify="left", title_style="bold", box=None)
     for name, label in (
         ("sources", "source"),
@@ -171,7 +171,7 @@ def _show(cache: "Cache", as_json: bool) -> None:
             table.add_row("" if place else title, name, str(count))
     console.print(table)
     for name in ("quarantine", "sheet"):
-        console.print(facts[name], soft_wrap=True, highlight=False, markup=False)
+        console.print(facts[name], soft_wrap=True, highlight=False)
 
 
 def describe(cache: "Cache") -> dict[str, Any]:
