@@ -33,5 +33,6 @@ def make_cache(folder: Path, images: npt.NDArray[np.uint8], index: dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / "images.npy", images)
     index[[*INDEX_COLUMNS, *labels]].to_csv(folder / "index.csv", index=False)
-    (folder / "summary.json").write_text(json.dumps({"format_version": FORMAT_VERSION, "images": count}))
+    summary = {"format_version": FORMAT_VERSION, "images": count, "sources": sorted(set(index["source"]))}
+    (folder / "summary.json").write_text(json.dumps(summary))
     return open_cache(folder)

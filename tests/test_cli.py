@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from caches import make_cache
 
 from sscxr import cli
 from sscxr.data import phantom
@@ -45,6 +47,17 @@ def test_prepare_info_remove(
     code, out, _ = run(capsys, monkeypatch, "cache", "info", cache)
     assert code == 0
     assert "8 images" not in out
+
+
+def test_names_in_a_cache_are_shown_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"label:[/b]": [1.0], "source": ["[bold]north"]}
+    make_cache(tmp_path / "cache [old]", np.zeros((1, 16, 16), np.uint8), names)
+    code, out, err = run(capsys, monkeypatch, "cache", "info", tmp_path / "cache [old]")
+    assert (code, err) == (0, "")
+    for name in ("[/b]", "[bold]north", "cache [old]"):
+        assert name in out.replace("\n", "")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data import sheet, store
-from sscxr.data.cache import CacheError
+from sscxr.data.cache import CacheError, mapped
 from sscxr.data.journal import Journal
 from sscxr.data.tables import REMOVED, Tables, load, save
 
@@ -40,7 +40,7 @@ def write_all(
     with_masks = any(row["has_mask"] == "1" for row in tables.rows)
     if with_masks:
         store.write_images(fresh / "masks.npy", len(picks), size, _pixels(folder, picks, journal, masks=True))
-    images = np.load(fresh / "images.npy", mmap_mode="r", allow_pickle=False)
+    images = mapped(fresh / "images.npy")
     sheet.draw(images, [row["view"] for row in tables.rows]).save(fresh / "sheet.png")
     store.commit(folder, delete=() if with_masks else ("masks.npy",))
 
@@ -49,7 +49,7 @@ def _pixels(
     folder: Path, picks: Sequence[Pick], journal: Journal | None, *, masks: bool
 ) -> Iterator[Bytes | None]:
     file = folder / ("masks.npy" if masks else "images.npy")
-    old = np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
+    old = mapped(file) if file.exists() else None
     for pick in picks:
         if isinstance(pick, int):
             yield None if old is None else old[pick]
@@ -91,7 +91,7 @@ def remove(
             raise CacheError(
                 f"no image in {folder} matches and nothing was removed; give an id exactly as the export writes it"
             )
-        size = int(np.load(folder / "images.npy", mmap_mode="r").shape[1])
+        size = int(mapped(folder / "images.npy").shape[1])
         _forget(tables, leaving, asked, whole_groups=bool(groups))
         picks = [number for number, row in enumerate(tables.rows) if row["image"] not in leaving]
         tables.rows = [tables.rows[number] for number in picks]

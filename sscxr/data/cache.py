@@ -180,21 +180,17 @@ def open_cache(folder: str | Path) -> Cache:
         raise CacheError(
             f"{folder} is not a finished cache (no summary.json); run `sscxr prepare SRC --out {folder}`"
         ) from None
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CacheError(
             f"{folder}/summary.json is not readable ({error}); prepare the cache again"
         ) from None
-    version = summary.get("format_version")
+    version = summary.get("format_version") if isinstance(summary, dict) else None
     if version != FORMAT_VERSION:
         raise CacheError(
             f"cache {folder} has format version {version}, this sscxr reads {FORMAT_VERSION}; prepare it again"
         )
-    try:
-        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        masks_file = folder / "masks.npy"
-        masks = np.load(masks_file, mmap_mode="r", allow_pickle=False) if masks_file.exists() else None
-    except (OSError, ValueError) as error:
-        raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    images = mapped(folder / "images.npy")
+    masks = mapped(folder / "masks.npy") if (folder / "masks.npy").exists() else None
     cache = Cache(folder, images, masks, summary, columns.read(folder))
     if cache.columns is not None:
         names, rows = cache.columns.names, cache.columns.rows
@@ -208,3 +204,18 @@ def open_cache(folder: str | Path) -> Cache:
         found = f"columns missing: {', '.join(missing)}" if missing else f"rows: {lengths}"
         raise CacheError(f"cache {folder} is inconsistent ({found}); prepare it again")
     return cache
+
+
+def mapped(file: Path) -> npt.NDArray[np.uint8]:
+    """The images or masks of a cache, uint8 [N, S, S], memory-mapped, read only.
+
+    Raises:
+        CacheError: they cannot be read.
+    """
+    try:
+        images: npt.NDArray[np.uint8] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(
+            f"cache {file.parent} is damaged ({file.name}: {error}); prepare it into another folder"
+        ) from None
+    return images

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sscxr.data import assemble, listing, merge, pool, posture, store, tables
-from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache
+from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, mapped, open_cache
 from sscxr.data.decode import NOT_READABLE, Prepared, Task
 from sscxr.data.dicom import MAX_PIXELS
 from sscxr.data.facts import Refused
@@ -113,7 +111,7 @@ def _header(size: int, max_pixels: int) -> dict[str, Any]:
 
 def _check_size(out: Path, size: int) -> None:
     if (out / "images.npy").exists():
-        held = np.load(out / "images.npy", mmap_mode="r", allow_pickle=False).shape[1]
+        held = mapped(out / "images.npy").shape[1]
         if held != size:
             raise CacheError(
                 f"cache {out} holds images of {held} px; for {size} px give --out another folder"

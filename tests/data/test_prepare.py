@@ -638,6 +638,59 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     assert contents(cache.folder) == contents(whole.folder)
 
 
+def test_two_that_begin_one_cache_at_once_do_not_have_two_salts(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first draws its salt."""
+    drawn: list[bytes] = []
+
+    def draw(count: int) -> bytes:
+        drawn.append(bytes([len(drawn)]) * count)
+        if len(drawn) == 1:
+            with pytest.raises(CacheError, match="another process is writing"):
+                run(export, tmp_path / "cache", salt=None)
+        return drawn[0]
+
+    monkeypatch.setattr(store.secrets, "token_bytes", draw)
+    run(export, tmp_path / "cache", salt=None)
+    assert (tmp_path / "cache" / "salt").read_bytes() == drawn[0]
+    assert len(drawn) == 1
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_a_folder_to_go_on_with(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", full)
+        with pytest.raises(PrepareError, match=r"disk of .* is full"):
+            run(export, tmp_path / "cache")
+    assert len(run(export, tmp_path / "cache")) == 8
+
+
+@pytest.mark.parametrize("name", ["images.npy", "summary.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[]"])
+def test_a_damaged_cache_is_one_line(export: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    cache = run(export, tmp_path / "cache").folder
+    (cache / name).write_bytes(content)
+    for again in (lambda: open_cache(cache), lambda: run(export, cache)):
+        with pytest.raises(CacheError, match=f"{name}|format version None|is damaged"):
+            again()
+
+
+def test_published_test_images_are_trained_on_where_asked_whoever_names_them(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write(folder / "a.png", picture(0))
+    (folder / "labels.csv").write_text("file,split\na.png,test\n")
+    for sources, labels in (([folder / "labels.csv"], None), ([folder], folder / "labels.csv")):
+        place = tmp_path / f"cache-{labels is None}"
+        assert run(sources, place, labels=labels).index["split"][0] < 0
+        asked = run(sources, tmp_path / f"{place.name}-asked", labels=labels, train_on_test=True)
+        assert asked.index["split"][0] >= 0
+
+
 def test_a_cache_within_the_export_is_no_part_of_it(export: Path) -> None:
     cache = run(export, export / "cache")
     assert len(cache) == 8
