@@ -110,7 +110,7 @@ def run_status(
     from server import status
     from sscxr import runs
 
-    found = runs.read_status(status.folder_of(run))
+    found = runs.read_status(runs.find(run))
     typer.echo(json.dumps(asdict(found)) if as_json else f"{found.line()} ({found.updated})")
     raise typer.Exit(status.EXIT_CODES.get(found.state, 1))
 
@@ -123,10 +123,10 @@ def watch(
     ] = False,
 ) -> None:
     """Watch a run until it ends, from its folder alone. Exit code as of run-status."""
-    from server import status
     from server.watch import watch as watch_run
+    from sscxr import runs
 
-    raise typer.Exit(watch_run(status.folder_of(run), once=once, as_json=as_json))
+    raise typer.Exit(watch_run(runs.find(run), once=once, as_json=as_json))
 
 
 def track(
@@ -139,14 +139,13 @@ def track(
     """Write a run's curves, by site, from what it has committed; written anew, so there is no point twice."""
     from functools import partial
 
-    from server import status
     from server.watch import committed
     from sscxr import runs
     from sscxr.tracking import Tracking, kinds_of
 
     if not (tensorboard or mlflow):
         raise click.UsageError("say where to: --tensorboard, --mlflow or both")
-    out = status.folder_of(run)
+    out = runs.find(run)
     runs.read_status(out)  # says what is wrong
     kinds = kinds_of(",".join(["tensorboard"] * tensorboard + ["mlflow"] * mlflow))
     tracks = Tracking(kinds, out, out.resolve().name, partial(committed, out))

@@ -12,19 +12,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
-from server.ledger import LedgerError
 from sscxr.files import try_lock, write_atomically
-from sscxr.runs import LOCK, STATUS, Status
+from sscxr.runs import LOCK, STATUS, USUAL, Status
 
-RUNS = "~/.sscxr/runs"
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
 _LOOKERS = 1.0  # seconds; one who asks how the run stands has the lock for an instant
 
 
 def folder_of(run: str) -> Path:
-    """The folder of a run that is given by its path, or by its name where it is in the usual place."""
+    """Where a server writes a run that is given by its path or by its name; `sscxr.runs.find` looks for one."""
     path = Path(run).expanduser()
-    return path if len(path.parts) > 1 else Path(RUNS).expanduser() / run
+    return path if len(path.parts) > 1 else Path(USUAL).expanduser() / run
 
 
 @contextmanager
@@ -40,6 +38,8 @@ def held(out: Path) -> Iterator[None]:
         until = monotonic() + _LOOKERS
         while not try_lock(handle, fcntl.LOCK_EX):
             if monotonic() > until:
+                from server.ledger import LedgerError  # here: it brings torch, and who watches waits for none
+
                 raise LedgerError(f"the run in {out} is going on in another process; wait for it, or end it")
             sleep(0.05)
         yield

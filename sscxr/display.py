@@ -35,8 +35,11 @@ class Line:
     notes: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One row: narrow windows have no bar, narrower ones fewer notes."""
+        """One row: the bar and the first note come before the other notes; narrow windows have no bar."""
         width, notes = options.max_width, list(self.notes)
+        bar = len(_GAP) + _BAR[0]
+        while len(notes) > 1 and len(_GAP.join([self.title, *notes])) + bar > width:
+            notes.pop()
         while notes and len(_GAP.join([self.title, *notes])) > width:
             notes.pop()
         words = _GAP.join([self.title, *notes])

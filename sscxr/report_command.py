@@ -13,7 +13,8 @@ _COMPARISON = Path("comparison.html")
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run's folder; several are compared.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run's folder, or its name; several are compared."),
     ],
     out: Annotated[
         Path | None,
@@ -27,15 +28,17 @@ def report(
 ) -> None:
     """Write a run's report from its folder, at any time; of several runs, a page that compares them."""
     from sscxr import report as pages
+    from sscxr.runs import find
 
     page = out or (_COMPARISON if len(runs) > 1 else None)
     if page and page.exists() and not force:
         raise click.UsageError(f"{page} is there already; give --force to write over it, or another --out")
-    if len(runs) > 1:
+    folders = [find(run) for run in runs]
+    if len(folders) > 1:
         assert page is not None
-        written = pages.write_comparison(runs, page)
+        written = pages.write_comparison(folders, page)
     else:
-        written = pages.write(runs[0], page=page)
+        written = pages.write(folders[0], page=page)
     typer.echo(written)
 
 

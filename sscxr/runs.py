@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from sscxr.errors import SscxrError
 from sscxr.files import try_lock
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
+    import pandas as pd
     from torch import nn
 
     from sscxr.config import Config
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 CONFIG, STATUS, SITES, ROUNDS, PROBES, SCORES = (
     "config.yaml", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
 )  # fmt: skip
+USUAL = "~/.sscxr/runs"  # where a server keeps a run whose folder is not given
 LOCK = "checkpoints/lock"  # held by the process that the run goes on in
 
 _PROBE_COLUMNS = ["label", "cohort", "kind", "auroc", "low", "high", "untrained", "gain", "gain_low", "gain_high",
@@ -132,27 +132,31 @@ class Run:
 
     @property
     def config(self) -> "Config":
-        """Its settings, every one."""
+        """Its settings, every one; those that were added since it was made are at their defaults."""
         from sscxr import config as configs
 
-        return configs.loads(_text(self.folder / CONFIG))
+        return configs.load(self.folder / CONFIG)
 
     @property
-    def sites(self) -> pd.DataFrame:
+    def sites(self) -> "pd.DataFrame":
         """One row a site and attempt at a round: the fields of `SiteRow`."""
         return read_sites(self.folder / SITES)
 
     @property
-    def rounds(self) -> pd.DataFrame:
+    def rounds(self) -> "pd.DataFrame":
         """One row a round, by its number: sites, images, loss, held_out_loss, bytes_up, seconds and so on."""
+        import pandas as pd
+
         records = read_rounds(self.folder / ROUNDS)
         plain = [{key: cell for key, cell in one.items() if not isinstance(cell, dict)} for one in records]
         table = pd.DataFrame(plain) if plain else pd.DataFrame({"round": []}, dtype=int)
         return table.set_index("round")
 
     @property
-    def held_out(self) -> pd.DataFrame:
+    def held_out(self) -> "pd.DataFrame":
         """One row a site and evaluation: round, site, loss, score; empty cells where the site told none."""
+        import pandas as pd
+
         rows = []
         for one in read_rounds(self.folder / ROUNDS):
             losses, scores = one.get("held_out") or {}, one.get("scores") or {}
@@ -161,11 +165,13 @@ class Run:
         return pd.DataFrame(rows, columns=["round", "site", "loss", "score"])
 
     @property
-    def probes(self) -> pd.DataFrame:
+    def probes(self) -> "pd.DataFrame":
         """One row a probe, with 95 % intervals: AUROC, and the gain over the untrained encoder.
 
         Empty until the run has ended, and where nobody had labels: a real server measures none.
         """
+        import pandas as pd
+
         rows = []
         for pair in _json(self.folder / PROBES):
             rows.append(
@@ -176,8 +182,10 @@ class Run:
         return pd.DataFrame(rows, columns=_PROBE_COLUMNS)
 
     @property
-    def scores(self) -> pd.DataFrame:
+    def scores(self) -> "pd.DataFrame":
         """Of a fine-tuning in a simulation, one row a site: the federation's model against the site's own."""
+        import pandas as pd
+
         rows = []
         for one in _json(self.folder / SCORES):
             values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
@@ -218,6 +226,24 @@ class Run:
         raise RunError(f"{self.folder}: no round is done yet, so there is no encoder")
 
 
+def find(run: str | Path) -> Path:
+    """The folder of a run that is given by its path; or by its name, where the server keeps it in the usual place.
+
+    Raises:
+        RunError: there is no such folder; it says where it was looked for.
+    """
+    here = Path(run).expanduser()
+    places = [here, Path(USUAL).expanduser() / here] if len(here.parts) == 1 else [here]
+    for place in places:
+        if (place / STATUS).is_file() or (place / CONFIG).is_file():
+            return place
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = " nor ".join(str(place.absolute()) for place in places)
+    raise RunError(f"no run {str(run)!r}: there is {'neither' if len(places) > 1 else 'no'} {looked}")
+
+
 def read_status(out: Path, *, again: bool = True) -> Status:
     """How a run stands, a dead one told from a live one.
 
@@ -238,8 +264,10 @@ def read_status(out: Path, *, again: bool = True) -> Status:
     return Status(**asdict(status) | {"state": "died", "reason": reason})
 
 
-def read_sites(file: Path) -> pd.DataFrame:
+def read_sites(file: Path) -> "pd.DataFrame":
     """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
+    import pandas as pd
+
     text = whole_lines(file)
     if not text:
         return pd.DataFrame(columns=list(SITE_COLUMNS))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sscxr.evaluation.probe import Comparison, Probe
-from sscxr.report import SiteScore, compare, page, pictures, svg
+from sscxr.report import SiteScore, compare, page, pictures, shares, summary, svg
 from sscxr.report.record import Record
 from sscxr.runs import SITE_COLUMNS, Status, read_sites
 
@@ -95,7 +95,10 @@ class Page(HTMLParser):
 def test_says_what_ran_and_whether_it_learned() -> None:
     text = Page(write()).text
     assert "2 sites trained on 201 images over 5 rounds." in text
-    assert "It learned: the reconstruction loss on held-out images went from 0.900 to 0.500 (-44%)." in text
+    assert (
+        "It learned: the reconstruction loss on held-out images went from 0.900 to 0.500 (−44\u00a0%)."
+        in text
+    )
     assert "beat the untrained encoder's in 1 of 1 probe" in text
     assert "no site was absent and no update was refused." in text
     assert "0.912 (0.874 to 0.945)" in text
@@ -216,8 +219,10 @@ def test_same_run_same_page() -> None:
 def test_pictures_are_the_pixels_given() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 16, 20), dtype=np.uint8)
     row = np.asarray(Image.open(io.BytesIO(pictures.strip(images))))
-    assert row.shape == (16, 3 * 20 + 2 * 2)
-    assert np.array_equal(row[:, 22:42], images[1])
+    assert row.shape == (16, 3 * 20 + 2 * 2, 2)
+    assert np.array_equal(row[:, 22:42, 0], images[1])
+    assert (row[:, :20, 1] == 255).all()
+    assert (row[:, 20:22, 1] == 0).all()  # what is between them is no grey level of theirs
     told = [
         source for tag, attributes in Page(write()).tags if tag == "img" and (source := attributes["src"])
     ]
@@ -257,6 +262,76 @@ def test_the_map_of_images_has_a_mark_for_each() -> None:
     seen = Page(write(embedding=points))
     told = [attributes["aria-label"] for tag, attributes in seen.tags if tag == "svg"]
     assert any("Map of 3 images" in str(text) and "by site" in str(text) for text in told)
+
+
+def answered(**changes: Any) -> str:
+    """The summary alone; a page with its charts takes half a second."""
+    return "\n".join(line for _, lines in summary.answers(record(**changes)) for line in lines)
+
+
+def test_whether_it_is_better_than_a_site_alone_is_always_answered() -> None:
+    assert "Not measured: no site was also trained by itself" in Page(write()).text
+    running = Status("running", 3, 9, "", "")
+    for status in (running, stopped("no quorum")):
+        told = answered(stage="classify", status=status, probes=[])
+        assert "Not measured yet: a simulation trains each site by itself at its end" in told
+
+
+def test_what_is_measured_at_the_end_is_not_said_to_be_missing_before_it() -> None:
+    running = Status("running", 3, 9, "", "")
+    assert "is not measured yet" in answered(status=running, probes=[])
+    assert "was not measured" in answered(probes=[])
+
+
+def test_a_run_that_nobody_came_to_says_who_was_expected_and_why_it_ended() -> None:
+    none = pd.DataFrame(columns=list(SITE_COLUMNS))
+    settings = {"federation.sites": ["north", "south", "west"]}
+    changes = {"sites": none, "rounds": [], "counts": {}, "strips": (), "probes": ()}
+    seen = Page(write(**changes, settings=settings, status=Status("stopped", 0, 9, "no quorum", "")))
+    assert "The run stopped early after round 0 of 9: no quorum" in seen.text
+    assert "0 of 3" in seen.text
+    assert "Nothing: no site was absent" not in seen.text
+    died = answered(status=Status("died", 5, 9, "its process ended", ""))
+    assert "The run died after round 5 of 9; the reason stands above." in died
+    assert "Nothing: no site was absent" not in died
+
+
+def test_a_share_is_of_the_images_that_are_known_of_and_says_where_that_is_a_bound() -> None:
+    """North's total is told. South's is not: 90 images in a table, but 120 were trained on; so 90 are 75 %."""
+    south = {"view": {"PA": 60, "AP": 30}, "images": {}, "sex": {"F": 40}, "grey": {"0-15": 100}}
+    rows = site_rows(["north", "south"])
+    rows.loc[rows["site"] == "south", "images"] = 120
+    known = record(counts={"north": COUNTS, "south": south}, sites=rows)
+    assert shares.total(known, "north") == (90, True)
+    assert shares.total(known, "south") == (120, False)
+    assert shares.total(record(counts={"south": south}), "south") == (101, False)
+    views, ages = shares.charts(known)[:2]
+    assert "≤ south" in views.svg
+    assert "≤ north" not in views.svg
+    assert "its shares are at most these" in views.note
+    # South told no age: it has an empty row, which needs no bound.
+    assert "south" in ages.svg
+    assert "≤" not in ages.svg + ages.note
+
+
+def test_a_small_change_is_told_with_a_digit_more() -> None:
+    assert summary.change(-0.301) == "\u221230\u00a0%"
+    assert summary.change(0.0049) == "+0.5\u00a0%"
+
+
+def test_who_holds_what_is_shown_where_it_is_known() -> None:
+    png = pictures.strip(np.zeros((1, 4, 4), np.uint8))
+    seen = Page(write(holdings=png))
+    told = [attributes["src"] for tag, attributes in seen.tags if tag == "img"]
+    assert pictures.address(png) in told
+    assert "Who holds what" in seen.text
+    assert "Who holds what" not in Page(write()).text
+
+
+def test_a_run_without_a_held_out_loss_is_named_beside_the_others() -> None:
+    other = record(title="other", rounds=[{"round": 1}])
+    text = Page(compare.render([record(), other], ["demo", "other"])).text
+    assert "Not measured: other." in text
 
 
 # ---- of several runs

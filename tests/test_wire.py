@@ -163,6 +163,35 @@ def test_suppression_by_example(cells: dict[str, int], told: dict[str, int]) -> 
     assert wire.suppress(cells, 10) == told
 
 
+CELLS = wire.GREY_CELLS
+EVEN = dict.fromkeys(CELLS, 1 / len(CELLS))
+
+
+def test_a_grey_level_of_few_patients_is_not_told() -> None:
+    patients = dict.fromkeys(CELLS, 10)
+    assert set(wire.suppress_grey(EVEN, patients, 10)) == set(CELLS)
+    few = patients | {CELLS[0]: 9, CELLS[15]: 3}
+    assert set(wire.suppress_grey(EVEN, few, 10)) == set(CELLS[1:15])
+    assert wire.suppress_grey(EVEN, patients, 11) == {}
+
+
+def test_a_single_dropped_grey_level_takes_the_smallest_other_with_it() -> None:
+    """The cells sum to all pixels: one that is missing alone would be the rest."""
+    shares = EVEN | {CELLS[7]: 0.001, CELLS[3]: 0.2}
+    patients = dict.fromkeys(CELLS, 50) | {CELLS[3]: 2}
+    assert set(CELLS) - set(wire.suppress_grey(shares, patients, 10)) == {CELLS[3], CELLS[7]}
+
+
+def test_grey_levels_are_whole_per_cent_in_the_cells_order() -> None:
+    told = wire.suppress_grey(EVEN | {CELLS[2]: 0.126}, dict.fromkeys(CELLS, 10), 10)
+    assert list(told) == list(CELLS)
+    assert told[CELLS[2]] == 13
+    assert all(isinstance(share, int) for share in told.values())
+    text = wire.counts_to_json({"sex": {"F": 30, "M": 60}}, 10, told)
+    assert wire.counts_from_json(text)["grey"] == told
+    assert "grey" not in wire.counts_from_json(wire.counts_to_json({"sex": {}}, 10))
+
+
 def test_counts_that_leave_are_read_back() -> None:
     tables = {"sex": {"F": 30, "M": 60}, "label:edema": {"present": 11, "absent": 40, "unknown": 100}}
     told = wire.counts_from_json(wire.counts_to_json(tables, 10))

@@ -15,7 +15,6 @@ from matplotlib.ticker import MaxNLocator
 from sscxr.report import svg
 from sscxr.report.record import Record
 from sscxr.report.summary import WORDS, held_out, mean_loss
-from sscxr.wire import COUNT_TABLES, GREY, GREY_CELLS
 
 APART = 12  # lines, or categories, that are told apart
 
@@ -30,13 +29,11 @@ class Chart:
         heading: above it.
         svg: the inline SVG.
         note: below it.
-        wide: it takes the page's whole width.
     """
 
     heading: str
     svg: str
     note: str = ""
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,13 +96,19 @@ def _score_lines(rounds: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def curves(
-    lines: Sequence[Line], heading: str, y_label: str, *, x_label: str = "round", whole: bool = True
+    lines: Sequence[Line],
+    heading: str,
+    y_label: str,
+    *,
+    x_label: str = "round",
+    whole: bool = True,
+    legend: bool = False,
 ) -> str:
-    """Lines over rounds, or another axis; `whole`: its ticks are whole numbers."""
+    """Lines over rounds, or another axis; `whole`: its ticks are whole numbers; `legend`: even for one line."""
     plain = [line for line in lines if not line.bold]
     crowd = len(plain) > APART
     named = [line for line in lines if line.bold or not crowd]
-    legend_rows = -(-(len(named) + 2 * crowd) // 2) if len(lines) > 1 else 0
+    legend_rows = -(-(len(named) + 2 * crowd) // 2) if legend or len(lines) > 1 else 0
 
     def paint(figure: Any, axes: Any) -> dict[str, str]:
         texts = {}
@@ -133,7 +136,7 @@ def _look(line: Line, number: int) -> dict[str, Any]:
     look = svg.style(number) | {"label": svg.shorten(line.name), "linewidth": 1.2, "zorder": 2}
     if line.bold:
         look |= {"color": svg.INK, "linestyle": "-", "linewidth": 2.4, "zorder": 4}
-        look |= {"marker": None if len(line.x) > 1 else "o"}
+        look |= {"marker": None if len(line.x) > APART else "o"}
     return look
 
 
@@ -185,74 +188,13 @@ def site_map(record: Record, label: str) -> Chart:
         axes.set_xlabel("round")
         axes.set_ylabel("site")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        figure.colorbar(shown, ax=axes, label=label, aspect=30, pad=0.02)
+        # Above, not beside: few sites make a low map, and its label would not fit.
+        figure.colorbar(shown, ax=axes, label=label, location="top", aspect=50, pad=0.02)
 
     heading = "Loss by site and round"
     alt = f"{heading}: {len(names)} sites by {table.shape[1]} rounds; {len(missed)} times a site had no part"
     note = "Yellow is a high loss, blue a low one; a cross: the site had no part in that round."
-    return Chart(heading, svg.draw(paint, alt=alt, height=1.5 + 0.17 * len(names)), note)
-
-
-def shares(record: Record) -> list[Chart]:
-    """What each site's images are: bars of shares by view, age and sex; grey levels."""
-    charts = []
-    for table, heading in (("view", "Views"), ("age", "Ages"), ("sex", "Sexes")):
-        told = {site: dict(tables[table]) for site, tables in record.counts.items() if tables.get(table)}
-        if told:
-            charts.append(_bars(told, table, heading, record))
-    lines = [
-        _grey_line(site, tables[GREY]) for site, tables in sorted(record.counts.items()) if tables.get(GREY)
-    ]
-    if lines:
-        heading = "Grey levels"
-        drawn = curves(
-            lines, heading, "share of the pixels (%)", x_label="grey level (0 to 255)", whole=False
-        )
-        note = "Of the cached images, at the middle of each of the bins; whole per cent. 0 is black."
-        charts.append(Chart(heading, drawn, note))
-    return charts
-
-
-def _grey_line(site: str, cells: Mapping[str, int]) -> Line:
-    """A site's histogram; bins that it did not tell are gaps."""
-    bins = GREY_CELLS
-    middles = [sum(map(int, name.split("-"))) / 2 for name in bins]
-    return Line(site, middles, [float(cells.get(name, np.nan)) for name in bins])
-
-
-def _bars(told: Mapping[str, Mapping[str, int]], table: str, heading: str, record: Record) -> Chart:
-    """Stacked bars, one a site: the cells' shares of its images."""
-    cells = [cell for cell in COUNT_TABLES[table] if any(cell in counts for counts in told.values())]
-    sites = sorted(told)
-    totals = np.array([_most_told(record.counts[site]) for site in sites], dtype=float)
-
-    def paint(figure: Any, axes: Any) -> None:
-        left = np.zeros(len(sites))
-        for number, cell in enumerate(cells):
-            counts = np.array([told[site].get(cell, 0) for site in sites], dtype=float)
-            width = 100 * counts / totals
-            axes.barh(
-                range(len(sites)), width, left=left, label=cell, color=svg.COLOURS[number % len(svg.COLOURS)],
-                hatch=svg.HATCHES[number % len(svg.HATCHES)], edgecolor=svg.PAGE, linewidth=0.6, height=0.74,
-            )  # fmt: skip
-            left += width
-        axes.set_yticks(range(len(sites)), [svg.shorten(site, 22) for site in sites], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("share of the images (%)")
-        axes.set_ylabel("site")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-
-    legend_rows = -(-len(cells) // 3)
-    alt = f"{heading}: shares of each of {len(sites)} sites' images; the table of counts has the figures"
-    drawn = svg.draw(paint, alt=alt, height=1.0 + 0.17 * max(3, len(sites)) + 0.21 * legend_rows)
-    small = f"Blank: not told, since a count is below {record.min_cell} or would give one away."
-    return Chart(heading, drawn, small)
-
-
-def _most_told(tables: Mapping[str, Mapping[str, int]]) -> int:
-    """A site's images, or as many of them as a table tells of: cells that are not told are missing in each."""
-    return max((sum(cells.values()) for name, cells in tables.items() if name != GREY), default=0) or 1
+    return Chart(heading, svg.draw(paint, alt=alt, height=1.7 + 0.17 * max(3, len(names))), note)
 
 
 def probes(record: Record) -> list[Chart]:
@@ -351,13 +293,13 @@ def _scatter(points: pd.DataFrame, column: str, how: str) -> str:
     legend_rows = -(-(len(named) + (len(named) < len(order))) // 2)
 
     def paint(figure: Any, axes: Any) -> None:
-        if len(named) < len(order):
-            rest = points[~points[column].isin(named)]
-            axes.plot(rest["x"], rest["y"], ".", color=svg.SOFT, markersize=3, alpha=0.6, label=_HIDDEN)
         for number, name in enumerate(named):
             part = points[points[column] == name]
             look = svg.style(number) | {"linestyle": "none", "markersize": 3.5, "alpha": 0.8}
             axes.plot(part["x"], part["y"], label=svg.shorten(name), markeredgewidth=0, **look)
+        if len(named) < len(order):
+            rest, look = points[~points[column].isin(named)], {"markersize": 3, "alpha": 0.6, "zorder": 1}
+            axes.plot(rest["x"], rest["y"], ".", color=svg.SOFT, label=_HIDDEN, **look)
         axes.set_xlabel("t-SNE, first axis (no unit)")
         axes.set_ylabel("t-SNE, second axis (no unit)")
         axes.set_xticks([])
@@ -366,4 +308,10 @@ def _scatter(points: pd.DataFrame, column: str, how: str) -> str:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, markerscale=1.6)
 
     alt = f"Map of {len(points)} images by the encoder's features, coloured {how}: {len(order)} kinds"
-    return svg.draw(paint, alt=alt, height=4.2 + 0.21 * legend_rows)
+    return svg.draw(paint, alt=alt, height=_map_height(points) + 0.21 * legend_rows)
+
+
+def _map_height(points: pd.DataFrame) -> float:
+    """Inches: as high as the map's own proportions want, within reason."""
+    across, up = (float(np.ptp(points[axis])) or 1.0 for axis in ("x", "y"))
+    return 0.6 + (svg.WIDTH - 0.4) * float(np.clip(up / across, 0.4, 1.0))

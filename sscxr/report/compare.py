@@ -130,8 +130,11 @@ def _losses(records: Sequence[Record], names: Sequence[str], axis: str) -> list[
             for name, values in zip(names, series, strict=True)
             if len(values)
         ]
+        told = {line.name for line in lines}
+        without = ", ".join(name for name in names if name not in told)
+        note = f"Not measured: {without}." if without else ""
         if lines:
-            found.append(Chart(heading, charts.curves(lines, heading, axis)))
+            found.append(Chart(heading, charts.curves(lines, heading, axis, legend=True), note))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from sscxr.files import write_atomically
-from sscxr.report import charts, summary, tables
+from sscxr.report import charts, pictures, shares, summary, tables
 from sscxr.report.record import Record, read
 
 NAME = "report.html"
@@ -39,7 +39,8 @@ def render(record: Record) -> str:
     return template("report.html").render(
         title=record.title,
         state=record.status.state,
-        updated=record.status.updated,
+        kind=summary.WORDS[record.stage].kind,
+        updated=summary.moment(record.status.updated),
         ended=summary.ended(record),
         tiles=summary.tiles(record),
         answers=summary.answers(record),
@@ -55,10 +56,12 @@ def render(record: Record) -> str:
         rounds=tables.rounds(record),
         troubles=troubles[: tables.LISTED],
         more_troubles=max(0, len(troubles) - tables.LISTED),
-        shares=charts.shares(record),
+        shares=shares.charts(record),
         count_columns=columns,
         counts=counts,
+        holdings=record.holdings and pictures.address(record.holdings),
         strips=record.strips,
+        corrupted_only=record.settings.get("gmml.corrupted_only", False),
         maps=charts.embedding(record),
         min_cell=record.min_cell,
     )

@@ -1,4 +1,4 @@
-"""Strips of images over the rounds: kept as PNG files beside a run that has images at hand, shown in its report.
+"""Pictures in a report, and strips of images over the rounds, kept as PNG files beside a run that has images.
 
 Only a simulation writes them. At a real server there is no image, and so no such folder.
 """
@@ -17,7 +17,7 @@ from sscxr.files import write_atomically
 
 FOLDER = "pictures"
 _INDEX = "index.json"  # {file: caption}
-_GAP = 2  # px between images, mid grey
+_GAP = 2  # px between images, transparent: no grey level of theirs is the page's
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Strip:
     @property
     def address(self) -> str:
         """The PNG as a `data:` address."""
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+        return address(self.png)
+
+
+def address(png: bytes) -> str:
+    """A PNG as a `data:` address, so that the page has it in itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def strip(images: npt.NDArray[np.uint8]) -> bytes:
@@ -42,7 +47,8 @@ def strip(images: npt.NDArray[np.uint8]) -> bytes:
     images = np.asarray(images)
     if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
         raise ValueError(f"a row of images wants uint8 [n, H, W], not {images.dtype} {images.shape}")
-    padded = np.pad(images, ((0, 0), (0, 0), (0, _GAP)), constant_values=128)
+    grey_and_alpha = np.stack([images, np.full_like(images, 255)], axis=-1)
+    padded = np.pad(grey_and_alpha, ((0, 0), (0, 0), (0, _GAP), (0, 0)))
     row = np.concatenate(list(padded), axis=1)[:, :-_GAP]
     buffer = io.BytesIO()
     Image.fromarray(row).save(buffer, format="PNG", optimize=True)

@@ -16,7 +16,7 @@ from sscxr.report.pictures import Strip
 from sscxr.runs import RunError, Status
 
 FOLDED = "folded"
-NOTES, EMBEDDING = "notes.json", "embedding.csv"
+NOTES, EMBEDDING, HOLDINGS = "notes.json", "embedding.csv", "holdings.png"
 EMBEDDING_COLUMNS = ("x", "y", "site", "label")
 Counts = Mapping[str, Mapping[str, Mapping[str, int]]]
 
@@ -58,9 +58,9 @@ class SiteScore:
 
 def _told(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
     if not found or found["value"] is None:
-        return "-"
+        return "–"
     value, low, high = (
-        f"{found[k]:{sign}.3f}" if found[k] is not None else "-" for k in ("value", "low", "high")
+        f"{found[k]:{sign}.3f}" if found[k] is not None else "–" for k in ("value", "low", "high")
     )
     return f"{value} [{low}, {high}]"
 
@@ -80,6 +80,7 @@ class Record:
         scores: a fine-tuning's model against each site's own.
         strips: pictures over the rounds; none where no image is at hand.
         embedding: `EMBEDDING_COLUMNS`, one row an image; None where no image is at hand.
+        holdings: PNG, which site holds what; None where no image is at hand.
         notes: lines for the reader, shown under the summary.
         min_cell: counts of images and patients below it are not shown.
         settings: the run's, by dotted key.
@@ -95,6 +96,7 @@ class Record:
     scores: Sequence[SiteScore] = ()
     strips: Sequence[Strip] = ()
     embedding: pd.DataFrame | None = None
+    holdings: bytes | None = None
     notes: Sequence[str] = ()
     min_cell: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +118,9 @@ def read(folder: Path, **known: Any) -> Record:
     """
     if not (folder / runs.CONFIG).is_file():
         raise RunError(f"{folder}: no run has started there (no {runs.CONFIG})")
-    config = configs.loads((folder / runs.CONFIG).read_text())
+    config = configs.load(
+        folder / runs.CONFIG
+    )  # settings that were added since the run are at their defaults
     found: dict[str, Any] = {
         "title": config.run.name,
         "stage": config.run.stage,
@@ -128,6 +132,7 @@ def read(folder: Path, **known: Any) -> Record:
         "scores": [SiteScore(**score) for score in _json(folder / runs.SCORES, [])],
         "strips": pictures.read(folder / pictures.FOLDER),
         "embedding": _embedding(folder / EMBEDDING),
+        "holdings": (folder / HOLDINGS).read_bytes() if (folder / HOLDINGS).is_file() else None,
         "notes": _json(folder / NOTES, []),
         "min_cell": config.privacy.min_cell,
         "settings": flat(configs.as_dict(config)),

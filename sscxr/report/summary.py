@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,19 @@ import pandas as pd
 
 from sscxr.evaluation.probe import Comparison
 from sscxr.report.record import FOLDED, Record, SiteScore
+from sscxr.runs import Status
 
 _NAMED = 4  # sites that are named in a sentence; the table has the others
-_IN_WORDS = (
-    4  # linear probes that are told in words, in the order they were run; none is picked for its figure
-)
+_ENDED_EARLY = {"stopped": "stopped early", "failed": "failed", "died": "died"}
+# Linear probes that are told in words, in the order they were run; none is picked for its figure.
+_IN_WORDS = 4
 
 
 @dataclass(frozen=True)
 class Words:
-    """What a stage's loss and score are called, and what they mean."""
+    """What a stage, its loss and its score are called, and what they mean."""
 
+    kind: str
     loss: str
     axis: str
     meaning: str
@@ -28,18 +31,21 @@ class Words:
 
 WORDS = {
     "pretrain": Words(
+        "Federated pretraining without labels",
         "reconstruction loss",
         "loss (mean absolute error)",
         "Loss: mean absolute error of the reconstructed pixels, in units of the encoder's input (grey levels 0 to "
         "1 divided by data.std). Lower is better.",
     ),
     "classify": Words(
+        "Federated fine-tuning of a classifier",
         "loss",
         "loss (cross-entropy, nats)",
         "Loss: mean cross-entropy of the known labels, both classes of each weighing the same. Lower is better.",
         "AUROC",
     ),
     "segment": Words(
+        "Federated fine-tuning of a lung segmenter",
         "loss",
         "loss (Dice + cross-entropy)",
         "Loss: one minus the soft Dice, and the mean cross-entropy of the pixels. Lower is better.",
@@ -53,8 +59,7 @@ def answers(record: Record) -> list[tuple[str, list[str]]]:
     told = [("Who took part?", [_took_part(record)])]
     if not record.folded.empty:
         told.append(("Did it learn?", [_learned(record), *_probed(record)]))
-    if record.scores:
-        told.append(("Is it better than each site alone?", _scored(record.scores)))
+        told.append(("Is it better than each site alone?", _compared(record)))
     told.append(("What went wrong?", _trouble(record)))
     return told
 
@@ -64,7 +69,8 @@ def tiles(record: Record) -> list[tuple[str, str]]:
     folded = record.folded
     done = max((int(row["round"]) for row in record.rounds), default=0)
     sites = folded["site"].nunique() if len(folded) else 0
-    expected = max((int(row.get("roster", 0)) for row in record.rounds), default=0)
+    named = len(record.settings.get("federation.sites") or ())
+    expected = max([named, *(int(row.get("roster", 0)) for row in record.rounds)])
     planned = record.status.rounds
     return [
         ("sites", f"{sites} of {expected}" if expected > sites else str(sites)),
@@ -77,14 +83,27 @@ def tiles(record: Record) -> list[tuple[str, str]]:
 def ended(record: Record) -> str:
     """How the run stands, where it is not finished: one line."""
     status = record.status
-    at = f"after round {status.round} of {status.rounds}" if status.rounds else "before its first round"
     if status.state == "finished":
         return ""
-    if status.state in ("running", "starting"):
-        return f"The run is going on; this page was written {at}."
-    why = status.reason.strip() or "it did not say why"
-    ended_so = {"failed": "failed", "died": "died"}.get(status.state, "stopped early")
-    return f"The run {ended_so} {at}: {why}"
+    if status.state in _ENDED_EARLY:
+        return f"{_ended_early(status)}: {status.reason.strip() or 'it did not say why'}"
+    return f"The run is going on; this page was written {_at(status)}."
+
+
+def _ended_early(status: Status) -> str:
+    return f"The run {_ENDED_EARLY[status.state]} {_at(status)}"
+
+
+def _at(status: Status) -> str:
+    return f"after round {status.round} of {status.rounds}" if status.rounds else "before its first round"
+
+
+def moment(text: str) -> str:
+    """An ISO time as a reader wants it."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
 
 
 def total_images(record: Record) -> str:
@@ -117,13 +136,24 @@ def _learned(record: Record) -> str:
     first, last = float(losses.iloc[0]), float(losses.iloc[-1])
     fall = (first - last) / first if first else 0.0
     verdict = "It learned" if fall > 0.01 else "It hardly learned" if fall > -0.01 else "It did not learn"
-    return f"{verdict}: the {words.loss} on {kind} went from {first:.3f} to {last:.3f} ({-fall:+.0%})."
+    return f"{verdict}: the {words.loss} on {kind} went from {first:.3f} to {last:.3f} ({change(-fall)})."
+
+
+def change(share: float) -> str:
+    """A relative change in per cent, with its sign; a small one with a digit more."""
+    digits = 0 if abs(share) >= 0.1 else 1
+    return f"{100 * share:+.{digits}f}\u00a0%".replace("-", "\u2212")
 
 
 def _probed(record: Record) -> list[str]:
     if WORDS[record.stage].score:
         return []
     probes = record.probes
+    if not probes and record.status.state != "finished":
+        return [
+            "What its features tell of disease is not measured yet: a simulation does so at its end, a server "
+            "has no images."
+        ]
     if not probes:
         return ["What its features tell of disease was not measured: that wants labelled images at hand."]
     better = sum(pair.better for pair in probes)
@@ -148,15 +178,25 @@ def in_words(pair: Comparison) -> str:
     )
     return (
         f"Of an image with {trained.label} and one without ({trained.cohort}), a {trained.kind} probe picks the "
-        f"right one {right} times in 100 (95 % interval {low} to {high}), on the untrained encoder {before} times; "
-        "guessing gives 50."
+        f"right one {right} times in 100 (95\u00a0% interval {low} to {high}), on the untrained encoder {before} "
+        "times; guessing gives 50."
     )
+
+
+def _compared(record: Record) -> list[str]:
+    if record.scores:
+        return _scored(record.scores)
+    if WORDS[record.stage].score and record.status.state != "finished":
+        return ["Not measured yet: a simulation trains each site by itself at its end, a server does not."]
+    return ["Not measured: no site was also trained by itself, to compare with."]
 
 
 def _scored(scores: Sequence[SiteScore]) -> list[str]:
     told = [score for score in scores if score.gap and score.gap["low"] is not None]
     if not told:
-        return ["No site's model alone could be compared with the federation's."]
+        return [
+            "Not shown: no site has held-out patients enough to compare its own model with the federation's."
+        ]
     better, worse = sum(score.better for score in told), sum(score.worse for score in told)
     even = len(told) - better - worse
     line = (
@@ -177,8 +217,11 @@ def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:
 def _trouble(record: Record) -> list[str]:
     sites = record.sites
     bad = sites[sites["outcome"] != FOLDED]
+    status = record.status
+    early = [f"{_ended_early(status)}; the reason stands above."] if status.state in _ENDED_EARLY else []
     if bad.empty:
-        return ["Nothing: no site was absent and no update was refused."] if len(sites) else ["Nobody came."]
+        nothing = "Nothing: no site was absent and no update was refused."
+        return early or [nothing if len(sites) else "Nothing yet: no site had a part in any round."]
     missed = bad.groupby("site").size().sort_values(ascending=False, kind="stable")
     lines = []
     for name in missed.index[:_NAMED]:
@@ -187,14 +230,12 @@ def _trouble(record: Record) -> list[str]:
         last = rows.iloc[-1]
         reason = "" if pd.isna(last["reason"]) else str(last["reason"])
         why = f"{last['outcome']}{': ' if reason else ''}{reason}"
-        lines.append(f"{name} has no part in {len(rows)} of {many(asked, 'attempt')} (last: {why}).")
+        lines.append(f"{name} had no part in {len(rows)} of {many(asked, 'attempt')} (last: {why}).")
     if len(missed) > _NAMED:
-        lines.append(
-            f"So have {many(len(missed) - _NAMED, 'other site')} none in some; the table below has all."
-        )
+        lines.append(f"{many(len(missed) - _NAMED, 'other site')} missed some too; the table below has all.")
     counts = bad.groupby("outcome").size()
     told = ", ".join(f"{outcome}: {many(int(number), 'time')}" for outcome, number in counts.items())
-    return [f"Not every site took part in every round ({told}).", *lines]
+    return [*early, f"Not every site took part in every round ({told}).", *lines]
 
 
 def mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", "--", ":", "-.")
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++", "oo", "||||")
+# Of strokes alone: a hatching of dots or rings is a quarter of a megabyte of SVG.
+HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----", "||||", "++++", "//", "xx")
 # Colours that nothing else has: the page's text, its background, and what stands back.
 INK, PAGE, SOFT = "#010203", "#fdfefd", "#7a8490"
 WIDTH = 5.2  # inches, 374 px: a phone shows it at its own size

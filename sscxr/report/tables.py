@@ -15,6 +15,7 @@ LISTED = 40
 _REASONS = 3  # kinds of absence that are named in a site's row
 # COUNT_TABLES of sscxr.wire as the report calls them, with the cells' order.
 VIEWS, AGES, SEXES = "view", "age", "sex"
+_FIGURES = {"auroc": "AUROC", "dice": "Dice"}
 Row = dict[str, Any]
 
 
@@ -124,7 +125,7 @@ def scores(record: Record) -> list[Row]:
     for score in record.scores:
         federated, alone, gap = score.told()
         told, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
-        row = {"site": score.site, "figure": score.figure or "too few images"}
+        row = {"site": score.site, "figure": _FIGURES.get(score.figure, score.figure) or "too few images"}
         row |= {"patients": str(score.test_patients) if told else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}
@@ -147,7 +148,7 @@ def aggregates(record: Record) -> tuple[Sequence[str], list[Row]]:
         {"site": site, "cells": [_maybe(tables.get(table, {}).get(cell), "{:,}") for table, cell in columns]}
         for site, tables in sorted(record.counts.items())
     ]
-    return [f"{table}: {cell}" for table, cell in columns], rows
+    return [f"{table.removeprefix('label:')}: {cell}" for table, cell in columns], rows
 
 
 def _grey(tables: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:

@@ -122,6 +122,47 @@ def test_too_few_images_to_train_on_are_said(tmp_path: Path) -> None:
     assert error.value.failure == "few images"
 
 
+def grey_site(
+    folder: Path, pixels: np.ndarray, metrics: list[str], **index: Any
+) -> dict[str, dict[str, int]]:
+    """What a site of these images tells of itself."""
+    make_cache(folder / "cache", pixels, {"split": (np.arange(len(pixels)) + 0.5) / len(pixels), **index})
+    settings = SiteSettings("a", str(folder / "cache"), str(folder / "state"), metrics=metrics, min_cell=1)
+    told = Site(settings).told_counts(fed.settings("privacy.min_cell=5", "data.test_share=0.0"))
+    return dict(json.loads(told))
+
+
+def test_grey_levels_are_told_where_the_site_says_so_alone(tmp_path: Path) -> None:
+    pixels = np.full((20, 8, 8), 40, np.uint8)
+    assert "grey" not in grey_site(tmp_path / "a", pixels, ["counts"])
+    assert "images" in grey_site(tmp_path / "a", pixels, ["counts"])
+    assert set(grey_site(tmp_path / "b", pixels, ["grey"])) == {"grey"}
+    assert "grey" not in SiteSettings("a", "c", "s").metrics
+
+
+def test_grey_levels_are_those_of_the_images_without_their_padding(tmp_path: Path) -> None:
+    """Of half of the images all pixels are 40, of the others half are 200; beside them there is black padding."""
+    pixels = np.zeros((20, 8, 8), np.uint8)
+    pixels[:, 2:6, :] = 40
+    pixels[10:, 2:4, :] = 200
+    content = {"top": 2, "left": 0, "content_height": 4, "content_width": 8}
+    told = grey_site(tmp_path, pixels, ["grey"], **content)["grey"]
+    # Levels that no patient has are not told; the two that are there are in at least five patients.
+    assert told == {"32-47": 75, "192-207": 25}
+
+
+def test_grey_levels_of_fewer_patients_than_the_minimum_are_not_told(tmp_path: Path) -> None:
+    pixels = np.full((20, 8, 8), 40, np.uint8)
+    pixels[:, 0] = 120
+    pixels[:, 1] = 250
+    pixels[:6, 2:4] = 200  # twelve images, but of four patients
+    pixels[6:12, 2:4] = 200
+    groups = [f"g{number % 4}" if number < 12 else f"h{number}" for number in range(20)]
+    told = grey_site(tmp_path, pixels, ["grey"], group=groups)["grey"]
+    assert "192-207" not in told
+    assert "32-47" in told
+
+
 def test_held_out_rows_fewer_than_the_minimum_are_none(tmp_path: Path) -> None:
     site = mixed_site(tmp_path)
     config = fed.settings("data.test_share=0.2", "data.laterals=true")

@@ -1,6 +1,8 @@
 """`sscxr watch`: a run from its folder alone, half-written lines and resumed ledgers included."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,8 +131,30 @@ def test_it_follows_a_run_over_a_resume(
     assert said[-1] == "finished after round 4 of 4"
 
 
-def test_no_run_is_said(tmp_path: Path) -> None:
+def test_no_run_is_said_and_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
     app = typer.Typer()
     commands.add(app)
-    ended = CliRunner().invoke(app, ["watch", str(tmp_path / "nix")])
-    assert "no run has started there" in str(ended.exception)
+    for command in (["watch"], ["run-status"], ["track", "--tensorboard"]):
+        ended = CliRunner().invoke(app, [*command, "nix"])
+        assert str(tmp_path / "nix") in str(ended.exception)
+        assert str(tmp_path / "home" / ".sscxr" / "runs" / "nix") in str(ended.exception)
+
+
+def test_it_begins_without_what_takes_seconds_to_import(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    write(out, 4, "finished")
+    code = (
+        "import sys; from sscxr import cli\n"
+        f"sys.argv = ['sscxr', 'watch', {str(out)!r}, '--once']\n"
+        "try: cli.main()\n"
+        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'flwr', 'omegaconf'} & sys.modules.keys()\n"
+        "assert 'server.watch' in sys.modules and not heavy, heavy\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "round 4 of 4" in ended.stdout
