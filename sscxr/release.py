@@ -158,16 +158,16 @@ def publish(
     Raises:
         ReleaseError: a run that is not finished, or another release in `folder`; one line that says which.
     """
-    run, folder = Path(run), Path(folder)
+    run, folder = Path(run), Path(folder).resolve()  # "." has no name
     rounds = _check_run(run)
     version = version or f"{rounds}-{signing.digest(run / 'encoder' / WEIGHTS)[:8]}"
     if not PLAIN_NAME.fullmatch(version):
         raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
     licence = " ".join(licence.split()) or "not stated"
+    config = read_config(run / "encoder")
     fresh = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    config = json.loads((run / "encoder" / CONFIG).read_text(encoding="utf-8"))
     config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
     card = (run / "encoder" / CARD).read_text(encoding="utf-8")
     shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
@@ -262,8 +262,11 @@ def _check_run(run: Path) -> int:
     if (run / "sites").is_dir() and not any((run / name).is_file() for name in ends):
         raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
     last = max(checkpoints)
-    trained = safetensors.torch.load_file(last / "encoder.safetensors")
-    weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)
+    try:
+        trained = safetensors.torch.load_file(last / "encoder.safetensors")
+        weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ReleaseError(f"{run}: weights of {last.name} or of the encoder are damaged ({error})") from None
     if not all(name in trained and torch.equal(trained[name], weights[name]) for name in weights):
         raise ReleaseError(f"{run / 'encoder'} is not the encoder of {last}; resume the run")
     return int(last.name.removeprefix("round-"))

@@ -293,6 +293,23 @@ def test_only_a_finished_run_is_released(tmp_path: Path) -> None:
         release.publish(run, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["checkpoints/round-00012/encoder.safetensors", "encoder/config.json"])
+def test_a_damaged_run_is_one_line(tmp_path: Path, name: str) -> None:
+    run = a_run(tmp_path / "run")
+    (run / name).write_bytes(b"")
+    with pytest.raises(release.ReleaseError, match=r"are damaged|is not that of a released encoder"):
+        release.publish(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_release_into_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, here = a_run(tmp_path / "run"), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert release.facts(release.publish(run, "."))["folder"] == str(here)
+    release.verify(here)
+
+
 @pytest.mark.parametrize("name", release.FILES)
 def test_one_wrong_byte_is_refused(tmp_path: Path, name: str) -> None:
     folder = release.publish(a_run(tmp_path / "run"), tmp_path / "out")
