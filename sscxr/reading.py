@@ -1,5 +1,6 @@
 """Files given on a command line, read as `prepare` reads them, one at a time; what fails does not stop the rest."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from sscxr.data.facts import Refused
 from sscxr.errors import SscxrError
 
 _ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
+_LONGEST = 220  # bytes of a name, which is a file's with more behind it; file systems allow 255
 
 
 class ReadingError(SscxrError):
@@ -26,7 +28,7 @@ class Read:
 
     Attributes:
         file: as it was named, or below the folder that was.
-        name: its name without the ending, with a number where another file has the same.
+        name: its name without the ending, cut where it is very long, with a number where another file has the same.
         prepared: the image as a cache would keep it; None where the file is refused.
         problem: why, where it is.
     """
@@ -72,6 +74,7 @@ def read(listed: Sequence[tuple[Path, str]], *, size: int) -> Iterator[Read]:
     for file, problem in listed:
         # A DICOM file is often named by its UID alone, whose last number is no ending.
         stem = file.stem if file.suffix.lower() in _ENDINGS else file.name
+        stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
         name, number = stem, 1
         while name.lower() in taken:  # alike where case does not count
             number += 1
