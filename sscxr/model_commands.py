@@ -140,8 +140,10 @@ def predict(
             overwrite=force,
             on_file=shown,
         )
+    for file, reason in found.without_seg:
+        typer.echo(f"{file}: {reason}", err=True)
     typer.echo(f"{out / predicting.TABLE}: {found.done} of {len(found.rows)} files")
-    if found.failed:
+    if found.failed or found.without_seg:
         raise typer.Exit(1)
 
 

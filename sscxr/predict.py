@@ -35,10 +35,13 @@ Row = dict[str, str]
 
 @dataclass
 class Predicted:
-    """Attributes: rows of the table; the files that failed, with the reason; how many did not."""
+    """Attributes: rows of the table; the files that failed, and DICOM files that have a mask but no DICOM SEG, each
+    with the reason; how many did not fail.
+    """
 
     rows: list[Row] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
+    without_seg: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -98,7 +101,9 @@ def predict(
                 if classifies:
                     row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
                 else:
-                    row |= _segmented(opened, file, file.prepared, out, warnings, sha256 if with_seg else "")
+                    row |= _segmented(opened, file, file.prepared, out, warnings)
+                    if with_seg and dicom.is_dicom(file.file):
+                        row |= _as_seg(file, out, row["mask"], sha256, warnings, found)
                 row["warnings"] = "; ".join(warnings)
             found.rows.append(row)
             on_file(number, len(listed), file)
@@ -147,7 +152,7 @@ def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArra
 
 
 def _segmented(
-    opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str], sha256: str
+    opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str]
 ) -> dict[str, str]:
     spec = opened.spec
     said = inference.batches(
@@ -170,13 +175,21 @@ def _segmented(
     overlay.outlined(grey, mask).save(out / names["overlay"])
     if not mask.any():
         warnings.append("no lung found")
-    if sha256 and dicom.is_dicom(file.file):
-        try:
-            dicom_seg.write(file.file, stored, out / f"{file.name}_seg.dcm", model=sha256)
-            names["dicom_seg"] = f"{file.name}_seg.dcm"
-        except dicom_seg.DicomSegError as error:
-            warnings.append(str(error))
     return {"lung_share": f"{mask.mean():.6f}"} | names
+
+
+def _as_seg(
+    file: Read, out: Path, mask: str, sha256: str, warnings: list[str], found: Predicted
+) -> dict[str, str]:
+    """A mask that was written as PNG, as DICOM SEG too."""
+    stored = np.asarray(Image.open(out / mask)) > 0
+    try:
+        dicom_seg.write(file.file, stored, out / f"{file.name}_seg.dcm", model=sha256)
+    except dicom_seg.DicomSegError as error:
+        warnings.append(str(error))
+        found.without_seg.append((file.file, str(error)))
+        return {}
+    return {"dicom_seg": f"{file.name}_seg.dcm"}
 
 
 def _refuse(out: Path, *, overwrite: bool) -> None:

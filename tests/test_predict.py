@@ -130,6 +130,24 @@ def test_files_named_by_their_uids_and_manifests(tmp_path: Path) -> None:
     assert reading.files([table]) == [(tmp_path / "a.PNG", "")]
 
 
+def test_a_very_long_name_stops_nothing(classifier: Path, folder: Path, tmp_path: Path) -> None:
+    pictures = [folder / f"{'ü' * 125}{letter}.png" for letter in "xy"]
+    pictures[0].write_bytes((folder / "plain.png").read_bytes())
+    pictures[1].write_bytes((folder / "plain.png").read_bytes())
+    assert predict.predict(classifier, pictures, tmp_path / "out", with_saliency=True).done == 2
+    assert len({row["saliency"] for row in rows(tmp_path / "out").values()}) == 2
+
+
+def test_a_dicom_seg_that_cannot_be_made_is_told(segmenter: Path, folder: Path, tmp_path: Path) -> None:
+    save(dataset(chest(HIGH, WIDE)), folder / "bare.dcm")
+    found = predict.predict(
+        segmenter, [folder / "bare.dcm", folder / "plain.png"], tmp_path / "out", with_seg=True
+    )
+    assert (found.done, found.failed) == (2, [])
+    assert [path.name for path, _ in found.without_seg] == ["bare.dcm"]
+    assert "no StudyInstanceUID" in rows(tmp_path / "out")["bare.dcm"]["warnings"]
+
+
 def test_values_come_back_to_the_originals_pixels() -> None:
     """A ramp over the content, brought back, is the ramp over the original."""
     place = {"top": 0, "left": 3, "content_height": 32, "content_width": 26}
