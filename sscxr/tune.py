@@ -12,7 +12,7 @@ import torch
 
 from sscxr import config as configs
 from sscxr import finetuned, finetuned_card
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError
 from sscxr.data.cache import Cache
 from sscxr.evaluation import classification, segmentation
 from sscxr.finetuned import Model, Spec
@@ -86,7 +86,15 @@ def settings(
     Raises:
         ConfigError, FinetunedError: a setting that cannot be used, or no released encoder.
     """
-    return configs.load(file, [*overrides, *finetuned.encoder_settings(encoder), f"run.stage={stage}"])
+    own = finetuned.encoder_settings(encoder)
+    config = configs.load(file, [*overrides, *own, f"run.stage={stage}"])
+    for override in overrides:
+        if override.startswith(("encoder.", "data.mean=", "data.std=")) and override not in own:
+            raise ConfigError(
+                f"override {override!r} has no effect: the encoder keeps its own sizes and normalisation; "
+                "finetune.img_size and finetune.drop_path are those of a fine-tuning"
+            )
+    return config
 
 
 def classify(job: Job, listener: Listener | None = None) -> Tuned:

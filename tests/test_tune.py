@@ -178,6 +178,8 @@ def test_the_command_says_how_it_goes_and_where_the_model_is(
         ({"--out": "{tmp}"}, "holds something else than a fine-tuned model"),
         ({"finetune.img_size": "50"}, "finetune.img_size=50 is not a multiple of encoder.patch_size=8"),
         ({"finetune.lrr": "1"}, "did you mean 'finetune.lr'"),
+        ({"encoder.img_size": "64"}, "'encoder.img_size=64' has no effect: the encoder keeps its own sizes"),
+        ({"data.mean": "0.4"}, "'data.mean=0.4' has no effect"),
         ({"classify.pool": "max"}, "classify.pool='max' is none of mean, cls"),
         ({"data.test_share": "0.9", "finetune.val_share": "0.5"}, "are too few"),
     ],
