@@ -37,8 +37,8 @@ class Line:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One row: the bar and the first note come before the other notes; narrow windows have no bar."""
         width, notes = options.max_width, list(self.notes)
-        bar = len(_GAP) + _BAR[0]
-        while len(notes) > 1 and len(_GAP.join([self.title, *notes])) + bar > width:
+        least = len(_GAP) + _BAR[0]
+        while len(notes) > 1 and len(_GAP.join([self.title, *notes])) + least > width:
             notes.pop()
         while notes and len(_GAP.join([self.title, *notes])) > width:
             notes.pop()
