@@ -156,9 +156,10 @@ def _simulate(
     from sim.outcome import finish
     from sim.pictures import Pictures
     from sim.progress import Show
-    from sim.sites import gather, write_config, write_sites
+    from sim.sites import check_labelled, gather, write_config, write_sites
 
     cache = gather(data, out, config, clients)
+    check_labelled(cache, config)
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.
         config.probe.cohorts = {"phantoms": list(cache.summary["sources"])}

@@ -15,7 +15,7 @@ from client.settings import METRICS
 from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError
 from sscxr.data import columns, phantom
 from sscxr.data import published as tested
 from sscxr.data.cache import Cache, CacheError, open_cache, read_index
@@ -48,6 +48,23 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         )
         caches.append(prepared.folder)
     return open_cache(caches[0]) if len(caches) == 1 else _joined(caches, out / "cache")
+
+
+def check_labelled(cache: Cache, config: Config) -> None:
+    """Refuse to fine-tune on what no image has: every site would have nothing to train on, the server would wait.
+
+    Raises:
+        ConfigError: a label that no image has; no mask.
+    """
+    stage = config.run.stage
+    absent = (
+        [name for name in config.classify.labels if name not in cache.labels] if stage == "classify" else []
+    )
+    if absent:
+        there = f"there are: {', '.join(cache.labels)}" if cache.labels else "there is no label at all"
+        raise ConfigError(f"classify.labels: no image of the data is labelled {', '.join(absent)}; {there}")
+    if stage == "segment" and not (cache.index["has_mask"] == 1).any():
+        raise ConfigError("run.stage=segment: no image of the data has a lung mask; prepare it with masks")
 
 
 def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:

@@ -7,8 +7,9 @@ import pytest
 from caches import make_cache
 
 from sim.outcome import _site_data
-from sim.sites import gather
+from sim.sites import check_labelled, gather
 from sscxr import config as configs
+from sscxr.config import ConfigError
 from sscxr.data.cache import CacheError, open_cache
 
 
@@ -61,3 +62,20 @@ def test_a_fine_tuning_counts_the_images_that_it_learned_from(tmp_path: Path) ->
         for stage in ("pretrain", "classify")
     }
     assert (told["pretrain"].images, told["classify"].images) == (3, 2)
+
+
+def test_a_label_or_mask_that_no_image_has_is_said_before_any_site_waits(tmp_path: Path) -> None:
+    labelled = make_cache(
+        tmp_path / "a", images(0), {"label:edema": [0, 1, 0, 1], "label:mass": [1, 0, 0, 0]}
+    )
+    classify = ["run.stage=classify", "classify.labels=[edema,effusion]"]
+    with pytest.raises(ConfigError, match="labelled effusion; there are: edema, mass"):
+        check_labelled(labelled, configs.load("smoke", classify))
+    check_labelled(labelled, configs.load("smoke", ["run.stage=classify", "classify.labels=[edema]"]))
+    check_labelled(labelled, configs.load("smoke"))
+    with pytest.raises(ConfigError, match="no image of the data has a lung mask"):
+        check_labelled(labelled, configs.load("smoke", ["run.stage=segment"]))
+    masked = make_cache(tmp_path / "b", images(1), {"has_mask": [0, 0, 1, 0]})
+    check_labelled(masked, configs.load("smoke", ["run.stage=segment"]))
+    with pytest.raises(ConfigError, match="labelled edema, effusion; there is no label at all"):
+        check_labelled(masked, configs.load("smoke", classify))
