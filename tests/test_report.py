@@ -364,6 +364,17 @@ def scored(site: str, gap: float, half: float = 0.02) -> SiteScore:
     return SiteScore(site, "auroc", 120, 40, 31, figure(0.9), figure(0.9 - gap), figure(gap))
 
 
+def test_fine_tunings_are_compared_where_they_were_measured() -> None:
+    scores = [scored("anna", 0.1), scored("bona", 0.0), SiteScore("cora", "auroc", 9, 9, 9, None, None, None)]
+    one = record(stage="classify", scores=scores, probes=[])
+    other = record(stage="classify", scores=scores[2:], probes=[])
+    text = Page(compare.render([one, other], ["a", "b"])).text
+    assert text.count("better than a site alone at") == 1
+    assert "better than a site alone at 1 of 2 sites" in text
+    assert "anna (AUROC)" in text
+    assert "frozen features" not in text
+
+
 def test_a_fine_tuning_is_told_in_its_own_words() -> None:
     scores = [scored("anna", 0.1), scored("bona", -0.1), scored("cora", 0.0)]
     scores.append(SiteScore("dora", "", 0, 0, 0, None, None, None))

@@ -189,7 +189,9 @@ def site_map(record: Record, label: str) -> Chart:
         axes.set_ylabel("site")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         # Above, not beside: few sites make a low map, and its label would not fit.
-        figure.colorbar(shown, ax=axes, label=label, location="top", aspect=50, pad=0.02)
+        figure.colorbar(
+            shown, ax=axes, label=label, location="top", aspect=50, pad=0.02, ticks=MaxNLocator(5)
+        )
 
     heading = "Loss by site and round"
     alt = f"{heading}: {len(names)} sites by {table.shape[1]} rounds; {len(missed)} times a site had no part"

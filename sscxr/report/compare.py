@@ -11,11 +11,15 @@ from sscxr.report.charts import Chart, Estimate, Line
 from sscxr.report.page import template
 from sscxr.report.record import FOLDED, Record, read
 from sscxr.report.summary import WORDS, held_out, many, mean_loss, total_images
+from sscxr.report.tables import FIGURES
 
 # Settings that tell where a run is, not what it does.
 _UNLIKE = ("run.name",)
 # Sections in which a difference makes losses of pretraining another measure.
 _MEASURE = ("data.", "gmml.", "encoder.img_size", "pretrain.objective")
+_PROBED = "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance."
+_SCORED = "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
+_APART = "Two intervals that overlap may still differ: each run was measured by itself."
 _TOLD = 60  # letters of a setting's value
 
 
@@ -49,10 +53,7 @@ def render(records: Sequence[Record], names: Sequence[str]) -> str:
         losses=_losses(records, names, words.axis) if len(stages) == 1 else [],
         figures=[{"label": row.label, "cells": [_told(row, name) for name in names]} for row in estimates],
         figures_heading="Probes" if pretraining else "Each site's held-out patients",
-        figures_meaning=(
-            "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance. Two intervals "
-            "that overlap may still differ: each run was measured by itself."
-        ),
+        figures_meaning=f"{_PROBED if pretraining else _SCORED} {_APART}",
         figure_charts=_figure_charts(estimates, pretraining),
         settings=settings,
     )
@@ -81,9 +82,10 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
         if record.probes:
             better = sum(pair.better for pair in record.probes)
             who += f", better than untrained in {better} of {many(len(record.probes), 'probe')}"
-        if record.scores:
-            better = sum(score.better for score in record.scores)
-            who += f", better than a site alone at {better} of {many(len(record.scores), 'site')}"
+        measured = [score for score in record.scores if score.gap and score.gap["low"] is not None]
+        if measured:
+            better = sum(score.better for score in measured)
+            who += f", better than a site alone at {better} of {many(len(measured), 'site')}"
         told.append(f"{who} ({record.status.state}).")
     return [("What came of each?", told)]
 
@@ -147,7 +149,7 @@ def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate
             found = (pair.trained.auroc, pair.trained.low, pair.trained.high)
             table.setdefault(task, {})[name] = found
         for score in record.scores:
-            label = f"{score.site} ({score.figure})" if score.figure else score.site
+            label = f"{score.site} ({FIGURES[score.figure]})" if score.figure in FIGURES else score.site
             table.setdefault(label, {})[name] = charts.triple(score.federated)
     return [Estimate(label, {name: row.get(name) for name in names}) for label, row in sorted(table.items())]
 

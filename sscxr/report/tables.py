@@ -15,7 +15,7 @@ LISTED = 40
 _REASONS = 3  # kinds of absence that are named in a site's row
 # COUNT_TABLES of sscxr.wire as the report calls them, with the cells' order.
 VIEWS, AGES, SEXES = "view", "age", "sex"
-_FIGURES = {"auroc": "AUROC", "dice": "Dice"}
+FIGURES = {"auroc": "AUROC", "dice": "Dice"}
 Row = dict[str, Any]
 
 
@@ -125,7 +125,7 @@ def scores(record: Record) -> list[Row]:
     for score in record.scores:
         federated, alone, gap = score.told()
         told, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
-        row = {"site": score.site, "figure": _FIGURES.get(score.figure, score.figure) or "too few images"}
+        row = {"site": score.site, "figure": FIGURES.get(score.figure, score.figure) or "too few images"}
         row |= {"patients": str(score.test_patients) if told else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}
