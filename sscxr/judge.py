@@ -194,10 +194,11 @@ def _rows(
     cache: Cache, models: Sequence[Opened], sources: Sequence[str], held_out: bool
 ) -> tuple[Rows, list[str]]:
     """Rows that no model was trained on, and what was left out."""
-    settings = models[0].config.data
-    rows, notes = finetune.usable(cache, laterals=settings.laterals, sources=sources), []
-    if held_out:
-        rows = rows[cache.held_out(settings.test_share)[rows]]
+    laterals = models[0].config.data.laterals
+    rows, notes = finetune.usable(cache, laterals=laterals, sources=sources), []
+    if held_out:  # at training of each of them
+        share = min(opened.config.data.test_share for opened in models)
+        rows = rows[cache.held_out(share)[rows]]
     silent = [opened.folder for opened in models if not (opened.folder / finetuned.TRAINED_ON).is_file()]
     if not held_out:
         notes += [

@@ -8,6 +8,7 @@ import pytest
 from caches import make_cache
 from tuned import make_model
 
+from sscxr import config as configs
 from sscxr import finetuned, inference, judge
 from sscxr.data.cache import Cache, CacheError
 from sscxr.errors import SscxrError
@@ -128,6 +129,17 @@ def test_two_models_are_compared_where_both_can_be(cache: Cache, model: Path, tm
 
 
 @pytest.mark.slow
+def test_two_models_are_compared_on_patients_set_aside_from_both(
+    cache: Cache, model: Path, tmp_path: Path
+) -> None:
+    """The other was trained on more patients, and does not say whom."""
+    settings = configs.load("default", ["data.test_share=0.1", "run.threads=1", "probe.resamples=50"])
+    other = make_model(tmp_path / "other", seed=1, **{finetuned.SETTINGS: configs.dumps(settings)})
+    (other / finetuned.TRAINED_ON).unlink()
+    for pair in ((model, other), (other, model)):
+        assert judge.compare(*pair, cache.folder, held_out=True).figures["n"] == 4
+
+
 def test_segmenters(tmp_path: Path, model: Path) -> None:
     folder = tmp_path / "cache"
     make_cache(folder, images(8), {"has_mask": [1, 1, 1, 1, 1, 1, 0, 0], "group": [*"aabbccdd"]})
