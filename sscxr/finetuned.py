@@ -266,6 +266,9 @@ def load(folder: str | Path) -> tuple[Model, Spec]:
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FinetunedError(f"{folder}: {WEIGHTS} and {CONFIG} do not belong together: {reason}") from None
+    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FinetunedError(f"the model in {folder} is of no use: {bad[0]} holds NaN or Inf")
     return model.eval(), spec
 
 

@@ -12,7 +12,7 @@ import releases
 import safetensors.torch
 import torch
 
-from sscxr import finetuned, release
+from sscxr import finetuned, release, signing
 from sscxr.errors import SscxrError
 from sscxr.finetuned import FinetunedError, Spec
 from sscxr.models.encoder import build, model_args
@@ -214,6 +214,15 @@ def test_a_damaged_model_is_one_clear_line(written: Path, kind: str, message: st
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
+
+
+def test_a_model_that_is_not_finite_is_refused(written: Path) -> None:
+    state = safetensors.torch.load_file(written / finetuned.WEIGHTS)
+    state["head.bias"][0] = float("nan")
+    safetensors.torch.save_file(state, written / finetuned.WEIGHTS)
+    (written / signing.SUMS).unlink()
+    with pytest.raises(FinetunedError, match=r"head\.bias holds NaN or Inf"):
+        finetuned.load(written)
 
 
 def test_what_is_no_model(tmp_path: Path, encoder: Path) -> None:
