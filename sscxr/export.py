@@ -52,7 +52,8 @@ def export_onnx(folder: str | Path, file: str | Path, *, bound: float = BOUND) -
         The largest difference found, on random images of two batch sizes.
 
     Raises:
-        ExportError: the extra is not installed, an encoder that is too large, or a difference above the bound.
+        ExportError: the extra is not installed, no folder for the file, an encoder that is too large, or a
+            difference above the bound.
         ReleaseError, SigningError: no released encoder.
     """
     try:
@@ -62,6 +63,8 @@ def export_onnx(folder: str | Path, file: str | Path, *, bound: float = BOUND) -
     except ImportError as error:
         raise ExportError(f"{error.name} is not installed; pip install 'sscxr[onnx]'") from None
     folder, file = Path(folder), Path(file)
+    if not file.absolute().parent.is_dir():
+        raise ExportError(f"there is no folder {file.parent} to write {file.name} into; make it first")
     encoder = release.load_encoder(folder)
     if 4 * sum(parameter.numel() for parameter in encoder.parameters()) > _MOST_BYTES:
         raise ExportError(f"the encoder in {folder} is larger than one ONNX file may be (2 GB)")

@@ -54,6 +54,11 @@ def test_a_difference_above_the_bound_leaves_no_file(folder: Path, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_not_there_is_told_at_once(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(export.ExportError, match=r"there is no folder .*nowhere"):
+        export.export_onnx(folder, tmp_path / "nowhere" / "e.onnx")
+
+
 def test_the_command_prints_the_difference(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
