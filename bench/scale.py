@@ -1,10 +1,12 @@
-"""What opening and sampling a cache costs at 10 thousand images and at a million.
+"""What opening and sampling a cache costs at 10 thousand images and at a million, and a simulation of many sites.
 
     python bench/scale.py --images 10000,1000000 --json scale.json
+    python bench/scale.py --images "" --sites 256 --json sites.json
 
 Pixels are a hole in a file. Opening is what a site does at a message: open a cache, find its rows, read 64 images.
 It is measured in a process of its own, with and without the index's columns (`index.safetensors`); memory is
-what the process gained over one that has imported the same.
+what the process gained over one that has imported the same. The simulation is one round of the smoke recipe,
+inline, a batch at each site, with nothing but the run itself: no probe, no pictures.
 """
 
 import argparse
@@ -49,6 +51,24 @@ def opened(folder: Path) -> dict[str, Any]:
     }
 
 
+def simulated(sites: int) -> dict[str, Any]:
+    """One round over so many sites of 16 images to train on."""
+    import rounds
+
+    with tempfile.TemporaryDirectory() as scratch:
+        began, computed = perf_counter(), process_time()
+        run = argparse.Namespace(config="smoke", steps=1, sites=sites, rounds=0, overrides=[])
+        [spent] = rounds.in_process("inline", Path(scratch), run)["seen"]
+        rows = (Path(scratch) / "sites.csv").read_text().splitlines()
+        return {
+            "sites": sum(",folded," in row for row in rows),
+            "seconds": round(perf_counter() - began, 1),
+            "cpu_s": round(process_time() - computed, 1),
+            "training_s": round(spent["training"], 1),
+            "peak_mb": round(peak_mb(), 1),
+        }
+
+
 def _alone(*words: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", __file__, *words]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -63,11 +83,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", default="10000,1000000", help="of the caches, separated by commas")
+    parser.add_argument("--sites", type=int, default=0, help="of a simulation; 0: none")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--simulate", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.open:
-        print(json.dumps(opened(given.open)))
+    if given.open or given.simulate:
+        print(json.dumps(opened(given.open) if given.open else simulated(given.simulate)))
         return
     from sscxr.data import columns
     from sscxr.data.cache import read_index
@@ -79,6 +101,8 @@ def main() -> None:
             found.append(_alone("--open", str(folder)))
             columns.write(folder, read_index(folder))
             found.append(_alone("--open", str(folder)))
+    if given.sites:
+        found.append(_alone("--simulate", str(given.sites)))
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 

@@ -116,7 +116,7 @@ class FedAvg:
 
     def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """encoder + lr * mean."""
-        return {name: weights + self.lr * mean[name] for name, weights in encoder.items()}
+        return {name: (self.lr * mean[name]).add_(weights) for name, weights in encoder.items()}
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""

@@ -10,6 +10,7 @@ The two do not get in each other's way. Rounding errs by less than one scale, 1/
 value, for whatever is rounded; so with updates of size at most U what is carried stays below U / 126.
 """
 
+import functools
 import io
 import math
 import warnings
@@ -41,6 +42,7 @@ DOWN: Final[tuple[str, ...]] = ("fp32", "fp16")
 
 SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
 CHUNK: Final = 1 << 17  # values converted at a time: what lies between stays in the processor's cache
+_LENGTHS: Final = {b"\x01\x00": 2, b"\x02\x00": 4}  # bytes of a header's own length, by version of the format
 _HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LEVELS = 127
 _MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 of it far below fp32's end
@@ -98,15 +100,23 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
     Raises:
         ValueError: anything else, objects too.
     """
+    if data[:6] != np.lib.format.MAGIC_PREFIX or data[6:8] not in _LENGTHS:
+        raise ValueError("no file of numpy's, or of another version")
+    begin = 8 + _LENGTHS[data[6:8]]
+    begin += int.from_bytes(data[8:begin], "little")
+    shape, fortran, dtype = _header(data[:begin])
+    values = np.frombuffer(data, dtype, math.prod(shape), begin)
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+@functools.lru_cache(maxsize=1024)  # a model's arrays come with the same headers every time, each parsed as Python
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran's order, and dtype, of an array whose file begins so."""
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    if version not in _HEADERS:
-        raise ValueError(f"numpy file version {version}")
-    shape, fortran, dtype = _HEADERS[version](stream)
+    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
     if dtype.hasobject or not all(side >= 0 for side in shape):
         raise ValueError("objects, or a shape that is none")
-    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
-    return values.reshape(shape, order="F" if fortran else "C")
+    return shape, fortran, dtype
 
 
 def decode(
@@ -119,7 +129,8 @@ def decode(
 
     Args:
         like: tensors whose names and shapes the decoded ones must have.
-        into: contiguous fp32 tensors of those, to be written over; fresh memory costs more than the decoding.
+        into: contiguous fp32 tensors of those, to be written over; fresh memory costs more than the decoding. What
+            came as fp32 is not even copied then: it is given where it lies, to be read while the message is there.
 
     Raises:
         WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity, a value or a scale
@@ -146,6 +157,8 @@ def decode(
             raise WireError(f"values of {name} out of range (below {-_LEVELS})")
         if not ((scales >= 0) & (scales <= _MAX_SCALE)).all():
             raise WireError(f"scale of {name} out of range (0 to {_MAX_SCALE:g})")
+    if into is not None and codec == "fp32":
+        return {name: _tensor(arrays[name]) for name in like}
     decoded = into or {name: torch.empty(tensor.shape) for name, tensor in like.items()}
     for name in like:
         if codec == "int8":

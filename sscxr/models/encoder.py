@@ -36,7 +36,8 @@ def build(
     depth: int | None = None,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
-    """Build a ViT without a head. Its initialisation draws from torch's global generator.
+    """Build a ViT without a head. Its initialisation draws from torch's global generator; on torch's device `meta`
+    nothing is drawn, where it would take as long and fill nothing.
 
     Raises:
         EncoderError: a name that timm does not know, or that is no plain ViT.
@@ -44,6 +45,8 @@ def build(
     if not timm.is_model(name):
         raise EncoderError(f"timm has no model {name!r}; name a ViT such as 'vit_small_patch16_224'")
     args = model_args(img_size=img_size, patch_size=patch_size, in_chans=in_chans, depth=depth)
+    if torch.get_default_device().type == "meta":
+        args["weight_init"] = "skip"
     try:
         encoder = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **args)
     except TypeError as error:
