@@ -109,7 +109,7 @@ def read_npy(data: bytes) -> npt.NDArray[Any]:
     return values.reshape(shape, order="F" if fortran else "C")
 
 
-@functools.lru_cache(maxsize=1024)  # a model's arrays come with the same headers every time, each parsed as Python
+@functools.lru_cache(maxsize=1024)  # a model's arrays come with the same headers every time
 def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran's order, and dtype, of an array whose file begins so."""
     stream = io.BytesIO(data)

@@ -32,23 +32,6 @@ def test_step(bench: Any) -> None:
     assert found["gflop_per_image"] > 0
 
 
-@pytest.mark.slow
-def test_views(bench: Any) -> None:
-    found = bench("views").measure(configs.load("smoke", SMALL), 1)
-    assert found["times as fast"]["cpu_min"] > 0
-    assert found["views_per_s"]["ours"] > 0
-
-
-@pytest.mark.slow
-def test_ingest(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    ingest = bench("ingest")
-    monkeypatch.setattr(ingest, "SIDE", 256)
-    found = ingest.measure(files=2, repetitions=1, workers=1)
-    for syntax in ingest.SYNTAXES:
-        assert 0 < found[syntax]["cpu: decoder / worker"] < 1.5
-    assert found["peak MB of a worker"]["2 files"] > 10
-
-
 def test_a_cache_is_opened_with_its_columns_and_without(bench: Any, tmp_path: Path) -> None:
     from sscxr.data import columns
     from sscxr.data.cache import read_index
@@ -80,14 +63,3 @@ def test_parts_of_a_round_are_within_it(bench: Any, tmp_path: Path) -> None:
     # One thread cannot work for longer than the clock runs, so no part was counted twice.
     assert sum(spent.values()) <= second["clock"] - first["clock"]
     assert SiteTraining.train_round is real
-
-
-@pytest.mark.slow
-def test_a_round_over_a_superlink(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds = bench("rounds")
-    monkeypatch.setenv(rounds.MARK, str(tmp_path))
-    with rounds.ended(str(tmp_path)):
-        run = rounds.loopback(tmp_path, of_rounds(sites=1, rounds=0, steps=4))
-        assert run["seen"][0]["processor"] > 1
-    assert list(rounds._processes(str(tmp_path))) == []
-    assert ",folded," in (tmp_path / "run" / "sites.csv").read_text()
