@@ -32,6 +32,23 @@ def test_step(bench: Any) -> None:
     assert found["gflop_per_image"] > 0
 
 
+@pytest.mark.slow
+def test_views(bench: Any) -> None:
+    found = bench("views").measure(configs.load("smoke", SMALL), 1)
+    assert found["times as fast"]["cpu_min"] > 0
+    assert found["views_per_s"]["ours"] > 0
+
+
+@pytest.mark.slow
+def test_ingest(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest = bench("ingest")
+    monkeypatch.setattr(ingest, "SIDE", 256)
+    found = ingest.measure(files=2, repetitions=1, workers=1)
+    for syntax in ingest.SYNTAXES:
+        assert 0 < found[syntax]["cpu: decoder / worker"] < 1.5
+    assert found["peak MB of a worker"]["2 files"] > 10
+
+
 def test_a_cache_is_opened_with_its_columns_and_without(bench: Any, tmp_path: Path) -> None:
     from sscxr.data import columns
     from sscxr.data.cache import read_index
