@@ -18,7 +18,9 @@ _UNLIKE = ("run.name",)
 # Sections in which a difference makes losses of pretraining another measure.
 _MEASURE = ("data.", "gmml.", "encoder.img_size", "pretrain.objective")
 _PROBED = "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance."
-_SCORED = "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
+_SCORED = (
+    "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
+)
 _APART = "Two intervals that overlap may still differ: each run was measured by itself."
 _TOLD = 60  # letters of a setting's value
 
