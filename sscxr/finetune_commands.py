@@ -173,7 +173,7 @@ class Show:
         self._epochs, self._last, self._began = one.epoch, f"loss {one.loss:.4f}{scored}", time.monotonic()
         every = -(-self._planned // _LINES)
         if one.epoch % every == 0 or one.epoch == self._planned:
-            left = self._clock.left(one.epoch, self._planned)
+            left = self._clock.left(one.epoch, self._planned) if one.epoch < self._planned else ""
             line = f"epoch {one.epoch}/{self._planned}: {self._last}, {one.seconds:.1f} s"
             self.board.say(f"{line}{left and f', at most {left}'}")
 
