@@ -1,5 +1,6 @@
 """The report between rounds: it takes a hundredth of a run's time at most, and stops none."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_report_that_fails_is_said_and_counts_as_time(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sscxr.report.write", full)
+    caplog.set_level(logging.ERROR, "sscxr.server")  # a simulation in this process may have silenced it
     rounds(clock, Reporter(tmp_path), 1, 15.0)
     assert "the report was not written (OSError)" in caplog.text
     assert clock.written == 1

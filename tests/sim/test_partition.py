@@ -1,5 +1,6 @@
 """Virtual sites: every patient group in exactly one, sources apart, the same from the same seed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,9 +194,8 @@ def cached(folder: Path, salt: str = "", sources: tuple[str, ...] = SOURCES) -> 
         "label:edema": np.where(patients % 3 == 0, 1.0, 0.0),
     }
     make_cache(folder, np.zeros((80, 8, 8), np.uint8), index)
-    text = (folder / "summary.json").read_text()
-    listed = ", ".join(f'"{name}"' for name in sources)
-    (folder / "summary.json").write_text(text.replace("{", f'{{"sources": [{listed}], ', 1))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"sources": list(sources)}))
     return open_cache(folder)
 
 
