@@ -265,7 +265,11 @@ def read_status(out: Path, *, again: bool = True) -> Status:
 
 
 def read_sites(file: Path) -> "pd.DataFrame":
-    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one."""
+    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one.
+
+    Raises:
+        RunError: no such table.
+    """
     import pandas as pd
 
     text = whole_lines(file)
@@ -274,7 +278,14 @@ def read_sites(file: Path) -> "pd.DataFrame":
     words = dict.fromkeys(("site", "outcome", "reason"), str)
     numbers = [name for name in SITE_COLUMNS if name not in words]
     empty = {name: [""] for name in numbers}
-    return pd.read_csv(io.StringIO(text), dtype=words, keep_default_na=False, na_values=empty)
+    try:
+        rows = pd.read_csv(io.StringIO(text), dtype=words, keep_default_na=False, na_values=empty)
+    except ValueError:  # of pandas' parser too
+        raise RunError(f"{file}: not readable as a table") from None
+    missing = [name for name in SITE_COLUMNS if name not in rows.columns]
+    if missing:
+        raise RunError(f"{file}: not readable, it has no column {missing[0]!r}")
+    return rows
 
 
 def read_rounds(file: Path) -> list[dict[str, Any]]:

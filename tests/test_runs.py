@@ -132,6 +132,11 @@ def test_what_cannot_be_read_is_one_line(out: Path, tmp_path: Path) -> None:
     (out / runs.ROUNDS).write_text("{\n")
     with pytest.raises(RunError, match=r"rounds\.jsonl: not readable"):
         Run(out).rounds  # noqa: B018
+    whole = (out / runs.SITES).read_bytes()
+    for damaged in (bytes(range(256)), whole.replace(b"reason", b"cause"), whole + b'a,"b\nc\n', b"\n\n"):
+        (out / runs.SITES).write_bytes(damaged)
+        with pytest.raises(RunError, match=r"sites\.csv: not readable"):
+            Run(out).sites  # noqa: B018
 
 
 def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
