@@ -6,6 +6,7 @@
 import fcntl
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -270,30 +271,45 @@ def read_sites(file: Path) -> "pd.DataFrame":
     Raises:
         RunError: no such table.
     """
+    return read_table(file, SITE_COLUMNS, words=("site", "outcome", "reason"))
+
+
+def read_table(file: Path, columns: Sequence[str], words: Sequence[str]) -> "pd.DataFrame":
+    """A run's CSV of these columns, those of `words` as they are written, the others numbers; empty without one.
+
+    Raises:
+        RunError: no such table.
+    """
     import pandas as pd
 
     text = whole_lines(file)
     if not text:
-        return pd.DataFrame(columns=list(SITE_COLUMNS))
-    words = dict.fromkeys(("site", "outcome", "reason"), str)
-    numbers = [name for name in SITE_COLUMNS if name not in words]
-    empty = {name: [""] for name in numbers}
+        return pd.DataFrame(columns=list(columns))
+    empty = {name: [""] for name in columns if name not in words}
+    kinds = dict.fromkeys(words, str)
     try:
-        rows = pd.read_csv(io.StringIO(text), dtype=words, keep_default_na=False, na_values=empty)
+        rows = pd.read_csv(io.StringIO(text), dtype=kinds, keep_default_na=False, na_values=empty)
     except ValueError:  # of pandas' parser too
         raise RunError(f"{file}: not readable as a table") from None
-    missing = [name for name in SITE_COLUMNS if name not in rows.columns]
+    missing = [name for name in columns if name not in rows.columns]
     if missing:
         raise RunError(f"{file}: not readable, it has no column {missing[0]!r}")
     return rows
 
 
 def read_rounds(file: Path) -> list[dict[str, Any]]:
-    """The records of a `rounds.jsonl`, as the server wrote them; none without one."""
+    """The records of a `rounds.jsonl`, as the server wrote them; none without one.
+
+    Raises:
+        RunError: a line that is none.
+    """
     try:
-        return [json.loads(line) for line in whole_lines(file).splitlines()]
+        records = [json.loads(line) for line in whole_lines(file).splitlines()]
     except ValueError:
         raise RunError(f"{file}: not readable, a line of it is no JSON") from None
+    if not all(isinstance(record, dict) and "round" in record for record in records):
+        raise RunError(f"{file}: not readable, a line of it is no round's record")
+    return records
 
 
 def whole_lines(file: Path) -> str:

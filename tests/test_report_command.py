@@ -8,6 +8,7 @@ from test_report import Page, site_rows
 
 from sscxr import cli, command_line, runs
 from sscxr import config as configs
+from sscxr.report import record
 
 
 def make_run(folder: Path, name: str, loss: float = 0.8) -> Path:
@@ -127,3 +128,23 @@ def test_two_runs_of_different_rules_say_what_differs(typed: Typed, tmp_path: Pa
     text = Page((tmp_path / "both.html").read_text()).text
     assert "pretrain.lr" in text
     assert "Losses are not the same measure where these differ: data.std." in text
+
+
+DAMAGED = {
+    runs.SITES: b"\xff\x00,\n",
+    runs.ROUNDS: b"[1]\n",
+    runs.PROBES: b'[{"trained": {}}]',
+    runs.SCORES: b"[[]]",
+    record.NOTES: b"[",
+    record.EMBEDDING: bytes(range(128, 200)) + b"\n1\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_a_run_is_one_line_that_names_it(typed: Typed, tmp_path: Path, name: str) -> None:
+    out = make_run(tmp_path / "one", "lungs")
+    (out / name).write_bytes(DAMAGED[name])
+    code, _, said = typed("./one")
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert f"{name}: not readable" in said
+    assert not (out / "report.html").exists()

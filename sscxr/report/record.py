@@ -1,7 +1,7 @@
 """What a report is made of: a run's folder, read once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def read(folder: Path, **known: Any) -> Record:
         "rounds": runs.read_rounds(folder / runs.ROUNDS),
         "sites": runs.read_sites(folder / runs.SITES),
         "counts": _counts(folder),
-        "probes": [_comparison(pair) for pair in _json(folder / runs.PROBES, [])],
-        "scores": [SiteScore(**score) for score in _json(folder / runs.SCORES, [])],
+        "probes": _records(folder / runs.PROBES, _comparison),
+        "scores": _records(folder / runs.SCORES, lambda score: SiteScore(**score)),
         "strips": pictures.read(folder / pictures.FOLDER),
         "embedding": _embedding(folder / EMBEDDING),
         "holdings": (folder / HOLDINGS).read_bytes() if (folder / HOLDINGS).is_file() else None,
@@ -176,7 +176,14 @@ def _comparison(pair: Mapping[str, Any]) -> Comparison:
 def _embedding(file: Path) -> pd.DataFrame | None:
     if not file.exists():
         return None
-    return pd.read_csv(file, dtype={"site": str, "label": str}, keep_default_na=False)
+    return runs.read_table(file, EMBEDDING_COLUMNS, words=("site", "label"))
+
+
+def _records(file: Path, made: Callable[[Any], Any]) -> list[Any]:
+    try:
+        return [made(record) for record in _json(file, [])]
+    except (KeyError, TypeError):
+        raise RunError(f"{file}: not readable, it holds other records than a run's") from None
 
 
 def _json(file: Path, otherwise: Any) -> Any:
