@@ -326,7 +326,7 @@ class Deployment:
             self.wires["behind"] = Wire(self.superlink_port, server=ours, client=theirs, record=self.record)
         return self.wires["behind"].port
 
-    def flwr(self, *words: str | Path, limit: float = 300) -> str:
+    def flwr(self, *words: str | Path, limit: float = 120) -> str:
         """What a `flwr` command of the coordinator's prints."""
         settings = f'[superlink.{NAME}]\naddress = "127.0.0.1:{self.superlink_port}"\n'
         settings += f'root-certificates = "{self.ca}"\n'
@@ -364,7 +364,7 @@ class Deployment:
             raise DeploymentError(f"flwr run: {printed}\n{self.tail()}")
         return printed
 
-    def wait(self, out: Path, limit: float = 600) -> Status:
+    def wait(self, out: Path, limit: float = 300) -> Status:
         """How the newest run, which is in `out`, ended.
 
         Raises:
@@ -479,7 +479,7 @@ class Deployment:
         command, env = unit("supernode", places, variables)
         return self.start(name, command, env, var)
 
-    def wait_for_node(self, name: str, limit: float = 120) -> None:
+    def wait_for_node(self, name: str, limit: float = 60) -> None:
         """Wait until a SuperNode has been let in, after its last start."""
         part = self.parts[name]
         wait_until(lambda: "SuperNode ID" in part.said() or not part.alive, limit, f"{name} connects")

@@ -25,10 +25,9 @@ from sscxr.runs import read_status
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.faults,
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(1200),
 ]
 A, B, C = SITES
-# The limits here are wide: `make check` runs these beside the other tests, on two cores.
 SHORT = ("federation.local_epochs=5", "federation.evaluate_every=0", "federation.quorum=0.6")
 LONG = (*SHORT, "federation.local_epochs=40")
 
@@ -83,7 +82,7 @@ def until(federation: Deployment, there: Callable[[], Any], limit: float, what: 
     return found
 
 
-def in_round(federation: Deployment, out: Path, number: int, limit: float = 600) -> None:
+def in_round(federation: Deployment, out: Path, number: int, limit: float = 240) -> None:
     """Wait until the server has sent out a round, from 1."""
 
     def there() -> bool:
@@ -95,7 +94,7 @@ def in_round(federation: Deployment, out: Path, number: int, limit: float = 600)
     until(federation, there, limit, f"round {number} begins")
 
 
-def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limit: float = 400) -> int:
+def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limit: float = 120) -> int:
     """The pid of a site's client process of this attempt, once it has used so many seconds of CPU.
 
     Starting up takes 3 to 4.
@@ -118,7 +117,7 @@ def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limi
     return int(until(federation, busy, limit, f"{site} trains"))
 
 
-def after_round(federation: Deployment, out: Path, number: int, limit: float = 900) -> dict[str, Any]:
+def after_round(federation: Deployment, out: Path, number: int, limit: float = 300) -> dict[str, Any]:
     """Wait until a round is committed, and give its line."""
 
     def line() -> dict[str, Any] | None:
@@ -260,7 +259,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     in_round(federation, out, 2)
     working(federation, out, A)
     assert federation.kill("superlink", "flwr-serverapp")
-    wait_until(lambda: read_status(out).state == "died", 60, "the run is known to be dead")
+    wait_until(lambda: read_status(out).state == "died", 10, "the run is known to be dead")
 
     began = monotonic()
     federation.run(out, *settings, "run.name=server", resume=str(out))
@@ -270,7 +269,7 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     working(federation, out, B)
     federation.kill("superlink")
     wait_until(
-        lambda: read_status(out).state in ("died", "stopped"), 120, "the ServerApp ends with its SuperLink"
+        lambda: read_status(out).state in ("died", "stopped"), 60, "the ServerApp ends with its SuperLink"
     )
     federation.start_superlink()
     began = monotonic()
