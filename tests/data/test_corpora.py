@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, Truth, _table, labelled, picture, shipped
+from layouts import LAYOUTS
+from layouts.base import Truth, picture, shipped, write_table
+from layouts.labeller import labelled
 
 from sscxr.data import corpora, rle, vocabulary
 from sscxr.data.corpora import base
@@ -476,7 +478,7 @@ def test_tcia_s_layout_of_stony_brook(tmp_path: Path) -> None:
                 "File Location": ".\\" + place.replace("/", "\\"), "Download Timestamp": "x",
             }
         )  # fmt: skip
-    _table(tmp_path / "manifest-1628608914773" / "metadata.csv", rows)
+    write_table(tmp_path / "manifest-1628608914773" / "metadata.csv", rows)
     table = corpora.find(corpora.CORPORA["stonybrook"], tmp_path).table
     assert table["patient_id"].tolist() == [f"stonybrook:A{number:06d}" for number in range(3)]
     assert set(table["hospital"]) == {"Carestream"}
