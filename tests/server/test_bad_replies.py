@@ -1,0 +1,227 @@
+"""A bad reply ends in a row of the table, and the round goes on as if it had never come."""
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import federation as fed
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Error, Message, RecordDict
+from replies import (
+    NAMES,
+    PATIENT,
+    Replay,
+    answer,
+    disk,
+    fields,
+    filled,
+    said,
+    sent,
+    sites,
+    table,
+    with_more,
+    without,
+)
+
+from client import app as client
+from sim.engine import InlineGrid
+from sscxr import wire
+from sscxr.training.pretrain import SiteTraining
+
+
+def archive() -> Array:
+    """What numpy opens as a lazy dictionary and not as an array."""
+    buffer = io.BytesIO()
+    np.savez(buffer, values=np.zeros(1, np.float16))
+    return Array(dtype="float16", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())
+
+
+def raw(data: bytes, stype: str = "numpy.ndarray") -> Array:
+    return Array(dtype="float16", shape=(192,), stype=stype, data=data)
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([PATIENT], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def huge_header() -> bytes:
+    """A small file that says that it holds 2^60 values."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": (2**60,)})
+    return buffer.getvalue()
+
+
+REFUSED: dict[str, tuple[fed.Damage, str]] = {
+    "NaN": (filled(math.nan), "NaN or infinity in norm.bias"),
+    "Inf": (filled(math.inf), "NaN or infinity in norm.bias"),
+    "-Inf": (filled(-math.inf), "NaN or infinity in norm.bias"),
+    "longer": (sent(lambda values: np.zeros(193, np.float16)), "wrong shape (193,)"),
+    "transposed": (sent(lambda values: values.T.copy(), "blocks.0.attn.qkv.weight"), "wrong shape"),
+    "fp32": (sent(lambda values: values.astype(np.float32)), "wrong dtype float32"),
+    "integers": (sent(lambda values: values.astype(np.int16)), "wrong dtype int16"),
+    "fp64 and long": (sent(lambda values: np.zeros(4096)), "oversized tensor norm.bias"),
+    "missing": (without("pos_embed"), "missing tensor pos_embed"),
+    "extra": (with_more(PATIENT), "unexpected"),
+    "empty": (lambda reply, request: answer(request, dict(fields(reply)), {}), "missing tensor"),
+    "no arrays": (lambda reply, request: answer(request, dict(fields(reply)), None), "without its update"),
+    "no record": (lambda _, request: Message(RecordDict(), reply_to=request), "without its record"),
+    "norm": (filled(3e4), "out of bounds"),
+    "archive": (sent(lambda values: archive()), "unreadable tensor norm.bias"),
+    "pickle": (sent(lambda values: raw(pickled())), "unreadable tensor norm.bias"),
+    "no bytes": (sent(lambda values: raw(b"")), "unreadable tensor norm.bias"),
+    "noise": (sent(lambda values: raw(b"\x93NUMPY" + bytes(90))), "unreadable tensor norm.bias"),
+    "bomb": (sent(lambda values: raw(huge_header())), "unreadable tensor norm.bias"),
+    "other form": (sent(lambda values: raw(b"", "torch")), "unreadable tensor norm.bias"),
+    "other round": (said(round=1), "not to this message"),
+    "other attempt": (said(attempt=1), "not to this message"),
+    "other site": (said(site="anna"), "not to this message"),
+    "patient for a site": (said(site=PATIENT), "not to this message"),
+    "other recipe": (said(fingerprint="{}"), "not to this message"),
+    "no images": (said(images=0), "images, steps or seconds out of range"),
+    "negative images": (said(images=-40), "images, steps or seconds out of range"),
+    "endless images": (said(images=2**62), "images, steps or seconds out of range"),
+    "no steps": (said(steps=0), "images, steps or seconds out of range"),
+    "negative seconds": (said(seconds=-1.0), "images, steps or seconds out of range"),
+    "negative loss": (said(loss=-0.5), "loss out of range"),
+    "endless loss": (said(loss=1e308), "loss out of range"),
+    "NaN loss": (said(loss=math.nan), "TrainReply.loss is nan"),
+    "text for a number": (said(images=PATIENT), "TrainReply.images is str"),
+    "number for a text": (said(site=3), "TrainReply.site is int"),
+    "list": (said(loss=[0.5]), "TrainReply.loss is list"),
+    "field missing": (said(images=None), "missing: images"),
+    "field extra": (said(**{PATIENT: 1}), "unexpected: 1"),
+}
+FAILED: dict[str, tuple[fed.Damage, str]] = {
+    "error": (
+        lambda _, request: Message(Error(code=3, reason=f"KeyError: {PATIENT}"), reply_to=request),
+        "Flower error 3",
+    ),
+    "failure of its own words": (
+        lambda _, request: answer(request, {"site": "bona", "failure": PATIENT}, None),
+        "a reason that is not on the list",
+    ),
+    "failure": (
+        lambda _, request: answer(request, {"site": "bona", "failure": "memory"}, None),
+        "it ran out of memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*REFUSED, *FAILED])
+def test_a_bad_reply_is_in_the_table_and_the_round_goes_on_without_it(
+    tmp_path: Path, replies: dict[str, Message], case: str
+) -> None:
+    damage, reason = {**REFUSED, **FAILED}[case]
+    config = fed.settings("federation.rounds=1", "federation.quorum=0.6")
+    state = fed.federation(Replay(sites(tmp_path), replies, {"bona": damage}), config, tmp_path / "out").run()
+    rows = {row["site"]: row for row in table(tmp_path / "out")}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "anna": "folded",
+        "bona": "refused" if case in REFUSED else "failed",
+        "cora": "folded",
+    }
+    assert reason in rows["bona"]["reason"]
+    assert rows["bona"]["images"] == rows["bona"]["update_norm"] == ""
+    assert state.bases.keys() == {"anna", "cora"}, "its state of this round does not count"
+    assert PATIENT.encode() not in disk(tmp_path / "out")
+    (record,) = [json.loads(line) for line in (tmp_path / "out" / "rounds.jsonl").read_text().splitlines()]
+    assert (record["sites"], record["roster"]) == (2, 3)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.encoder.values())
+
+
+SCALE = "blocks.0.attn.qkv.weight:scale"
+REFUSED_INT8: dict[str, tuple[fed.Damage, str]] = {
+    "scale beyond fp32": (
+        sent(lambda scales: scales.__setitem__(3, 1e38), SCALE),
+        "scale of blocks.0.attn.qkv",
+    ),
+    "negative scale": (sent(lambda scales: scales.__setitem__(3, -1.0), SCALE), "scale of blocks.0.attn.qkv"),
+    "NaN scale": (sent(lambda scales: scales.__setitem__(3, math.nan), SCALE), f"NaN or infinity in {SCALE}"),
+    "large scale": (sent(lambda scales: scales.__setitem__(3, 1e5), SCALE), "out of bounds"),
+    "no scales": (without(SCALE), f"missing tensor {SCALE}"),
+    "long scales": (sent(lambda scales: np.zeros(9999, np.float32), SCALE), f"oversized tensor {SCALE}"),
+    "fp16": (sent(lambda values: values.astype(np.float16)), "wrong dtype float16"),
+    "another's scales": (with_more(f"{PATIENT}:scale"), "unexpected"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_INT8)
+def test_a_bad_int8_reply_is_refused(tmp_path: Path, replies_int8: dict[str, Message], case: str) -> None:
+    damage, reason = REFUSED_INT8[case]
+    config = fed.settings("federation.rounds=1", "federation.quorum=0.6", "federation.uplink=int8")
+    grid = Replay(sites(tmp_path), replies_int8, {"bona": damage})
+    state = fed.federation(grid, config, tmp_path / "out").run()
+    rows = {row["site"]: row for row in table(tmp_path / "out")}
+    assert {name: row["outcome"] for name, row in rows.items()} == {
+        "anna": "folded",
+        "bona": "refused",
+        "cora": "folded",
+    }
+    assert reason in rows["bona"]["reason"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.encoder.values())
+
+
+def test_a_refused_reply_leaves_the_sum_as_if_it_had_never_come(
+    tmp_path: Path, replies: dict[str, Message]
+) -> None:
+    config = fed.settings("federation.rounds=1", "federation.quorum=0.6")
+    files, ends = sites(tmp_path), []
+    for number, damage in enumerate([filled(math.nan), filled(3e4), REFUSED["no record"][0]]):
+        grid = Replay(files, replies, {"bona": damage})
+        ends.append(fed.federation(grid, config, tmp_path / str(number)).run().encoder)
+    for end in ends[1:]:
+        assert all(torch.equal(end[name], ends[0][name]) for name in end)
+
+
+def test_the_text_of_an_exception_at_a_site_reaches_no_disk_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SiteTraining, *args: Any, site: str, **named: Any) -> Any:
+        if site == "bona":
+            raise RuntimeError(f"no image of {PATIENT}")
+        return real(self, *args, site=site, **named)
+
+    real = SiteTraining.train_round
+    monkeypatch.setattr(SiteTraining, "train_round", fail)
+    config = fed.settings("federation.rounds=1", "federation.quorum=0.6", "federation.evaluate_every=1")
+    files = fed.make_sites(tmp_path / "sites", NAMES)
+    fed.federation(InlineGrid(client.app, files), config, tmp_path / "out").run()
+    rows = {row["site"]: row for row in table(tmp_path / "out")}
+    assert rows["bona"]["outcome"] == "failed"
+    assert rows["bona"]["reason"] == "it failed; its own log says why"
+    assert PATIENT.encode() not in disk(tmp_path / "out")
+
+
+@pytest.mark.parametrize("score", [0.75, wire.NO_SCORE, 1.5])
+def test_a_bad_evaluation_is_left_out(tmp_path: Path, replies: dict[str, Message], score: float) -> None:
+    config = fed.settings("federation.rounds=1", "federation.evaluate_every=1")
+    grid = Replay(sites(tmp_path), replies, {})
+    bad = {
+        "anna": {"loss": 1e308, "score": -1.0, "counts": "{}"},
+        "bona": {"loss": 0.5, "score": -1.0, "counts": f'{{"{PATIENT}": {{}}}}'},
+        "cora": {"loss": 0.5, "score": score, "counts": '{"sex": {"F": 40}}'},
+    }
+    bad = {name: {"site": name, "round": 0, "images": 9} | told for name, told in bad.items()}
+    real = grid._client
+
+    def respond(message: Message, context: Any) -> Message:
+        if message.metadata.message_type != "evaluate":
+            return real(message, context)
+        return answer(message, bad[Path(str(context.node_config["site"])).parent.name], None)
+
+    grid._client = respond
+    state = fed.federation(grid, config, tmp_path / "out").run()
+    record = json.loads((tmp_path / "out" / "rounds.jsonl").read_text())
+    if score > 1:
+        assert (state.counts, record["held_out"]) == ({}, {})
+    else:
+        assert state.counts == {"cora": {"sex": {"F": 40}}}
+        assert record["held_out"] == {"cora": 0.5}
+        assert record["scores"] == ({"cora": 0.75} if score > 0 else {})
+    assert PATIENT.encode() not in disk(tmp_path / "out")
