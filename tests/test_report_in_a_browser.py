@@ -6,11 +6,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from test_report import HOSTILE, Page, absent, record, site_rows, stopped
 
-from sscxr.report import page
+from sscxr.report import page, pictures
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -87,6 +89,25 @@ def test_a_stopped_run_with_hostile_names(tmp_path: Path) -> None:
     text = check(file, tmp_path)
     assert "no quorum" in text
     assert HOSTILE in text
+
+
+def test_who_holds_what_stands_on_a_dark_page_s_own_ground(tmp_path: Path) -> None:
+    style = (Path(page.__file__).parents[1] / "templates" / "style.css").read_text()
+    white = pictures.address(pictures.strip(np.full((1, 200, 640), 255, np.uint8)))
+    file, seen = tmp_path / "page.html", tmp_path / "seen.png"
+    file.write_text(f'<style>{style}</style><div class="table"><img class="sheet" src="{white}"></div>')
+    subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}", "--blink-settings=preferredColorScheme=0",  # 0: dark
+            "--window-size=800,600", f"--screenshot={seen}", file.resolve().as_uri(),
+        ],
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    shown = np.asarray(Image.open(seen).convert("RGB")).astype(int)
+    ground = shown[590, 790]
+    assert ground.max() < 50
+    assert np.abs(shown[30:200, 30:600] - ground).max() <= 2
 
 
 def test_a_planted_script_is_heard(tmp_path: Path) -> None:
