@@ -1,5 +1,6 @@
 """A site cache that is prepared again, added to, taken from; and runs that are killed or have no room."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from exports import any_posture, contents, make, picture, quarantine, run, write
 
 from sscxr.data import assemble, decode, phantom, pool, store
 from sscxr.data.cache import CacheError, open_cache
+from sscxr.data.facts import Refused
 from sscxr.data.listing import SourceError
 from sscxr.data.manifest import ManifestError
 from sscxr.data.pool import WorkerError
@@ -191,6 +193,31 @@ def test_a_file_that_kills_its_worker_is_quarantined(tmp_path: Path, monkeypatch
     refused = {name: str(result) for name, result in results.items() if isinstance(result, Exception)}
     assert list(refused) == ["7.png"]
     assert refused["7.png"].startswith("kills its reader")
+
+
+def test_a_refused_file_is_tried_anew_where_its_line_is_deleted_or_it_is_touched(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, refused = tmp_path / "cache", export / "pictures" / "0.png"
+    tried: list[str] = []
+
+    def kills(task: decode.Task) -> decode.Prepared | Refused:
+        tried.append(task.file.name)
+        return Refused("kills its reader") if task.file == refused else decode.attempt(task)
+
+    def again() -> list[str]:
+        tried.clear()
+        run(export, out)
+        return list(tried)
+
+    monkeypatch.setattr("sscxr.data.pool.attempt", kills)
+    assert refused.name in again()
+    assert again() == []
+    (out / "quarantine.csv").write_text("file,reason\n")
+    assert again() == [refused.name]
+    os.utime(refused)
+    assert again() == [refused.name]
+    assert list(quarantine(out)) == [refused.name]
 
 
 def test_workers_share_the_memory_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
