@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.errors import SscxrError
+from sscxr.files import refuse_file
 from sscxr.join import Join
 from sscxr.ranges import CHOICES
 
@@ -173,10 +174,11 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
         The settings file.
 
     Raises:
-        SiteError: a file that is there already.
+        SiteError, ExistsError: a file that is there already.
         JoinError, WireError: a join file or a name that cannot be used.
     """
     wire.check_name(name, "site")
+    refuse_file(folder)
     invitation = Join.read(join) if join else None
     file, key = folder / "site.yaml", folder / _KEY
     for path in (file, key, key.with_suffix(".pub")):

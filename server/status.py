@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
-from sscxr.files import try_lock, write_atomically
+from sscxr.files import refuse_file, try_lock, write_atomically
 from sscxr.runs import LOCK, STATUS, USUAL, Status
 
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
@@ -30,8 +30,9 @@ def held(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
     Raises:
-        LedgerError: another process holds it.
+        LedgerError, ExistsError: another process holds it; it is a file.
     """
+    refuse_file(out)
     file = out / LOCK
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:

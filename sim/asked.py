@@ -12,7 +12,7 @@ from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data import corpora
 from sscxr.data.cache import Cache
-from sscxr.files import write_atomically
+from sscxr.files import refuse_file, write_atomically
 
 PROBES, SCORES = "probes.json", "scores.json"  # the last file that a pretraining leaves, and a fine-tuning
 
@@ -27,8 +27,9 @@ def locked(out: Path) -> Iterator[None]:
     """Keep the folder to this process.
 
     Raises:
-        LedgerError: another one runs in it.
+        LedgerError, ExistsError: another one runs in it; it is a file.
     """
+    refuse_file(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a") as handle:
         try:

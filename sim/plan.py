@@ -17,7 +17,7 @@ from rich.console import Console
 
 from sim import sites
 from sim.partition import gathered, partition
-from sscxr import command_line
+from sscxr import command_line, files
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.data import corpora, groups
@@ -97,6 +97,7 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Replace the plan that is there.")] = False,
 ) -> None:
     """Cut public corpora into virtual sites from their tables alone, and show who would hold what."""
+    files.refuse_file(out)
     if (out / "partition.csv").exists() and not force:
         raise ConfigError(f"{out} holds a plan already; give --force to replace it, or another --out")
     overrides = [item for item in data if "=" in item]

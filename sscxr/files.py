@@ -25,6 +25,17 @@ def refuse_existing(file: Path, *, force: bool) -> None:
         raise ExistsError(f"{file} is there already; give --force to replace it, or another name")
 
 
+def refuse_file(folder: Path) -> None:
+    """Refuse a file in the place of a folder that is to be written to, before any work is done for it.
+
+    Raises:
+        ExistsError: it, or a folder above it, is a file.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise ExistsError(f"{place} is a file; name a folder")
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
