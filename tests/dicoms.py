@@ -1,4 +1,4 @@
-"""Makes DICOM files for tests: a picture like a radiograph, wrapped and compressed in any way."""
+"""DICOM files for tests: a picture like a radiograph, wrapped and compressed in any way; what reading one gives."""
 
 import zlib  # noqa: F401 - before gdcm: its own zlib, if it is loaded first, breaks Python's
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import gdcm
 import numpy as np
 import numpy.typing as npt
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -17,6 +18,11 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+
+from sscxr.data import dicom
+from sscxr.data.facts import Facts, Refused
+
+Grey = npt.NDArray[np.float32]
 
 SYNTAXES = {
     "implicit": ImplicitVRLittleEndian,
@@ -99,3 +105,18 @@ def save(data: Dataset, path: Path, syntax: str = "explicit") -> Path:
     writer.SetImage(change.GetOutput())
     assert writer.Write()
     return path
+
+
+def read(data: Dataset, folder: Path, syntax: str = "explicit") -> tuple[Grey, Facts]:
+    """What our reader makes of a dataset, written into a folder: greys in 0..1 and the header's facts."""
+    grey, facts, _ = dicom.read(save(data, folder / "image.dcm", syntax))
+    assert grey.dtype == np.float32
+    assert 0 <= grey.min() <= grey.max() <= 1
+    return grey, facts
+
+
+def refusal(data: Dataset, folder: Path) -> str:
+    """Why our reader refuses a dataset."""
+    with pytest.raises(Refused) as caught:
+        dicom.read(save(data, folder / "image.dcm"))
+    return str(caught.value)
