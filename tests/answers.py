@@ -1,0 +1,36 @@
+"""What a site's ClientApp answered, read: its fields, its one word, its update; and the states that it kept."""
+
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+
+from client.app import ARRAYS, RECORD
+from sscxr import wire
+
+PATIENT = "DOE^JANE"
+
+
+def said(reply: Message) -> dict[str, Any]:
+    """The fields of a reply that is no error."""
+    assert not reply.has_error()
+    return dict(reply.content.config_records[RECORD])
+
+
+def failure(reply: Message) -> str:
+    """The one word, in a reply that holds nothing else."""
+    assert set(reply.content) == {RECORD}
+    read = wire.from_record(wire.Failure, said(reply))
+    assert read.failure in wire.FAILURES
+    assert PATIENT not in str(reply)
+    return read.failure
+
+
+def update(reply: Message) -> dict[str, bytes]:
+    """The encoded tensors of a reply."""
+    return {name: array.data for name, array in reply.content.array_records[ARRAYS].items()}
+
+
+def states(site: Path) -> dict[str, bytes]:
+    """The files that a site kept, by name."""
+    return {file.name: file.read_bytes() for file in (site.parent / "state").rglob("*") if file.is_file()}

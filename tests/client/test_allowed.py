@@ -1,0 +1,67 @@
+"""What the hospital's `site.yaml` does not allow is not done, and not told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import federation as fed
+import pytest
+from answers import failure, said, states
+from omegaconf import OmegaConf
+
+
+def allow(site: Path, **values: object) -> None:
+    settings = OmegaConf.merge(OmegaConf.load(site), values)
+    site.write_text(OmegaConf.to_yaml(settings))
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"paused": True}, "paused"),
+        ({"stages": []}, "not allowed"),
+        ({"threads": 1}, "not allowed"),
+        ({"min_images": 9}, "few images"),
+        ({"min_cell": 9}, "few images"),
+        ({"dp": {"enabled": True}}, "settings"),
+        ({"device": "cuda:77"}, "request"),
+    ],
+)
+def test_what_the_site_does_not_allow_is_refused_and_it_can_come_back(
+    site: Path, values: dict[str, object], word: str
+) -> None:
+    config, before = fed.settings("run.threads=2"), site.read_text()
+    allow(site, **values)
+    for kind in ("train", "evaluate", "query"):
+        if word != "request" or kind == "train":
+            assert failure(fed.ask(config, site, kind)) == word
+    assert not states(site)
+    site.write_text(before)
+    assert said(fed.ask(config, site))["images"] == 8
+
+
+@pytest.mark.parametrize("metrics", [[], ["counts"], ["held_out_loss"], ["held_out_loss", "counts"]])
+def test_only_the_metrics_that_the_site_allows_are_told(site: Path, metrics: list[str]) -> None:
+    allow(site, metrics=metrics)
+    told = said(fed.ask(fed.settings(), site, "evaluate"))
+    assert (told["images"] > 0) == (told["loss"] > 0) == ("held_out_loss" in metrics)
+    assert (told["counts"] != "{}") == ("counts" in metrics)
+
+
+def test_training_is_held_to_the_memory_that_the_site_allows(site: Path) -> None:
+    allow(site, memory_gb=0.05)
+    code = (
+        "import federation as fed, sys; from pathlib import Path; from sscxr.wire import RECORD\n"
+        "config = fed.settings('encoder.depth=12', 'encoder.name=vit_base_patch16_224')\n"
+        "print(dict(fed.ask(config, Path(sys.argv[1])).content.config_records[RECORD])['failure'])"
+    )
+    here = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(site)],
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.stdout.strip() == "memory", run.stderr
