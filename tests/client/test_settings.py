@@ -1,4 +1,4 @@
-"""`site.yaml`: what `init` writes is read back, keeps a key to itself, and overwrites nothing."""
+"""`site.yaml`: what `init` writes is read back and overwrites nothing; a mistake in it is one line."""
 
 import dataclasses
 import stat
@@ -89,3 +89,53 @@ def test_a_setting_that_cannot_be_used_is_one_line(tmp_path: Path, line: str, wo
         read_settings(file)
     assert "\n" not in str(error.value)
     assert error.value.failure == "settings"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "site.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, "name: a\ncache: c\nstate: /s\ngroups: g.txt\n"))
+    assert settings == SiteSettings("a", str(tmp_path / "c"), "/s", str(tmp_path / "g.txt"))
+    assert read_settings(write(tmp_path, "name: a\ncache: c\nstate: s\n")).groups == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("name: a\nstate: s\n", "no value for cache"),
+        ("", "no value for cache, name, state"),
+        ("name: a\ncache: c\nstate: s\ncash: d\n", "cash"),
+        ("name: a b\ncache: c\nstate: s\n", "1 to 64 letters"),
+        ("name: ../a\ncache: c\nstate: s\n", "1 to 64 letters"),
+        ("name: [a]\ncache: c\nstate: s\n", "site.yaml"),
+        ("- a\n", "site.yaml"),
+        ("name: [a\n", "not readable as YAML"),
+        ("\x00", "not readable as YAML"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_one_line(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(SiteError, match=word) as error:
+        read_settings(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert error.value.failure == "settings"
+
+
+def test_settings_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match=r"none\.yaml") as error:
+        read_settings(tmp_path / "none.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_changed_are_read_again_and_are_nobody_elses(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: a\ncache: c\nstate: s\n")
+    first = read_settings(file)
+    first.stages.append("classify")
+    first.name = "b"
+    assert read_settings(file) == SiteSettings("a", str(tmp_path / "c"), str(tmp_path / "s"))
+    write(tmp_path, "name: a\ncache: d\nstate: s\n")
+    assert read_settings(file).cache == str(tmp_path / "d")
