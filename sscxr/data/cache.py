@@ -122,11 +122,22 @@ class Cache:
         return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def label(self, name: str) -> npt.NDArray[np.float32]:
-        """float32 [N]: 1 present, 0 absent, NaN unknown."""
+        """float32 [N]: 1 present, 0 absent, NaN unknown.
+
+        Raises:
+            CacheError: no such label, or one of other values.
+        """
         if name not in self.labels:
             known = ", ".join(self.labels) or "none"
             raise CacheError(f"cache {self.folder} has no label {name!r}; its labels: {known}")
-        return self.column(LABEL_PREFIX + name).astype(np.float32)
+        values = self.column(LABEL_PREFIX + name).astype(np.float32)
+        strange = values[~(np.isnan(values) | (values == 0) | (values == 1))]
+        if len(strange):
+            raise CacheError(
+                f"cache {self.folder} is damaged (label {name!r} has {strange[0]:g}, which is none of 1, 0 and "
+                "empty); prepare it again"
+            )
+        return values
 
     def rows(self, *, laterals: bool = False) -> npt.NDArray[np.int64]:
         """The rows that may be used: all, or all but lateral views."""
@@ -180,7 +191,7 @@ def open_cache(folder: str | Path) -> Cache:
         raise CacheError(
             f"{folder} is not a finished cache (no summary.json); run `sscxr prepare SRC --out {folder}`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(
             f"{folder}/summary.json is not readable ({error}); prepare the cache again"
         ) from None
@@ -200,8 +211,10 @@ def open_cache(folder: str | Path) -> Cache:
     lengths = {"images.npy": len(images), "index.csv": rows}
     if masks is not None:
         lengths["masks.npy"] = len(masks)
-    if missing or len(set(lengths.values())) != 1 or images.ndim != 3 or images.dtype != np.uint8:
+    of_a_cache = images.ndim == 3 and images.shape[1] == images.shape[2] and images.dtype == np.uint8
+    if missing or len(set(lengths.values())) != 1 or not of_a_cache:
         found = f"columns missing: {', '.join(missing)}" if missing else f"rows: {lengths}"
+        found = found if of_a_cache else f"images of {images.dtype} {images.shape}, not uint8 [N, S, S]"
         raise CacheError(f"cache {folder} is inconsistent ({found}); prepare it again")
     return cache
 
