@@ -88,6 +88,9 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
         if state is None:
             state = State(round=0, encoder=start or stages.start(config), optimiser={})
         if state.round >= rounds and (out / "encoder").is_dir():
+            told = (out / runs.STATUS).exists() and runs.read_status(out).state == "finished"
+            if not told:  # it was killed between the encoder and the word for it
+                status.write(out, "finished", done=state.round, rounds=rounds)
             log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
             return
         status.write(out, "running", done=state.round, rounds=rounds)
