@@ -172,7 +172,7 @@ def similar(
 def _is_finetuned(folder: Path) -> bool:
     try:
         facts = json.loads((folder / finetuned.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and "task" in facts
 

@@ -232,8 +232,9 @@ def facts(folder: str | Path) -> dict[str, Any]:
     mean, std = input_norm(folder)
     has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
     return {
-        "version": ours.get("version", "none: not released"),
-        "licence": ours.get("licence", "not stated"),
+        # Words of whoever made it: no line of theirs looks like one of ours, and nothing steers the terminal.
+        "version": one_line(ours.get("version", "none: not released")),
+        "licence": one_line(ours.get("licence", "not stated")),
         "rounds": ours.get("rounds"),
         "architecture": config["architecture"],
         "blocks": len(cast(Any, encoder).blocks),
@@ -248,6 +249,11 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "signature": "there" if signed else "none",
         "folder": str(folder),
     }
+
+
+def one_line(text: object) -> str:
+    """Another's words on one line, without what is not printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def _check_run(run: Path) -> int:
