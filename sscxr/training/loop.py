@@ -74,7 +74,7 @@ def train(
         batches: pairs of what `loss_of` takes and the cache rows of its images.
         loss_of: the loss of a batch; or an iterator over parts that add up to it, each of which is worked out,
             differentiated and forgotten before the next.
-        budget: seconds; the training stops with an error rather than reply too late.
+        budget: seconds; after the step that passed it, training stops with an error rather than reply too late.
         on_step: called with (steps done, images done, latest known loss).
 
     Raises:
@@ -101,10 +101,8 @@ def train(
         if len(recent) == _CHECK_EVERY or step + 1 == stretch.steps:
             losses += _finite(recent)
             recent.clear()
-            if monotonic() - began > budget:
-                raise OutOfTimeError(
-                    f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were"
-                )
+        if monotonic() - began > budget:  # at each step: on a slow machine twenty of them are many minutes
+            raise OutOfTimeError(f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were")
         if on_step is not None:
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)

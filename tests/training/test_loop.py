@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_its_images(value: float, c
 
 @pytest.mark.parametrize("count", [1, 20, 30])
 def test_the_budget_ends_the_training_with_an_error(count: int) -> None:
-    with pytest.raises(OutOfTimeError, match=f"{min(count, loop._CHECK_EVERY)} of {count} steps"):
+    with pytest.raises(OutOfTimeError, match=f"^1 of {count} steps"):
         run(count, budget=-1.0)
 
 
