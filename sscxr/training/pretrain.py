@@ -56,7 +56,7 @@ def set_up(config: Config) -> torch.device:
 
 
 def build_encoder(config: Config) -> VisionTransformer:
-    """The encoder at its start: from the run's seed alone, alike everywhere, or from a checkpoint."""
+    """The encoder at its start: from the run's seed alone, alike everywhere; `stages.start` loads a checkpoint."""
     settings = config.encoder
     with seeds.forked(config.run.seed, "encoder"):
         return encoders.build(
