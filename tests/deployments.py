@@ -1,27 +1,22 @@
-"""A federation on loopback, of the files in `deploy/` as they are: CA, SuperLink, nginx, SuperNodes, `flwr run`.
+"""A federation on loopback, of the files in `deploy/` as they are: CA, SuperLink, nginx, SuperNodes, `flwr run`."""
 
-Whatever it starts carries a mark in its environment, Flower's detached processes too, and ends by its pid.
-"""
-
-import ctypes
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
-import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from time import monotonic, sleep
 from typing import Any
 
 import pandas as pd
+from deploy_files import DEPLOY, nginx_conf, unit
+from processes import DeploymentError, Part, Processes, answers, free_port, wait_until
 from simulations import ROOT, environment
 from wires import Wire
 
@@ -32,13 +27,10 @@ from sscxr.data.prepare import prepare
 from sscxr.runs import Status, read_status
 
 BIN = Path(sys.executable).parent
-DEPLOY = ROOT / "deploy"
 REAL = ROOT.parent / "shared" / "data" / "cxr" / "nih_cxr14_1000" / "manifest.csv"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 NAME = "lungs"
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SETTINGS = (
     *("encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "run.device=cpu", "pretrain.batch_size=8"),
     *("federation.rounds=3", "federation.deadline=120", "federation.start_timeout=90"),
@@ -46,100 +38,14 @@ SETTINGS = (
 )
 
 
-def _end_with_us() -> None:
-    """Let this process be ended with the tests' own, where those are killed; Flower's children follow theirs."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class DeploymentError(AssertionError):
-    """Something of the federation did not come up or did not end; the text says what it logged."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_until(there: Callable[[], Any], limit: float, what: str, every: float = 0.2) -> Any:
-    """What `there` returns, once it is something.
-
-    Raises:
-        DeploymentError: nothing within `limit` seconds.
-    """
-    until = monotonic() + limit
-    while not (found := there()):
-        if monotonic() > until:
-            raise DeploymentError(f"{what}: not within {limit:g} s")
-        sleep(every)
-    return found
-
-
-def answers(port: int) -> bool:
-    """Whether somebody listens there."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def unit(
-    name: str, places: Mapping[str, str], variables: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of `deploy/NAME.service` and its environment file.
-
-    Args:
-        places: folder of the unit -> folder here.
-        variables: of the environment, in place of the file's.
-    """
-
-    def here(text: str) -> str:
-        for folder, place in places.items():
-            text = text.replace(folder, place)
-        return text
-
-    text = (DEPLOY / f"{name}.service").read_text().replace("\\\n", " ")
-    (command,) = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
-    lines = (DEPLOY / f"{name}.env").read_text().splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    env = {key: here(value) for key, value in given.items()} | dict(variables)
-    return shlex.split(Template(here(command)).substitute(env)), env
-
-
 @dataclass
-class Part:
-    """One of the federation's processes, and whatever it starts in turn.
-
-    Attributes:
-        name: superlink, nginx, a site's name, or the name of a test's own.
-        log: what it prints, after what an earlier one of that name did.
-        start: bytes of the log that were there before.
-    """
-
-    name: str
-    process: "subprocess.Popen[bytes]"
-    log: Path
-    start: int
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def said(self) -> str:
-        """What this one printed so far."""
-        return self.log.read_bytes()[self.start :].decode(errors="replace")
-
-
-@dataclass
-class Deployment:
+class Deployment(Processes):
     """A federation in a folder.
 
-    Its parts are superlink, nginx, and each site by its name; `pids` and `kill` find by the command line what a
-    part started in turn: `kill("superlink", "flwr-serverapp")`, `kill("hospital-a", "flwr-clientapp")`. A part that
-    was killed is started again by `start_superlink` or `start_node`, on the same database, under the same key.
+    Its parts are superlink, nginx, and each site by its name. A part that was killed is started again by
+    `start_superlink` or `start_node`, on the same database, under the same key.
 
     Attributes:
-        folder: everything of it.
         sites: the hospitals' names.
         behind_nginx: SuperNodes connect through nginx; else to the SuperLink itself.
         record: a folder for what crosses between nginx and the SuperLink, TLS taken off; None: not recorded.
@@ -148,118 +54,27 @@ class Deployment:
         home: the coordinator's working directory and home.
     """
 
-    folder: Path
     sites: Sequence[str] = SITES
     behind_nginx: bool = True
     record: Path | None = None
     images: int = 40
     app: Path = ROOT
     wires: dict[str, Wire] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.mark = str(self.folder)
+        super().__post_init__()
         self.etc, self.var = self.folder / "etc", self.folder / "var"
         self.home = self.folder / "coordinator"
-        for folder in (self.etc, self.var, self.home / "flwr", self.folder / "logs", self.folder / "nginx"):
+        for folder in (self.etc, self.var, self.home / "flwr", self.folder / "nginx"):
             folder.mkdir(parents=True)
         self.superlink_port, self.outside = free_port(), free_port()
         self.ca = self.etc / "ca.crt"
 
-    # ---- processes
-
-    def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path) -> Part:
-        """Start a process; its log goes on where an earlier one's of that name ended."""
-        log = self.folder / "logs" / f"{name}.log"
-        whole = environment(**env, SSCXR_MARK=self.mark, SSCXR_PART=name)
-        del whole["PYTHONPATH"]  # a hospital has none
-        start = log.stat().st_size if log.exists() else 0
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                [str(word) for word in command], cwd=cwd, env=whole, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_us,
-            )  # fmt: skip
-        self.parts[name] = Part(name, process, log, start)
-        return self.parts[name]
-
-    def pids(self, part: str = "", command: str = "") -> list[int]:
-        """Living processes of a part (all parts), whose command line has this text."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (folder / "environ").read_bytes().split(b"\0")
-                words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:  # gone, or another user's
-                continue
-            ours = f"SSCXR_MARK={self.mark}".encode() in variables
-            if (
-                ours
-                and (not part or f"SSCXR_PART={part}".encode() in variables)
-                and words
-                and command in words
-            ):
-                found.append(int(folder.name))
-        return sorted(found)
-
-    def kill(self, part: str = "", command: str = "", number: int = signal.SIGKILL) -> list[int]:
-        """Send a signal to the processes of a part that match, all of them by default; the pids."""
-        pids = self.pids(part, command)
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
-        if not command and part in self.parts and number == signal.SIGKILL:
-            self.parts[part].process.wait(10)
-        return pids
-
-    def stop(self, part: str, limit: float = 20) -> None:
-        """End a part as systemd does: SIGTERM to it and to what it started, SIGKILL to what is left."""
-        self.kill(part, number=signal.SIGTERM)
-        until = monotonic() + limit
-        while self.pids(part) and monotonic() < until:
-            self._reap()
-            sleep(0.1)
-        self.kill(part)
-
-    def _reap(self) -> None:
-        for part in self.parts.values():
-            part.process.poll()
-
     def close(self) -> None:
-        """End everything, whatever state it is in."""
-        for name in reversed(self.parts):
-            self.kill(name, number=signal.SIGTERM)
-        until = monotonic() + 5
-        while self.pids() and monotonic() < until:
-            self._reap()
-            sleep(0.1)
-        while pids := self.pids():
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            self._reap()
-            sleep(0.1)
+        super().close()
         for wire in self.wires.values():
             wire.close()
         self.wires.clear()
-
-    def __enter__(self) -> "Deployment":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def logs(self) -> dict[str, str]:
-        """What each part printed, its SuperExec and apps included."""
-        files = sorted((self.folder / "logs").glob("*.log"))
-        return {file.stem: file.read_text(errors="replace") for file in files}
-
-    def tail(self, characters: int = 2500) -> str:
-        """The logs' ends, for a failure's text."""
-        return "\n".join(f"--- {name}\n{text[-characters:]}" for name, text in self.logs().items())
 
     # ---- the coordinator
 
@@ -284,31 +99,10 @@ class Deployment:
     def start_nginx(self) -> Part:
         """Start nginx with `deploy/nginx.conf`, its ports and paths replaced."""
         assert NGINX, "no nginx here"
-        inner = free_port()
-        text = (DEPLOY / "nginx.conf").read_text()
-        own = str(self.folder / "nginx")
-        temporary = "".join(
-            f"    {kind}_temp_path {own}/{kind};\n"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        for was, now in {
-            "user www-data;": "user root;" if os.getuid() == 0 else "",
-            "worker_processes auto": "worker_processes 1",
-            "/run/nginx.pid": f"{own}/pid",
-            "/var/log/nginx": own,
-            "/etc/sscxr": str(self.etc),
-            "/var/lib/sscxr-probe": own,
-            "127.0.0.1:8000": f"127.0.0.1:{self.behind}",
-            "listen 8443 ssl": f"listen 127.0.0.1:{self.outside} ssl",
-            "127.0.0.1:8445": f"127.0.0.1:{inner}",
-            "http {\n": f"http {{\n{temporary}",
-        }.items():
-            assert was in text, f"deploy/nginx.conf has no {was!r} any more"
-            text = text.replace(was, now)
-        (self.folder / "nginx" / "bytes").write_bytes(os.urandom(2 << 20))
-        conf = self.folder / "nginx" / "nginx.conf"
-        conf.write_text(text)
-        part = self.start("nginx", [NGINX, "-c", conf, "-g", "daemon off;"], {}, self.folder / "nginx")
+        own = self.folder / "nginx"
+        (own / "bytes").write_bytes(os.urandom(2 << 20))
+        (own / "nginx.conf").write_text(nginx_conf(own, self.etc, outside=self.outside, behind=self.behind))
+        part = self.start("nginx", [NGINX, "-c", own / "nginx.conf", "-g", "daemon off;"], {}, own)
         wait_until(lambda: answers(self.outside) or not part.alive, 20, "nginx listens")
         if not part.alive:
             raise DeploymentError(f"nginx ended:\n{part.said()}")

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from canaries import Canaries, Export, write_exports
-from deployments import BIN, NGINX, SITES, Deployment, wait_until
+from deployments import BIN, NGINX, SITES, Deployment
 from leaks import Hit, Search, Watch
+from processes import wait_until
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from simulations import ROOT, environment

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
-from deployments import BIN, DEPLOY, NGINX, SETTINGS, Deployment, free_port, wait_until
+from deploy_files import DEPLOY
+from deployments import BIN, NGINX, SETTINGS, Deployment
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
@@ -21,6 +22,7 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from omegaconf import OmegaConf
+from processes import free_port, wait_until
 from simulations import weights
 
 from client.settings import init

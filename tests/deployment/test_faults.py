@@ -16,8 +16,9 @@ from time import monotonic, sleep, time
 from typing import Any
 
 import pytest
-from deployments import NAME, NGINX, SETTINGS, SITES, Deployment, DeploymentError, wait_until
+from deployments import NAME, NGINX, SETTINGS, SITES, Deployment
 from omegaconf import OmegaConf
+from processes import DeploymentError, wait_until
 from simulations import ROOT, weights
 
 from sscxr.runs import read_status

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployments import BIN, NAME, NGINX, Deployment, wait_until
+from deployments import BIN, NAME, NGINX, Deployment
+from processes import wait_until
 from simulations import environment
 from superlinks import Authority
 
