@@ -21,6 +21,7 @@ from sscxr.evaluation import classification, segmentation
 from sscxr.files import write_atomically
 from sscxr.report import SiteScore
 from sscxr.training import stages
+from sscxr.training.loop import NonFiniteLossError
 from sscxr.training.site_finetune import SiteFineTuning
 
 
@@ -61,13 +62,19 @@ def _score(
         federated.load_local(tensors)
     alone = cast(SiteFineTuning, stages.site_training(config, device, site.cache, train))
     alone.parts.load_shared(start)
-    for number in range(config.federation.rounds):
-        alone.train_round(train, site=site.name, round_number=number, budget=math.inf)
     groups = site.cache.index["group"].to_numpy()
     name = "auroc" if config.run.stage == "classify" else "dice"
     counts = (len(train), len(test), len(set(groups[test])))
+    unmeasured = SiteScore(site.name, name, *counts, None, None, None)
+    try:
+        for number in range(config.federation.rounds):
+            alone.train_round(train, site=site.name, round_number=number, budget=math.inf)
+    except (
+        NonFiniteLossError
+    ):  # by itself it diverges at rates that the average bears: nothing to compare with
+        return unmeasured
     if not len(test):
-        return SiteScore(site.name, name, *counts, None, None, None)
+        return unmeasured
     return SiteScore(
         site.name, name, *counts, *_figures(federated.task, alone.task, test, groups[test], name, config)
     )

@@ -72,7 +72,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "gmml.align": (1, 512),
     "gmml.blocks": (1, 256),
     "gmml.head_layers": (0, 64),
-    "federation.rounds": (1, 10**6),
+    "federation.rounds": (1, 99_999),  # a checkpoint's name has five digits
     "federation.local_epochs": (1e-3, 10**5),
     "federation.quorum": (_TINY, 1),
     "federation.deadline": (_TINY, 30 * 86400),

@@ -249,6 +249,18 @@ def test_a_loss_that_is_not_finite_is_one_line_without_a_row(tmp_path: Path) -> 
         finetune.fine_tune(Broken([0.1]), ROWS, config(tmp_path))
 
 
+def test_weights_that_the_last_step_made_nan_are_the_same_line(tmp_path: Path) -> None:
+    class Steep(Toy):
+        def loss(self, batch: Tensor) -> Tensor:
+            weight = next(self.model.parameters())
+            return super().loss(batch) + (0 * weight).sum().sqrt()  # a loss of 0 more, a gradient of NaN
+
+    with pytest.raises(FinetuneError, match="no longer finite in epoch 1"):
+        finetune.fine_tune(
+            Steep([0.1]), ROWS, config(tmp_path, "finetune.batch_size=64", "finetune.epochs=1")
+        )
+
+
 def test_a_history_adds_up() -> None:
     epochs = [Epoch(1, 0.5, 0.7, 8, 1.5), Epoch(2, 0.4, 0.8, 8, 2.0)]
     assert finetune.History(epochs, 4, 2).seconds == 3.5
