@@ -18,3 +18,12 @@ def shared_data() -> Path:
     if not (folder / "cxr").is_dir():
         pytest.skip(f"no real chest X-rays at {folder}")
     return folder
+
+
+@pytest.fixture
+def any_posture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Let made pictures pass, which are no thorax that the posture detector knows; real ones are looked at."""
+    from sscxr.data import decode
+
+    if "data" not in request.keywords:
+        monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from dicoms import chest, dataset, save
 from PIL import Image
 
-from sscxr.data import decode
 from sscxr.data.cache import Cache
 from sscxr.data.prepare import prepare
 
@@ -58,8 +56,3 @@ def make(folder: Path) -> Path:
         patient = "P-1" if number < 8 else "P-2"
         save(dataset(chest(seed=number), PatientID=patient), folder / "dicom" / name)
     return folder
-
-
-def any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the test pictures pass: they are no thorax that the posture detector was made for."""
-    monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])

@@ -64,10 +64,15 @@ def test_the_same_model_gives_the_same_bytes(written: Path, tmp_path: Path) -> N
         assert (again / name).read_bytes() == (written / name).read_bytes()
 
 
-def test_the_three_files_of_the_model_are_enough(written: Path) -> None:
-    (written / "README.md").unlink()
-    (written / "SHA256SUMS").unlink()
-    finetuned.load(written)
+def test_weights_and_config_alone_are_the_model(written: Path) -> None:
+    whole, spec = finetuned.load(written)
+    for file in written.iterdir():
+        if file.name not in (finetuned.WEIGHTS, finetuned.CONFIG):
+            file.unlink()
+    alone, same = finetuned.load(written)
+    assert same == spec
+    state = whole.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in alone.state_dict().items())
 
 
 # ---- what it begins from

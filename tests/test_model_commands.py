@@ -14,7 +14,8 @@ from PIL import Image
 from tuned import make_model
 
 from sscxr import cli, finetuned
-from sscxr.data import decode
+
+pytestmark = pytest.mark.usefixtures("any_posture")
 
 
 def run(
@@ -48,11 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(grey.astype(np.uint8)).save(place / "chest.png")
     (place / "cut.png").write_bytes((place / "chest.png").read_bytes()[:900])
     return place
-
-
-@pytest.fixture(autouse=True)
-def _any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])
 
 
 def test_evaluate_prints_json_alone(

@@ -17,6 +17,8 @@ from sscxr.data import decode
 from sscxr.data.prepare import prepare
 from sscxr.errors import SscxrError
 
+pytestmark = pytest.mark.usefixtures("any_posture")
+
 HIGH, WIDE = 120, 100
 
 
@@ -45,12 +47,6 @@ def folder(tmp_path: Path) -> Path:
     (folder / "notes.txt").write_text("no picture")
     (folder / "short.png").write_bytes((folder / "plain.png").read_bytes()[:500])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The drawn chests look like none to the detector."""
-    monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])
 
 
 def rows(out: Path) -> dict[str, dict[str, str]]:

@@ -1,8 +1,9 @@
-"""Corpora in their folders, for any test of the data."""
+"""Corpora in their folders and a hospital's export, for any test of the data."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import exports
 import pytest
 from layouts import LAYOUTS
 from layouts.base import Truth
@@ -20,3 +21,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
         return laid[name]
 
     return get
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """A hospital's folder of a few made files."""
+    return exports.make(tmp_path / "export")

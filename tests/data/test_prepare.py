@@ -7,22 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicoms import dataset, save
-from exports import any_posture, make, picture, quarantine, run, write
+from exports import picture, quarantine, run, write
 from PIL import Image
 
 from sscxr.data import decode, groups
 from sscxr.data.tables import PRIVATE
 
-
-@pytest.fixture(autouse=True)
-def _any_posture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if "data" not in request.keywords:
-        any_posture(monkeypatch)
-
-
-@pytest.fixture
-def export(tmp_path: Path) -> Path:
-    return make(tmp_path / "export")
+pytestmark = pytest.mark.usefixtures("any_posture")
 
 
 def test_a_mixed_folder(export: Path, tmp_path: Path) -> None:

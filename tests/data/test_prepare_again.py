@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicoms import chest, dataset, save
-from exports import any_posture, contents, make, picture, quarantine, run, write
+from exports import contents, picture, quarantine, run, write
 
 from sscxr.data import assemble, decode, phantom, pool, store
 from sscxr.data.cache import CacheError, open_cache
@@ -22,15 +22,7 @@ from sscxr.data.pool import WorkerError
 from sscxr.data.pool import decode as decode_in_pool
 from sscxr.data.prepare import PrepareError
 
-
-@pytest.fixture(autouse=True)
-def _any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_posture(monkeypatch)
-
-
-@pytest.fixture
-def export(tmp_path: Path) -> Path:
-    return make(tmp_path / "export")
+pytestmark = pytest.mark.usefixtures("any_posture")
 
 
 @pytest.fixture(scope="module")

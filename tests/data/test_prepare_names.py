@@ -7,22 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicoms import chest, dataset, save
-from exports import any_posture, contents, make, picture, quarantine, run, write
+from exports import contents, picture, quarantine, run, write
 from PIL import Image
 
 from sscxr.data import store
 from sscxr.data.listing import SourceError
 from sscxr.data.prepare import PrepareError
 
-
-@pytest.fixture(autouse=True)
-def _any_posture(monkeypatch: pytest.MonkeyPatch) -> None:
-    any_posture(monkeypatch)
-
-
-@pytest.fixture
-def export(tmp_path: Path) -> Path:
-    return make(tmp_path / "export")
+pytestmark = pytest.mark.usefixtures("any_posture")
 
 
 def test_no_identifier_is_left_in_the_cache(export: Path, tmp_path: Path) -> None:
