@@ -202,8 +202,9 @@ class Federation:
         }
         self.ledger.log_sites(_by_site(fold.rows))
         self.ledger.log_round(record)
-        self.state.round += 1
-        self.ledger.commit(self.state, keep=self.config.federation.keep_checkpoints)
+        done = replace(self.state, round=self.state.round + 1)
+        self.ledger.commit(done, keep=self.config.federation.keep_checkpoints)
+        self.state.round = done.round  # now that it is on the disk
         status.write(self.ledger.out, "running", done=self.state.round, rounds=self.config.federation.rounds)
         self.listener.committed(record)
 

@@ -69,9 +69,7 @@ def _score(
     try:
         for number in range(config.federation.rounds):
             alone.train_round(train, site=site.name, round_number=number, budget=math.inf)
-    except (
-        NonFiniteLossError
-    ):  # by itself it diverges at rates that the average bears: nothing to compare with
+    except NonFiniteLossError:  # at rates that the average bears; there is nothing to compare with
         return unmeasured
     if not len(test):
         return unmeasured

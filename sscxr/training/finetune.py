@@ -225,12 +225,10 @@ def fine_tune(
                     on_step=lambda step, images, loss, steps=steps: on_step(step, steps),  # type: ignore[misc]
                 )
             except NonFiniteLossError:
-                trained = None
-        # The last step's loss tells nothing of the weights that it led to.
-        if trained is None or not all(tensor.isfinite().all() for tensor in model.parameters()):
-            raise FinetuneError(
-                f"the loss is no longer finite in epoch {number + 1}; lower finetune.lr, or set finetune.amp=fp32"
-            )
+                raise FinetuneError(
+                    f"the loss is no longer finite in epoch {number + 1}; lower finetune.lr, or set "
+                    "finetune.amp=fp32"
+                ) from None
         model.eval()
         score = task.score(parts.val) if len(parts.val) else math.nan
         done.append(Epoch(number + 1, trained.loss, score, trained.images, monotonic() - began))

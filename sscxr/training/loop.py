@@ -18,7 +18,10 @@ BatchT = TypeVar("BatchT")
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; names the step and the batch's images by their cache rows."""
+    """The loss, or what the last step made of the weights, became NaN or infinite; names the step.
+
+    Of a loss it names the batch's images, too, by their cache rows.
+    """
 
 
 class OutOfTimeError(RuntimeError):
@@ -78,7 +81,7 @@ def train(
         on_step: called with (steps done, images done, latest known loss).
 
     Raises:
-        NonFiniteLossError: at the latest `_CHECK_EVERY` steps after it happened.
+        NonFiniteLossError: at the latest `_CHECK_EVERY` steps after it happened; of the last step, weights too.
         OutOfTimeError: the budget ended first.
     """
     model.train()
@@ -106,6 +109,12 @@ def train(
         if on_step is not None:
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)
+    # The last step's loss tells nothing of the weights that it led to.
+    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
+        raise NonFiniteLossError(
+            f"weights that are not finite after step {len(losses) - 1} of this round, the last; lower the learning "
+            "rate (lr), or set amp=fp32"
+        )
     return Trained(math.fsum(losses) / max(1, len(losses)), len(losses), images, monotonic() - began)
 
 

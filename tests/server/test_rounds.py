@@ -13,8 +13,11 @@ from replies import NAMES, Replay, arrays, fields, said, sites, table
 
 from client import app as client
 from server import rounds
+from server.app import run
+from server.ledger import Ledger, State
 from sim.engine import InlineGrid
 from sscxr import codecs
+from sscxr.runs import read_status
 
 
 def test_replies_in_any_order_give_the_same_encoder(tmp_path: Path, replies: dict[str, Message]) -> None:
@@ -44,6 +47,21 @@ def test_the_mean_is_weighted_by_images_up_to_the_cap(tmp_path: Path, replies: d
     torch.testing.assert_close(state.encoder["norm.bias"].double(), before + mean, rtol=1e-6, atol=1e-9)
     assert state.images["bona"] == 1_000_000, "the table says what the site said"
     assert json.loads((tmp_path / "out" / "rounds.jsonl").read_text())["images"] == sum(weights.values())
+
+
+def test_a_round_that_is_not_on_the_disk_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = fed.settings("federation.rounds=2")
+    files, out, commit = fed.make_sites(tmp_path, NAMES[:1], images=6), tmp_path / "out", Ledger.commit
+
+    def full(ledger: Ledger, state: State, *, keep: int) -> None:
+        if state.round == 2:
+            raise OSError(28, "No space left on device")
+        commit(ledger, state, keep=keep)
+
+    monkeypatch.setattr(Ledger, "commit", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(InlineGrid(client.app, files), config, out, resume=False)
+    assert read_status(out).round == 1
 
 
 def test_a_run_with_momentum_goes_on_alike(tmp_path: Path) -> None:

@@ -152,6 +152,22 @@ def test_a_loss_that_is_not_finite_names_its_step_and_its_images(value: float, c
     assert len(seen) < bad + loop._CHECK_EVERY, "the stop comes at the next look"
 
 
+@pytest.mark.parametrize("count", [1, 21])
+def test_weights_that_the_last_step_made_nan_are_no_result(count: int) -> None:
+    net, steps = linear(), iter(range(count))
+
+    def loss_of(inputs: Tensor) -> Tensor:
+        loss = net(inputs).square().mean()
+        last = next(steps) == count - 1
+        return loss + (0 * net.weight).sum().sqrt() if last else loss  # 0 more, of a gradient that is NaN
+
+    with pytest.raises(NonFiniteLossError, match=f"weights that are not finite after step {count - 1} "):
+        train(
+            net, Recorder(net), batches(count), loss_of,
+            stretch=Stretch(count, 0.0, 1.0), schedule=CONSTANT, clip=1.0, per_tensor=False,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("count", [1, 20, 30])
 def test_the_budget_ends_the_training_with_an_error(count: int) -> None:
     with pytest.raises(OutOfTimeError, match=f"^1 of {count} steps"):

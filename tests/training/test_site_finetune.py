@@ -13,11 +13,14 @@ from omegaconf import OmegaConf
 
 from client import app as client
 from server.app import run
+from server.ledger import Ledger
+from sim import alone
 from sim.engine import InlineGrid
 from sscxr import finetuned, release
 from sscxr.data.cache import open_cache
 from sscxr.runs import read_sites
 from sscxr.training import site_finetune, stages
+from sscxr.training.loop import NonFiniteLossError
 from sscxr.training.parts import Parts, split
 
 CLASSIFY = ("run.stage=classify", "classify.labels=[pneumonia]", "finetune.batch_size=4", "finetune.lr=1e-2")
@@ -222,3 +225,24 @@ def test_unknown_labels_weigh_nothing(tmp_path: Path) -> None:
     rows = site_finetune.usable(cache, np.arange(20), tuned())
     assert rows.tolist() == list(range(0, 20, 2))
     assert site_finetune.tellable(cache, rows, tuned(), 3)
+
+
+def test_a_site_whose_own_training_diverges_has_nothing_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sites = [site(tmp_path / "out" / "sites", name, {"pneumonia": MIXED}) for name in ("anna", "bona")]
+    out = federated(sites, tmp_path / "out", *CLASSIFY)
+    config, train = fed.settings("federation.rounds=2", *CLASSIFY), site_finetune.SiteFineTuning.train_round
+
+    def diverges(training: Any, rows: Any, **given: Any) -> Any:
+        if given["site"] == "bona" and given["round_number"] == 1:
+            raise NonFiniteLossError("weights that are not finite")
+        return train(training, rows, **given)
+
+    monkeypatch.setattr(site_finetune.SiteFineTuning, "train_round", diverges)
+    state = Ledger(out, config, resume=True).last()
+    assert state is not None
+    anna, bona = alone.site_scores(out, config, state, torch.device("cpu"), lambda name: None)
+    assert None not in (anna.federated, anna.alone, anna.gap)
+    assert (bona.site, bona.figure, bona.images > 0) == ("bona", "auroc", True)
+    assert bona.federated is bona.alone is bona.gap is None
