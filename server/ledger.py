@@ -21,7 +21,7 @@ from torch import Tensor
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
-from sscxr.files import settle, write_atomically
+from sscxr.files import settle, sweep, write_atomically
 from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
 
 FORMAT_VERSION = 1
@@ -87,6 +87,7 @@ class Ledger:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for leftover in self.checkpoints.glob("round-*.tmp"):
             shutil.rmtree(leftover)
+        sweep(out)
         write_atomically(out / CONFIG, configs.dumps(config).encode())
 
     def _same_settings(self, config: Config) -> None:

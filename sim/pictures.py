@@ -4,10 +4,9 @@ Both lie in the run's folder, from where the report takes them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +46,12 @@ class Pictures:
 
     def __enter__(self) -> "Pictures":
         if self._config.run.stage == stages.PRETRAIN:
-            Hooks.listener = (Hooks.listener or Listener()).also(Listener(committed=self._committed))
+            shown = Listener(
+                # Before a round, too: a run may have been killed between its last commit and the picture of it.
+                started=lambda done, attempt, sites: self._show(done),
+                committed=lambda record: self._show(record["round"]),
+            )
+            Hooks.listener = (Hooks.listener or Listener()).also(shown)
         return self
 
     def __exit__(
@@ -55,18 +59,28 @@ class Pictures:
     ) -> None:
         pass  # whoever set the listener first takes it away
 
-    def _committed(self, record: Mapping[str, Any]) -> None:
-        if is_shown(record["round"], self._config.federation.rounds):
-            show(self._cache, self._config, self._out, record["round"])
+    def _show(self, number: int) -> None:
+        show(self._cache, self._config, self._out, number)
 
 
 def is_shown(number: int, rounds: int) -> bool:
     """Whether a round, from 1, is pictured: the powers of two, since it learns fastest at first, and the last."""
-    return number == rounds or number & (number - 1) == 0
+    return number == rounds or (number > 0 and number & (number - 1) == 0)
+
+
+def show(cache: Cache, config: Config, out: Path, number: int) -> None:
+    """Keep the pictures of a round, of those that are pictured, unless they are there."""
+    folder = out / pictures.FOLDER
+    if is_shown(number, config.federation.rounds) and not pictures.has(folder, _name(number)):
+        _add(folder, cache, config, out, number)
+
+
+def _name(number: int) -> str:
+    return f"round-{number:05d}"
 
 
 @torch.no_grad()
-def show(cache: Cache, config: Config, out: Path, number: int) -> None:
+def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> None:
     """Held-out images through the encoder after a round and the head of the largest site, kept as pictures.
 
     A head that is not averaged never leaves its site's folder, which in a simulation is at hand.
@@ -76,7 +90,7 @@ def show(cache: Cache, config: Config, out: Path, number: int) -> None:
     if not len(rows):
         return
     rows = _spread(rows, _SHOWN)
-    checkpoint = out / "checkpoints" / f"round-{number:05d}"
+    checkpoint = out / "checkpoints" / _name(number)
     state = json.loads((checkpoint / "state.json").read_text())
     site = max(state["images"], key=lambda name: (state["images"][name], name))
     training = SiteTraining(config, set_up(config), cache, share_head=stages.shares_head(config))
@@ -90,14 +104,13 @@ def show(cache: Cache, config: Config, out: Path, number: int) -> None:
     objective = training.objective.eval()
     clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
     corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
-    folder = out / pictures.FOLDER
     pictures.add(folder, "0-clean", "clean", _grey(clean, config))
     pictures.add(
         folder, "1-corrupted", "corrupted, as the encoder gets them", _grey(corruption.images, config)
     )
     made = _grey(objective.reconstruct(corruption.images), config)
     head = "the shared head" if training.parts.share_head else f"the head of {site}"
-    pictures.add(folder, f"round-{number:05d}", f"reconstructed after round {number}, by {head}", made)
+    pictures.add(folder, _name(number), f"reconstructed after round {number}, by {head}", made)
 
 
 def _grey(images: Tensor, config: Config) -> npt.NDArray[np.uint8]:

@@ -63,6 +63,13 @@ def write_atomically(file: Path, data: bytes) -> None:
     settle(partial, file)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers killed halfway left in a folder and those below; only while nobody else writes there."""
+    for partial in folder.rglob(".*.tmp"):
+        if partial.is_file():
+            partial.unlink()
+
+
 def replace_folder(fresh: Path, folder: Path) -> None:
     """Put `fresh` in the place of `folder`; a kill in between leaves the old one beside it, under `.old`."""
     old = folder.with_name(f".{folder.name}.old")

@@ -62,6 +62,11 @@ def add(folder: Path, name: str, caption: str, images: npt.NDArray[np.uint8]) ->
     write_atomically(folder / _INDEX, json.dumps(captions | {f"{name}.png": caption}, indent=1).encode())
 
 
+def has(folder: Path, name: str) -> bool:
+    """Whether a strip of this name is kept."""
+    return f"{name}.png" in _captions(folder)
+
+
 def read(folder: Path) -> list[Strip]:
     """The strips of a run; none where there is no such folder."""
     captions = _captions(folder)

@@ -131,6 +131,17 @@ def test_half_a_checkpoint_is_ignored_and_cleared(
     assert not list(ledger.checkpoints.glob("*.tmp"))
 
 
+def test_what_a_killed_writer_left_is_cleared_wherever_it_lies(tmp_path: Path, config: Config) -> None:
+    play(Ledger(tmp_path, config, resume=False), range(1))
+    half = [tmp_path / ".status.json.tmp", tmp_path / "pictures" / ".round-00001.png.tmp"]
+    for file in half:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    before = {path for path in tmp_path.rglob("*") if path not in half}
+    Ledger(tmp_path, config, resume=True)
+    assert set(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(("keep", "left"), [(1, [5]), (2, [4, 5]), (9, [1, 2, 3, 4, 5]), (0, [5])])
 def test_old_checkpoints_are_pruned(tmp_path: Path, config: Config, keep: int, left: list[int]) -> None:
     ledger = Ledger(tmp_path, config, resume=False)

@@ -22,6 +22,7 @@ POINTS = {
     "between the two ledger files": ("server.ledger:Ledger.log_sites", 2, "after"),
     "between a checkpoint and its rename": ("server.ledger:settle", 2, "before"),
     "between rounds": ("server.ledger:Ledger.commit", 2, "after"),
+    "before a round's picture": ("sscxr.report.pictures:strip", 6, "before"),
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
     "before the release": ("server.app:publish", 1, "before"),
     "in the release": ("sscxr.release:replace_folder", 1, "before"),
@@ -69,12 +70,17 @@ def whole(place: Path, killer: Killer, cache: Path) -> Whole:
     return Whole(place / "whole", monotonic() - began)
 
 
+def pictures(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (out / "pictures").iterdir()}
+
+
 def resumed(killer: Killer, argv: list[str], out: Path, whole: Path) -> None:
     """Go on with a run, and compare it to one that was never killed."""
     ended = killer.run([*argv, "--resume"])
     assert ended.status == 0, ended.log
     assert weights(out) == weights(whole)
     assert losses(out) == losses(whole)
+    assert pictures(out) == pictures(whole)
     assert (out / "report.html").exists()
     left = [path.name for path in out.rglob("*") if path.name.endswith((".tmp", ".partial", ".old"))]
     assert left == []
