@@ -103,7 +103,6 @@ class Bench:
         assert done.steps == self.steps
 
 
-
 def flops(config: Config, cache: Cache) -> float:
     """Floating-point operations of one bare pass; not compiled, as the counter does not see into that."""
     plain = copy.deepcopy(config)

@@ -118,7 +118,8 @@ def views(
     soften = 1 + draws[0] * (draws[1] < blur)
     grey = crop(images, start, extent, out=out, soften=soften) / 255
     grey = _lit(grey, brightness, contrast, draws[3], draws[2])
-    grey = torch.where((draws[4] < flip).view(-1, 1, 1), grey.flip(-1), grey)
+    if flip:
+        grey = torch.where((draws[4] < flip).view(-1, 1, 1), grey.flip(-1), grey)
     return ((grey - mean) / std).unsqueeze(1)
 
 

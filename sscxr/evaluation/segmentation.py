@@ -78,6 +78,16 @@ def measure(predicted: Bools, masks: Masks, mm_per_px: npt.NDArray[np.floating[A
     return found
 
 
+def mean_dice(predicted: Bools, masks: Masks) -> float:
+    """The mean of `measure`'s Dice alone, which takes a hundredth of its time; arguments as there."""
+    each = [
+        dice(mine & (mask != MASK_IGNORE), mask == MASK_LUNG)
+        for mine, mask in zip(predicted, masks, strict=True)
+        if (mask != MASK_IGNORE).any()
+    ]
+    return float(np.mean(each)) if each else math.nan
+
+
 def dice(predicted: Bools, truth: Bools) -> float:
     """Twice what is in both, as a share of what is in each, 0..1; 1 where both are empty."""
     total = int(predicted.sum()) + int(truth.sum())

@@ -53,7 +53,38 @@ def build(
         raise EncoderError(f"{name!r} does not take a ViT's settings ({error})") from None
     if not isinstance(encoder, VisionTransformer):
         raise EncoderError(f"{name!r} is a {type(encoder).__name__}, not a plain vision transformer")
+    encoder.patch_embed.proj = PatchProjection(encoder.patch_embed.proj)
     return encoder
+
+
+class PatchProjection(nn.Conv2d):
+    """timm's projection of patches, a convolution of stride = kernel, as the matrix product that it is.
+
+    On a GPU alone: cuDNN has no fast convolution of one channel.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        """Take over the parameters of timm's."""
+        width, channels, *patch = convolution.weight.shape
+        super().__init__(channels, width, (patch[0], patch[1]), stride=(patch[0], patch[1]), device="meta")
+        self.weight, self.bias = convolution.weight, convolution.bias
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, D, H / P, W / P] of [B, C, H, W]."""
+        return project(images, self.weight, self.bias) if images.is_cuda else super().forward(images)
+
+
+def project(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`conv2d` with a stride of the kernel's size, by a matrix product.
+
+    Args:
+        images: [B, C, H, W], H and W multiples of P.
+        weight: [D, C, P, P].
+    """
+    patch = weight.shape[-1]
+    patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # [B, C, H / P, W / P, P, P]
+    pixels = patches.permute(0, 2, 3, 1, 4, 5).flatten(3)
+    return nn.functional.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:

@@ -196,16 +196,20 @@ class GMML(nn.Module):
         noise = torch.randn(images.shape, generator=generator, device=device, dtype=images.dtype)
         others = torch.rand(batch, generator=generator, device=device).mul(batch - 1).floor().long() + 1
         alien = images[(torch.arange(batch, device=device) + others) % batch]
-        content = {"noise": noise, "zeros": torch.zeros_like(images), "alien": alien}
+        content = {"zeros": images.new_zeros(()), "alien": alien}
         replacement = noise
         for number, name in enumerate(self.kinds):
-            replacement = torch.where((kind == number).view(-1, 1, 1, 1), content[name], replacement)
+            if name != "noise":
+                replacement = torch.where((kind == number).view(-1, 1, 1, 1), content[name], replacement)
         return Corruption(torch.where(mask, replacement, images), mask)
 
     def _mask(self, kind: Tensor, generator: torch.Generator) -> Tensor:
         """bool [B, 1, H, W]: the union of rectangles, covering a budget drawn by each image's kind."""
-        low, high = torch.tensor(self.budgets, device=kind.device)[kind].unbind(dim=1)
-        share = low + (high - low) * torch.rand(len(kind), generator=generator, device=kind.device)
+        share = torch.rand(len(kind), generator=generator, device=kind.device)
+        for number, (low, high) in enumerate(
+            self.budgets
+        ):  # no table of them: copying one to a GPU waits for it
+            share = torch.where(kind == number, low + (high - low) * share, share)
         grid = self.img_size // self.align
         start, end = draw_rectangles(
             len(kind),

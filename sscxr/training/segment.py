@@ -2,6 +2,8 @@
 
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from monai.losses.dice import MaskedDiceLoss
@@ -53,12 +55,16 @@ class Segmentation:
 
     def score(self, rows: Rows) -> float:
         """Mean Dice over whole images, at the cache's resolution."""
-        return float(self.measured(rows)["dice"].mean())
+        return segmentation.mean_dice(self._outlined(rows), self.masks[rows])
 
     def measured(self, rows: Rows) -> pd.DataFrame:
         """The figures of each row; see `segmentation.measure`."""
+        millimetres = segmentation.mm_per_px(self.cache.index.iloc[rows])
+        return segmentation.measure(self._outlined(rows), self.masks[rows], millimetres)
+
+    def _outlined(self, rows: Rows) -> npt.NDArray[np.bool_]:
         data = self.config.data
-        predicted = inference.lungs(
+        return inference.lungs(
             self.model,
             self.cache.images,
             rows,
@@ -67,8 +73,6 @@ class Segmentation:
             std=data.std,
             device=self.device,
         )
-        millimetres = segmentation.mm_per_px(self.cache.index.iloc[rows])
-        return segmentation.measure(predicted, self.masks[rows], millimetres)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
