@@ -110,7 +110,8 @@ def train(
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)
     # The last step's loss tells nothing of the weights that it led to.
-    if not torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all():
+    largest = torch.stack(torch._foreach_norm(list(model.parameters()), math.inf))
+    if not largest.isfinite().all():
         raise NonFiniteLossError(
             f"weights that are not finite after step {len(losses) - 1} of this round, the last; lower the learning "
             "rate (lr), or set amp=fp32"

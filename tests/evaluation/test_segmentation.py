@@ -116,6 +116,17 @@ def test_an_image_that_is_all_ignored_is_left_out() -> None:
     assert found["hd95_mm"] == {"value": None, "low": None, "high": None, "n": 0}
 
 
+def test_the_mean_dice_alone_is_that_of_the_figures() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.choice(np.array([0, 127, 255], np.uint8), (5, 12, 12))
+    masks[3] = 127
+    predicted = rng.random((5, 12, 12)) < 0.4
+    full = measure(predicted, masks, np.full(5, math.nan))["dice"]
+    assert segmentation.mean_dice(predicted, masks) == pytest.approx(full.mean())
+    assert 0.1 < full.mean() < 0.9
+    assert math.isnan(segmentation.mean_dice(predicted[3:4], masks[3:4]))
+
+
 def test_shapes_that_do_not_agree_are_refused() -> None:
     with pytest.raises(ValueError, match="wanted"):
         measure(LUNG[None], mask(LUNG)[None, :-1], np.array([1.0]))

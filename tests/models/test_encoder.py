@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sscxr.models.encoder import EncoderError, build, load_start, patch_tokens
+from sscxr.models.encoder import EncoderError, build, load_start, patch_tokens, project
 
 NAME = "vit_tiny_patch16_224"
 State = dict[str, Tensor]
@@ -56,6 +56,18 @@ def test_what_is_no_plain_vit_is_one_line(name: str) -> None:
     with pytest.raises(EncoderError, match=name) as error:
         build(name, img_size=224, patch_size=16)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_projected_by_a_matrix_product_are_those_of_the_convolution(channels: int) -> None:
+    source = torch.Generator().manual_seed(0)
+    images, weight = (
+        torch.randn(shape, generator=source) for shape in ((2, channels, 24, 40), (5, channels, 8, 8))
+    )
+    bias = torch.randn(5, generator=source)
+    expected = torch.nn.functional.conv2d(images, weight, bias, stride=8)
+    assert torch.allclose(project(images, weight, bias), expected, atol=1e-4)
+    assert torch.allclose(project(images, weight, None), expected - bias.view(1, 5, 1, 1), atol=1e-4)
 
 
 def test_patch_tokens_are_the_mean_of_the_blocks_after_the_norm() -> None:
