@@ -104,7 +104,7 @@ def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Ten
         state = optimiser.state.get(parameter, {})
         for moment in _MOMENTS:
             if moment in state:
-                tensors[f"{moment}.{name}"] = state[moment].detach().cpu().clone()
+                tensors[f"{moment}.{name}"] = state[moment].detach().to("cpu", copy=True)
     return tensors
 
 
