@@ -116,9 +116,8 @@ class Roster:
             hello = wire.from_record(wire.Hello, fields_of(reply))
             site = wire.check_name(hello.site, "site")
         except (WireError, SiteFailedError) as error:
-            told = getattr(error, "site", "")
-            site = registered or told
-            if site in self._expected() and site not in self._nodes:
+            site = registered or getattr(error, "site", "")
+            if site in self._expected() and not self._not_its_name(site, node, nodes):
                 self._failed[site] = ("failed", str(error))
             return ""
         problem = self._not_its_name(site, node, nodes)

@@ -69,6 +69,21 @@ def test_another_node_under_a_sites_name_is_refused_and_recorded(
     assert found["bona", "absent"] == "not connected"
 
 
+@pytest.mark.parametrize("registered", ["cora", ""])
+def test_a_failure_told_by_another_node_is_not_a_sites(tmp_path: Path, registered: str) -> None:
+    config = fed.settings(
+        "federation.sites=[anna,bona]",
+        "federation.rounds=1",
+        "federation.quorum=0.5",
+        "federation.start_timeout=1",
+    )
+    nodes = grid(tmp_path, {1: registered, 2: "anna"}, ["bona", "anna"])  # the true bona is not there
+    (tmp_path / "0" / "cache" / "images.npy").unlink()
+    fed.federation(nodes, config, tmp_path / "out").run()
+    found = {site: (outcome, why) for _, site, outcome, why in rows(tmp_path / "out")}
+    assert found["bona"] == ("absent", "not connected")
+
+
 def test_a_name_once_registered_is_not_given_to_a_node_without_one(tmp_path: Path) -> None:
     config = fed.settings("federation.sites=[anna,bona]", "federation.rounds=2", "federation.quorum=0.5")
     nodes = grid(tmp_path, {}, ["anna", "bona", "bona"])
