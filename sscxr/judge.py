@@ -194,7 +194,7 @@ def _rows(
     cache: Cache, models: Sequence[Opened], sources: Sequence[str], held_out: bool
 ) -> tuple[Rows, list[str]]:
     """Rows that no model was trained on, and what was left out."""
-    laterals = models[0].config.data.laterals
+    laterals = all(opened.config.data.laterals for opened in models)  # what each of them is made for
     rows, notes = finetune.usable(cache, laterals=laterals, sources=sources), []
     if held_out:  # at training of each of them
         share = min(opened.config.data.test_share for opened in models)

@@ -128,6 +128,16 @@ def test_two_models_are_compared_where_both_can_be(cache: Cache, model: Path, tm
         judge.compare(model, make_model(tmp_path / "third", labels=["covid19"]), cache.folder)
 
 
+def test_two_models_are_compared_without_laterals_unless_both_are_made_for_them(
+    cache: Cache, model: Path, tmp_path: Path
+) -> None:
+    settings = configs.load("default", ["data.laterals=true", "run.threads=1", "probe.resamples=50"])
+    other = make_model(tmp_path / "other", **{finetuned.SETTINGS: configs.dumps(settings)})
+    for pair in ((model, other), (other, model)):
+        assert judge.compare(*pair, cache.folder).figures["n"] == COUNT - 4
+    assert judge.compare(other, other, cache.folder).figures["n"] == COUNT
+
+
 @pytest.mark.slow
 def test_two_models_are_compared_on_patients_set_aside_from_both(
     cache: Cache, model: Path, tmp_path: Path
