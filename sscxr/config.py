@@ -228,17 +228,11 @@ def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: unknown key (with the nearest known one), wrong type, or a value out of its range.
     """
-    layers = [("configs/default.yaml", _read(_shipped("default")))]
-    if str(file) != "default":
-        layers.append((str(file), _read(_find(file))))
-    for item in overrides:
-        layers.append((f"override '{item}'", _override(item)))
-    merged = OmegaConf.structured(Config)
+    layers = [] if str(file) == "default" else [(str(file), _read(_find(file)))]
+    layers += [(f"override '{item}'", _override(item)) for item in overrides]
+    merged = copy.deepcopy(_defaults())
     for origin, layer in layers:
-        try:
-            merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {_explain(error)}") from None
+        _fill(merged, origin, layer)
     return _checked(merged)
 
 
@@ -325,6 +319,21 @@ def _find(file: str | Path) -> Path:
 
 def _shipped(name: str) -> Path:
     return Path(str(resources.files("configs") / f"{name}.yaml"))
+
+
+@functools.cache
+def _defaults() -> Any:
+    """The schema, filled from `configs/default.yaml`; whoever changes it copies it first."""
+    schema = OmegaConf.structured(Config)
+    _fill(schema, "configs/default.yaml", _read(_shipped("default")))
+    return schema
+
+
+def _fill(merged: Any, origin: str, layer: Any) -> None:
+    try:
+        merged.merge_with(layer)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
 def _read(path: Path) -> Any:

@@ -89,6 +89,7 @@ def test_what_goes_wrong_is_one_line(
     assert words in err
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_leaves_no_process(manifests: list[Path], tmp_path: Path) -> None:
     command = [
         sys.executable,

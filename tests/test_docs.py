@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,14 @@ def test_options_and_settings_are_there(page: str, command: str) -> None:
         assert (ROOT / file).exists(), f"{file} is not there"
 
 
+@cache
 def the_cli() -> click.Command:
     for entry in entry_points(group="sscxr.commands"):
         entry.load()(cli.app)
     return typer.main.get_command(cli.app)
 
 
+@cache
 def the_simulation() -> click.Command:
     app = typer.Typer(add_completion=False)
     app.command()(sim_run.run)

@@ -48,6 +48,7 @@ def test_one_file_without_this_machines_paths(file: Path) -> None:
     assert sorted(path.name for path in file.parent.iterdir()) == ["encoder", "encoder.onnx"]
 
 
+@pytest.mark.slow
 def test_a_difference_above_the_bound_leaves_no_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(export.ExportError, match="differ by"):
         export.export_onnx(folder, tmp_path / "e.onnx", bound=-1.0)
@@ -59,6 +60,7 @@ def test_a_folder_that_is_not_there_is_told_at_once(folder: Path, tmp_path: Path
         export.export_onnx(folder, tmp_path / "nowhere" / "e.onnx")
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_difference(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_settings_of_an_earlier_sscxr_are_enough(cache: Cache, tmp_path: Path) -
     assert judge.evaluate(model, cache.folder).figures["n"] > 0
 
 
+@pytest.mark.slow
 def test_poor_labels_are_noted(cache: Cache, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", labels=["pneumonia", "covid19", "oedema"])
     judged = judge.evaluate(model, cache.folder)
@@ -150,6 +151,7 @@ def test_two_models_are_compared_on_patients_set_aside_from_both(
         assert judge.compare(*pair, cache.folder, held_out=True).figures["n"] == 4
 
 
+@pytest.mark.slow
 def test_segmenters(tmp_path: Path, model: Path) -> None:
     folder = tmp_path / "cache"
     make_cache(folder, images(8), {"has_mask": [1, 1, 1, 1, 1, 1, 0, 0], "group": [*"aabbccdd"]})

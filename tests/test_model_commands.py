@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import releases
 from caches import make_cache
+from marks import slow
 from PIL import Image
 from tuned import make_model
 
@@ -107,7 +108,7 @@ def test_predict_goes_on_and_fails_at_the_end(
     assert (code, err) == (0, "")
 
 
-@pytest.mark.parametrize("kind", ["model", "encoder"])
+@pytest.mark.parametrize("kind", ["model", slow("encoder")])
 def test_embed_and_similar(
     place: Path,
     tmp_path: Path,

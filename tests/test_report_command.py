@@ -86,6 +86,7 @@ def test_several_runs_are_compared_on_one_page(typed: Typed, tmp_path: Path) -> 
     assert "comparison.html is there already" in err
 
 
+@pytest.mark.slow
 def test_a_run_is_found_by_its_name_as_by_watch(typed: Typed, tmp_path: Path) -> None:
     kept = make_run(tmp_path / "home" / ".sscxr" / "runs" / "lungs", "kept")
     assert typed("lungs") == (0, f"{kept / 'report.html'}\n", "")
@@ -119,6 +120,7 @@ def test_a_run_of_an_earlier_sscxr_has_its_report(typed: Typed, tmp_path: Path) 
     assert typed("one")[0] == 0
 
 
+@pytest.mark.slow
 def test_two_runs_of_different_rules_say_what_differs(typed: Typed, tmp_path: Path) -> None:
     make_run(tmp_path / "one", "lungs")
     other = make_run(tmp_path / "two", "hearts")

@@ -69,6 +69,7 @@ def test_a_label_that_is_easily_seen_is_learned_and_twice_the_same(
     assert spec.labels == ["spot"]
 
 
+@pytest.mark.slow
 def test_several_labels_with_unknowns(encoder: Path, cache: Cache, tmp_path: Path) -> None:
     tuned = learn(encoder, cache, tmp_path / "model", "finetune.epochs=2", labels=("rare", "spot"))
     assert {"auroc", "auroc:rare", "auroc:spot"} <= tuned.figures.keys()
@@ -91,6 +92,7 @@ def test_few_labels_of_a_frozen_encoder(encoder: Path, cache: Cache, tmp_path: P
     assert f"| {tuned.figures['n']} |" not in card
 
 
+@pytest.mark.slow
 def test_validation_patients_of_one_class_stop_nothing_and_it_is_said(encoder: Path, tmp_path: Path) -> None:
     place = np.repeat(np.linspace(0, 1, 40), 2).round(6)
     spot = (np.arange(80) // 2 % 2).astype(float)
@@ -107,6 +109,7 @@ def test_validation_patients_of_one_class_stop_nothing_and_it_is_said(encoder: P
     assert '"score": null' in lines
 
 
+@pytest.mark.slow
 def test_without_test_patients_there_are_no_figures(encoder: Path, cache: Cache, tmp_path: Path) -> None:
     tuned = learn(encoder, cache, tmp_path / "model", "finetune.epochs=1", "data.test_share=0")
     assert tuned.figures == {}

@@ -36,6 +36,7 @@ def folded(tmp_path: Path, sites: int, codec: str = "fp16") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 def test_every_codec_goes_through_the_fold(tmp_path: Path, codec: str) -> None:
     assert folded(tmp_path, 2, codec)["codec"] == codec

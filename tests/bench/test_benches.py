@@ -59,6 +59,7 @@ def test_a_cache_is_opened_with_its_columns_and_without(bench: Any, tmp_path: Pa
     assert (parsed["columns"], bench("scale").opened(folder)["columns"]) == (False, True)
 
 
+@pytest.mark.slow
 def test_a_simulation_of_many_sites(bench: Any) -> None:
     found = bench("scale").simulated(3)
     assert found["sites"] == 3
@@ -69,6 +70,7 @@ def of_rounds(**given: Any) -> Namespace:
     return Namespace(config="smoke", overrides=[*SMALL, "data.cache_size=80"], **given)
 
 
+@pytest.mark.slow
 def test_parts_of_a_round_are_within_it(bench: Any, tmp_path: Path) -> None:
     from sscxr.training.pretrain import SiteTraining
 

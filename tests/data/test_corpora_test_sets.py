@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layouts.base import picture
+from marks import slow
 
 from sscxr.data.prepare import prepare
 
 
-@pytest.mark.parametrize("name", ["nih", "kermany", "covidx"])
+@pytest.mark.parametrize("name", ["nih", slow("kermany"), slow("covidx")])
 def test_no_published_test_image_is_trained_on_unless_asked_for(name: str, corpus, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     root, truth = corpus(name)
     assert truth.tests

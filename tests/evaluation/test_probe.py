@@ -127,6 +127,7 @@ def test_planted_leak_would_be_seen(tmp_path: Path) -> None:
     assert all(pair.trained.auroc > 0.95 for pair in leaked)
 
 
+@pytest.mark.slow
 def test_regularisation_is_chosen_over_patients(tmp_path: Path) -> None:
     """With features that name the patient, folds by image would choose no regularisation at all."""
     rng = np.random.default_rng(2)
@@ -138,6 +139,7 @@ def test_regularisation_is_chosen_over_patients(tmp_path: Path) -> None:
     assert by_image > 1
 
 
+@pytest.mark.slow
 def test_salt_changes_no_figure(tmp_path: Path) -> None:
     cache = labelled_cache(tmp_path)
     before = run(cache, cohorts={"ward": ["ward"]})

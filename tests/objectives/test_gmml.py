@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from marks import slow
 from ops import count_ops
 from torch import Tensor, nn
 
@@ -78,7 +79,7 @@ def draw(
     ("align", "budget", "count", "coverage", "sd", "blocks", "spread"),
     [
         (16, (0.5, 0.75), 1500, 0.641, 0.071, 33.7, (21, 49)),
-        (1, (0.5, 0.75), 300, 0.636, 0.070, 59.7, (35, 88)),
+        slow(1, (0.5, 0.75), 300, 0.636, 0.070, 59.7, (35, 88)),
         (16, (0.3, 0.3), 1500, 0.315, 0.014, 11.8, (8, 16)),
         (16, (0.5, 0.5), 1500, 0.511, 0.012, 22.8, (17, 29)),
     ],
@@ -108,7 +109,7 @@ def test_published_sampler_has_the_published_statistics(
 
 
 @pytest.mark.parametrize(
-    ("align", "count", "top_left", "bottom_right"), [(16, 1500, 0.17, 0.38), (1, 300, 0.07, 0.69)]
+    ("align", "count", "top_left", "bottom_right"), [(16, 1500, 0.17, 0.38), slow(1, 300, 0.07, 0.69)]
 )
 def test_published_sampler_prefers_the_centre(
     align: int, count: int, top_left: float, bottom_right: float
@@ -124,7 +125,7 @@ def test_published_sampler_prefers_the_centre(
     [
         (224, 16, 0.3, (0.5, 0.75), 1500),
         (224, 16, 0.3, (0.3, 0.3), 1500),
-        (224, 1, 0.3, (0.5, 0.75), 200),
+        slow(224, 1, 0.3, (0.5, 0.75), 200),
         (64, 8, 0.4, (0.5, 0.75), 1500),
         (64, 8, 0.4, (0.3, 0.3), 1500),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, Error, Message, RecordDict
+from marks import slow
 from replies import (
     NAMES,
     PATIENT,
@@ -113,7 +114,16 @@ FAILED: dict[str, tuple[fed.Damage, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *FAILED])
+QUICK = {  # one of each kind: values, sizes, names, files, another message's reply, figures, types
+    "NaN", "norm", "transposed", "missing", "no arrays", "pickle", "bomb", "other round", "patient for a site",
+    "endless images", "NaN loss", "field extra", "error",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case if case in QUICK else slow(case) for case in (*REFUSED, *FAILED)],
+)
 def test_a_bad_reply_is_in_the_table_and_the_round_goes_on_without_it(
     tmp_path: Path, replies: dict[str, Message], case: str
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_call_that_does_not_return_stops_the_run_in_time(
     assert "DOE" not in str(stopped.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [8, 1])
 def test_a_reply_that_comes_slowly_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int

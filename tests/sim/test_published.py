@@ -1,5 +1,6 @@
 """Virtual sites of corpora: partition files that others can read, who holds what, and what is said of it."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -263,25 +264,30 @@ def test_a_plan_is_dealt_and_read_by_the_prepared_images(method: str, tmp_path: 
     assert len(again) == len(set(again))
 
 
-def test_a_plan_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:'sim.plan' found in sys.modules:RuntimeWarning")
+def test_a_plan_that_is_there_is_not_replaced_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     LAYOUTS["montgomery"](tmp_path / "mc")
-    command = [sys.executable, "-m", "sim.plan", f"montgomery:{tmp_path / 'mc'}", "privacy.min_cell=1"]
 
-    def typed(*more: str) -> "subprocess.CompletedProcess[str]":
-        whole = [*command, "--out", str(tmp_path / "plan"), *more]
-        return subprocess.run(whole, env=environment(), text=True, capture_output=True, check=False)
+    def typed(*more: str) -> tuple[int, str]:
+        given = [f"montgomery:{tmp_path / 'mc'}", "privacy.min_cell=1", "--out", str(tmp_path / "plan")]
+        monkeypatch.setattr(sys, "argv", ["sim.plan", *given, *more])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("sim.plan", run_name="__main__")
+        return int(ended.value.code or 0), capsys.readouterr().err
 
-    first = typed("--clients", "2")
-    assert first.returncode == 0, first.stderr
+    assert typed("--clients", "2") == (0, "")
     written = (tmp_path / "plan" / "partition.csv").read_bytes()
-    again = typed("--clients", "3")
-    assert (again.returncode, len(again.stderr.splitlines())) == (1, 1)
-    assert "holds a plan already; give --force" in again.stderr
+    code, said = typed("--clients", "3")
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert "holds a plan already; give --force" in said
     assert (tmp_path / "plan" / "partition.csv").read_bytes() == written
-    assert typed("--clients", "3", "--force").returncode == 0
+    assert typed("--clients", "3", "--force")[0] == 0
     assert (tmp_path / "plan" / "partition.csv").read_bytes() != written
 
 
+@pytest.mark.slow
 def test_covidx_by_source_is_single_class_and_the_report_says_so(tmp_path: Path) -> None:
     """From the folder to two rounds; the partition that one run wrote is another's."""
     LAYOUTS["covidx"](tmp_path / "covidx")

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from marks import slow
 from simulations import Killer, arguments, everything, losses, small_cache, weights
 
 # Where to die: the function, its n-th call, before or after it did its work. Two sites, three rounds.
@@ -30,10 +31,7 @@ POINTS = {
     "in the second release": ("sscxr.release:replace_folder", 2, "before"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
-QUICK = {
-    "in local training", "between a site's state and its reply", "in folding",
-    "between a checkpoint and its rename", "between rounds", "in the release",
-}  # fmt: skip
+QUICK = {"between a site's state and its reply"}
 SEED, DRAWS = 20, 8
 
 
@@ -86,9 +84,7 @@ def resumed(killer: Killer, argv: list[str], out: Path, whole: Path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize(
-    "point", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in POINTS]
-)
+@pytest.mark.parametrize("point", [name if name in QUICK else slow(name) for name in POINTS])
 def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole, tmp_path: Path) -> None:
     at, call, when = POINTS[point]
     argv = arguments(tmp_path / "out", data=cache)
@@ -97,6 +93,7 @@ def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole
     resumed(killer, argv, tmp_path / "out", whole.out)
 
 
+@pytest.mark.slow
 def test_killed_with_int8_what_a_site_carries_is_that_of_the_folded_round(
     killer: Killer, cache: Path, tmp_path: Path
 ) -> None:
@@ -113,10 +110,8 @@ def test_killed_with_int8_what_a_site_carries_is_that_of_the_folded_round(
         resumed(killer, asked(out.name), out, tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [number if number == 0 else pytest.param(number, marks=pytest.mark.slow) for number in range(DRAWS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", range(DRAWS))
 def test_killed_at_random_moments(
     draw: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
 ) -> None:
@@ -153,6 +148,7 @@ def test_killed_while_the_data_is_prepared(at: str, call: int, killer: Killer, t
     resumed(killer, arguments(out, *small), out, whole)
 
 
+@pytest.mark.slow
 def test_resume_of_nothing_starts_and_of_a_finished_run_changes_nothing(
     killer: Killer, cache: Path, whole: Whole, tmp_path: Path
 ) -> None:
@@ -187,9 +183,8 @@ def test_a_run_is_gone_on_with_as_it_was_asked_for(
     assert everything(whole.out) == before
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(
     number: signal.Signals, status: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
 ) -> None:

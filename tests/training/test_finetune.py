@@ -148,16 +148,18 @@ class Toy:
 ROWS = Split(np.arange(8), np.arange(8, 12), np.arange(12, 14))
 
 
-def config(tmp_path: Path, *overrides: str) -> Any:
-    encoder = tmp_path / "encoder"
-    if not encoder.exists():
-        releases.write(encoder)
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return releases.write(tmp_path_factory.mktemp("release") / "encoder")
+
+
+def config(encoder: Path, *overrides: str) -> Any:
     return finetunings.settings(encoder, "finetune.batch_size=4", *overrides)
 
 
-def test_the_best_weights_are_kept_and_patience_ends_it(tmp_path: Path) -> None:
+def test_the_best_weights_are_kept_and_patience_ends_it(encoder: Path) -> None:
     toy, told = Toy([0.5, 0.8, 0.7, 0.8, 0.6, 0.9]), []
-    settings = config(tmp_path, "finetune.epochs=6", "finetune.patience=3")
+    settings = config(encoder, "finetune.epochs=6", "finetune.patience=3")
     history = finetune.fine_tune(toy, ROWS, settings, on_epoch=told.append)
     assert history.best == 2, "an equal score is no better one"
     assert [one.score for one in history.epochs] == [0.5, 0.8, 0.7, 0.8, 0.6]
@@ -167,56 +169,56 @@ def test_the_best_weights_are_kept_and_patience_ends_it(tmp_path: Path) -> None:
     assert not toy.model.training
 
 
-def test_without_patience_it_goes_on_to_the_end(tmp_path: Path) -> None:
+def test_without_patience_it_goes_on_to_the_end(encoder: Path) -> None:
     toy = Toy([0.5, 0.4, 0.3, 0.2])
-    history = finetune.fine_tune(toy, ROWS, config(tmp_path, "finetune.patience=0"))
+    history = finetune.fine_tune(toy, ROWS, config(encoder, "finetune.patience=0"))
     assert (len(history.epochs), history.best) == (4, 1)
     assert torch.equal(toy.model.head.weight, toy.weights[0])
 
 
 @pytest.mark.parametrize("val", [np.arange(8, 12), np.arange(0)])
 def test_where_nothing_tells_which_is_best_the_last_weights_are_kept(
-    tmp_path: Path, val: np.ndarray[Any, Any]
+    encoder: Path, val: np.ndarray[Any, Any]
 ) -> None:
     toy = Toy([math.nan] * 4)
     parts = Split(ROWS.train, val, ROWS.test)
-    history = finetune.fine_tune(toy, parts, config(tmp_path, "finetune.patience=1"))
+    history = finetune.fine_tune(toy, parts, config(encoder, "finetune.patience=1"))
     assert (len(history.epochs), history.best) == (4, 4)
     if len(val):
         assert torch.equal(toy.model.head.weight, toy.weights[-1])
 
 
-def test_every_epoch_sees_every_training_image_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+def test_every_epoch_sees_every_training_image_once_in_an_order_of_its_own(encoder: Path) -> None:
     toy = Toy([0.1, 0.2, 0.3, 0.4])
-    finetune.fine_tune(toy, ROWS, config(tmp_path))
+    finetune.fine_tune(toy, ROWS, config(encoder))
     epochs = [toy.seen[place] + toy.seen[place + 1] for place in range(0, 8, 2)]
     assert all(sorted(one) == list(range(8)) for one in epochs)
     assert len(set(epochs)) > 1
 
 
-def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode(tmp_path: Path) -> None:
+def test_a_frozen_encoder_stays_as_it_is_and_in_eval_mode(encoder: Path) -> None:
     toy = Toy([0.1, 0.2, 0.3, 0.4])
     before = {name: tensor.clone() for name, tensor in toy.model.state_dict().items()}
-    finetune.fine_tune(toy, ROWS, config(tmp_path, "finetune.frozen=true"))
+    finetune.fine_tune(toy, ROWS, config(encoder, "finetune.frozen=true"))
     after = toy.model.state_dict()
     assert set(toy.modes) == {(True, False)}
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]) == name.startswith("encoder."), name
 
 
-def test_two_runs_give_the_same_weights_and_the_seed_matters(tmp_path: Path) -> None:
+def test_two_runs_give_the_same_weights_and_the_seed_matters(encoder: Path) -> None:
     ends = []
     for seed in (0, 0, 1):
         toy = Toy([0.1, 0.2, 0.3, 0.4])
         torch.manual_seed(len(ends))  # what the global generator holds is of no matter
-        finetune.fine_tune(toy, ROWS, config(tmp_path, f"run.seed={seed}"))
+        finetune.fine_tune(toy, ROWS, config(encoder, f"run.seed={seed}"))
         ends.append(toy.model.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not torch.equal(ends[0]["head.weight"], ends[2]["head.weight"])
 
 
-def test_a_linear_head_on_a_frozen_encoder_learns_faster(tmp_path: Path) -> None:
-    settings = config(tmp_path, "finetune.lr=1e-3")
+def test_a_linear_head_on_a_frozen_encoder_learns_faster(encoder: Path) -> None:
+    settings = config(encoder, "finetune.lr=1e-3")
     model = Classifier(build(releases.NAME, **releases.SIZES), labels=1, pool="mean")
 
     def rates(model: nn.Module) -> set[float]:
@@ -233,32 +235,30 @@ def test_a_linear_head_on_a_frozen_encoder_learns_faster(tmp_path: Path) -> None
     assert rates(toy) == {1e-3}, "a decoder's rate stays"
 
 
-def test_few_images_are_passed_over_more_often(tmp_path: Path) -> None:
-    settings = config(tmp_path, "finetune.min_steps=30", "finetune.epochs=10").finetune
+def test_few_images_are_passed_over_more_often(encoder: Path) -> None:
+    settings = config(encoder, "finetune.min_steps=30", "finetune.epochs=10").finetune
     assert finetune.planned_epochs(8, settings) == 15  # two batches each
     assert finetune.planned_epochs(3, settings) == 30
     assert finetune.planned_epochs(400, settings) == 10
 
 
-def test_a_loss_that_is_not_finite_is_one_line_without_a_row(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_one_line_without_a_row(encoder: Path) -> None:
     class Broken(Toy):
         def loss(self, batch: Tensor) -> Tensor:
             return super().loss(batch) * math.nan
 
     with pytest.raises(FinetuneError, match=r"no longer finite in epoch 1; lower finetune\.lr"):
-        finetune.fine_tune(Broken([0.1]), ROWS, config(tmp_path))
+        finetune.fine_tune(Broken([0.1]), ROWS, config(encoder))
 
 
-def test_weights_that_the_last_step_made_nan_are_the_same_line(tmp_path: Path) -> None:
+def test_weights_that_the_last_step_made_nan_are_the_same_line(encoder: Path) -> None:
     class Steep(Toy):
         def loss(self, batch: Tensor) -> Tensor:
             weight = next(self.model.parameters())
             return super().loss(batch) + (0 * weight).sum().sqrt()  # a loss of 0 more, a gradient of NaN
 
     with pytest.raises(FinetuneError, match="no longer finite in epoch 1"):
-        finetune.fine_tune(
-            Steep([0.1]), ROWS, config(tmp_path, "finetune.batch_size=64", "finetune.epochs=1")
-        )
+        finetune.fine_tune(Steep([0.1]), ROWS, config(encoder, "finetune.batch_size=64", "finetune.epochs=1"))
 
 
 def test_a_history_adds_up() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from marks import slow
 from omegaconf import OmegaConf
 
 from client import app as client
@@ -70,7 +71,7 @@ def test_encoder_and_head_are_averaged_and_make_a_model(tmp_path: Path) -> None:
         assert not split(kept_by(file))[1], "a head that is averaged is kept nowhere else"
 
 
-@pytest.mark.parametrize("settings", ["gmml.blocks=[12]", "finetune.img_size=48"])
+@pytest.mark.parametrize("settings", [slow("gmml.blocks=[12]"), "finetune.img_size=48"])
 def test_an_encoder_of_another_depth_or_size_than_the_recipes_is_released(
     tmp_path: Path, settings: str
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_head_that_is_kept_never_leaves_its_site(tmp_path: Path) -> None:
     assert not torch.equal(heads[0]["weight"], heads[1]["weight"])
 
 
+@pytest.mark.slow
 def test_two_runs_give_the_same_bytes_and_one_that_was_stopped_too(tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):
@@ -122,9 +124,9 @@ def test_two_runs_give_the_same_bytes_and_one_that_was_stopped_too(tmp_path: Pat
     ("labels", "takes_part"),
     [
         ({"pneumonia": np.ones(20)}, True),  # one class only
-        ({"pneumonia": np.where(MIXED, np.nan, 1.0)}, True),  # half of the images without a label
-        ({"covid19": MIXED}, True),  # another label of the run's two
-        ({"normal": MIXED}, False),  # none of them
+        slow({"pneumonia": np.where(MIXED, np.nan, 1.0)}, True),  # half of the images without a label
+        slow({"covid19": MIXED}, True),  # another label of the run's two
+        slow({"normal": MIXED}, False),  # none of them
         ({"pneumonia": np.full(20, np.nan)}, False),
     ],
 )
@@ -152,6 +154,7 @@ def test_a_site_that_allows_pretraining_alone_is_not_asked_to_fine_tune(tmp_path
     assert dict(reply.content.config_records[client.RECORD])["failure"] == "not allowed"
 
 
+@pytest.mark.slow
 def test_lungs_are_segmented_across_sites(tmp_path: Path) -> None:
     sites = []
     for name in ("anna", "bona"):
@@ -168,7 +171,7 @@ def test_lungs_are_segmented_across_sites(tmp_path: Path) -> None:
     assert records[-1]["scores"].keys() == {"anna", "bona"}
 
 
-@pytest.mark.parametrize(("positives", "told"), [(0, False), (1, False), (3, True), (8, False)])
+@pytest.mark.parametrize(("positives", "told"), [slow(0, False), (1, False), (3, True), slow(8, False)])
 def test_figures_whose_classes_are_small_cells_are_not_told(
     tmp_path: Path, positives: int, told: bool
 ) -> None:
@@ -227,6 +230,7 @@ def test_unknown_labels_weigh_nothing(tmp_path: Path) -> None:
     assert site_finetune.tellable(cache, rows, tuned(), 3)
 
 
+@pytest.mark.slow
 def test_a_site_whose_own_training_diverges_has_nothing_to_compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_payload_that_the_link_carries_in_time(authority: Authority) -> None:
     assert check.state == "ok", check.value
 
 
+@pytest.mark.slow
 def test_a_payload_too_big_for_link_and_deadline(authority: Authority) -> None:
     slow = {"rate": 4e6}  # bytes a second: at most 32 Mbit/s
     check = measured(authority, a_join(20, 40, 7200), **slow)
