@@ -26,7 +26,7 @@ test: venv
 	$(PYTEST) -m 'not faults'
 
 quick: venv
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not faults'
 
 # The fault table of docs/faults.md: processes killed, a network cut, disks full.
 faults: venv

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
-from marks import slow
 
 from sscxr import codecs, seeds
 from sscxr import config as configs
@@ -110,6 +109,7 @@ def test_int8_gives_a_quiet_channel_its_own_scale() -> None:
     assert float((received - sent)[1].norm() / sent[1].norm()) < 0.02
 
 
+@pytest.mark.slow
 def test_int8_rounds_so_that_the_mean_is_what_was_sent() -> None:
     sent = {"t": torch.linspace(-1, 1, 101)}
     source, number = draws(), 4000
@@ -284,7 +284,8 @@ def test_the_largest_that_int8_accepts_decodes_to_finite_values() -> None:
 # ---- sizes
 
 
-@pytest.mark.parametrize(("codec", "most"), [slow("fp32", 86), slow("fp16", 43), ("int8", 22)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("codec", "most"), [("fp32", 86), ("fp16", 43), ("int8", 22)])
 def test_a_vit_s_takes_no_more_megabytes_than_promised(codec: str, most: int) -> None:
     """configs/sscxr.yaml: ViT-S/16, one channel, 224 px; 1 MB is 10^6 bytes, array headers and scales included."""
     encoder = dict(build_encoder(configs.load("sscxr", [])).state_dict())

@@ -25,6 +25,7 @@ def file(folder: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_outputs_are_the_models_for_any_batch(file: Path) -> None:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     assert [item.name for item in session.get_inputs()] == ["images"]
@@ -41,6 +42,7 @@ def test_outputs_are_the_models_for_any_batch(file: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(features), tokens.mean(dim=1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_one_file_without_this_machines_paths(file: Path) -> None:
     data = file.read_bytes()
     for path in (Path(export.__file__).parent, Path(torch.__file__).parent, Path.home()):

@@ -83,6 +83,7 @@ def test_a_released_encoder_is_the_start_and_stays_when_frozen(tmp_path: Path) -
     assert spec.encoder_sha256
 
 
+@pytest.mark.slow
 def test_another_input_size_is_said(tmp_path: Path) -> None:
     cache, release = outlined(tmp_path / "cache"), encoder(tmp_path / "encoder")
     notes: list[str] = []

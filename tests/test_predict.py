@@ -155,6 +155,7 @@ def test_values_come_back_to_the_originals_pixels() -> None:
     assert found[100, 5:-5] == pytest.approx(expected[5:-5], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_prediction_is_one_dicom_instance(folder: Path, tmp_path: Path) -> None:
     mask = np.zeros((HIGH, WIDE), dtype=bool)
     mask[10:20] = True

@@ -60,6 +60,7 @@ def test_a_run_has_its_report_in_its_folder_written_anew_each_time(typed: Typed,
         (out / "report.html").write_text("old")
 
 
+@pytest.mark.slow
 def test_another_page_is_not_written_over_without_force(typed: Typed, tmp_path: Path) -> None:
     make_run(tmp_path / "one", "lungs")
     page = tmp_path / "page.html"

@@ -8,6 +8,7 @@ from pathlib import Path
 import federation as fed
 import pytest
 from answers import failure, said, states
+from marks import slow
 from omegaconf import OmegaConf
 
 
@@ -20,12 +21,12 @@ def allow(site: Path, **values: object) -> None:
     ("values", "word"),
     [
         ({"paused": True}, "paused"),
-        ({"stages": []}, "not allowed"),
+        slow({"stages": []}, "not allowed"),
         ({"threads": 1}, "not allowed"),
-        ({"min_images": 9}, "few images"),
+        slow({"min_images": 9}, "few images"),
         ({"min_cell": 9}, "few images"),
         ({"dp": {"enabled": True}}, "settings"),
-        ({"device": "cuda:77"}, "request"),
+        slow({"device": "cuda:77"}, "request"),
     ],
 )
 def test_what_the_site_does_not_allow_is_refused_and_it_can_come_back(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from dicoms import LOSSLESS, chest, dataset, read, refusal, save
-from marks import slow
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 
@@ -101,12 +100,13 @@ def peak_of_reading(path: Path) -> tuple[str, int]:
     return reason, int(grown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "reason"),
     [
         ("pixels", "too large: inflates to more than 64 MB"),
-        slow("private", "too large: its header inflates to more than 64 MB"),
-        slow("no preamble", "too large: inflates to more than 64 MB"),
+        ("private", "too large: its header inflates to more than 64 MB"),
+        ("no preamble", "too large: inflates to more than 64 MB"),
     ],
 )
 def test_a_small_file_that_inflates_to_a_large_one_is_refused_before_it_is_one(

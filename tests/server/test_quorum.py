@@ -22,6 +22,7 @@ def broken_until(attempt: int) -> fed.Damage:
     return damage
 
 
+@pytest.mark.slow
 def test_a_round_without_quorum_is_tried_again_and_ends_as_if_it_had_been_the_first(tmp_path: Path) -> None:
     config = fed.settings("federation.rounds=2", "federation.retries=2", "federation.quorum=1")
     plain, retried = (fed.make_sites(tmp_path / name, NAMES[:2], images=6) for name in ("plain", "retried"))

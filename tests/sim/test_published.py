@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from caches import make_cache
 from layouts import LAYOUTS
+from marks import slow
 from simulations import ROOT, SMALLEST, environment
 
 from sim import holdings, plan, published
@@ -243,7 +244,7 @@ def test_test_sets_are_said(tmp_path: Path) -> None:
 # ---- from folders to sites
 
 
-@pytest.mark.parametrize("method", ["natural", "natural-dirichlet", "dirichlet"])
+@pytest.mark.parametrize("method", ["natural", slow("natural-dirichlet"), slow("dirichlet")])
 def test_a_plan_is_dealt_and_read_by_the_prepared_images(method: str, tmp_path: Path) -> None:
     for name in ("padchest", "montgomery", "nih"):
         LAYOUTS[name](tmp_path / name)

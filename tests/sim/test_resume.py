@@ -8,7 +8,6 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from marks import slow
 from simulations import Killer, arguments, everything, losses, small_cache, weights
 
 # Where to die: the function, its n-th call, before or after it did its work. Two sites, three rounds.
@@ -31,8 +30,9 @@ POINTS = {
     "in the second release": ("sscxr.release:replace_folder", 2, "before"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
-QUICK = {"between a site's state and its reply"}
 SEED, DRAWS = 20, 8
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def resumed(killer: Killer, argv: list[str], out: Path, whole: Path) -> None:
     assert left == []
 
 
-@pytest.mark.parametrize("point", [name if name in QUICK else slow(name) for name in POINTS])
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole, tmp_path: Path) -> None:
     at, call, when = POINTS[point]
     argv = arguments(tmp_path / "out", data=cache)
@@ -93,7 +93,6 @@ def test_killed_at_a_point(point: str, killer: Killer, cache: Path, whole: Whole
     resumed(killer, argv, tmp_path / "out", whole.out)
 
 
-@pytest.mark.slow
 def test_killed_with_int8_what_a_site_carries_is_that_of_the_folded_round(
     killer: Killer, cache: Path, tmp_path: Path
 ) -> None:
@@ -110,7 +109,6 @@ def test_killed_with_int8_what_a_site_carries_is_that_of_the_folded_round(
         resumed(killer, asked(out.name), out, tmp_path / "whole")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("draw", range(DRAWS))
 def test_killed_at_random_moments(
     draw: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path
@@ -123,7 +121,6 @@ def test_killed_at_random_moments(
     resumed(killer, argv, tmp_path / "out", whole.out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "call"),
     [
@@ -148,7 +145,6 @@ def test_killed_while_the_data_is_prepared(at: str, call: int, killer: Killer, t
     resumed(killer, arguments(out, *small), out, whole)
 
 
-@pytest.mark.slow
 def test_resume_of_nothing_starts_and_of_a_finished_run_changes_nothing(
     killer: Killer, cache: Path, whole: Whole, tmp_path: Path
 ) -> None:
@@ -162,28 +158,6 @@ def test_resume_of_nothing_starts_and_of_a_finished_run_changes_nothing(
     assert everything(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        ([], "give --resume"),
-        (["--resume", "pretrain.lr=0.5", "federation.uplink=fp32"], "(federation.uplink, pretrain.lr)"),
-        (["--resume", "--clients", "3"], "(--clients)"),
-        (["--resume", "--data", "."], "(--data)"),
-    ],
-)
-def test_a_run_is_gone_on_with_as_it_was_asked_for(
-    more: list[str], says: str, killer: Killer, cache: Path, whole: Whole
-) -> None:
-    before = everything(whole.out)
-    ended = killer.run([*arguments(whole.out, data=cache), *more])
-    assert ended.status == 1
-    assert ended.log.startswith("error: ")
-    assert ended.log.count("\n") == 1
-    assert says in ended.log
-    assert everything(whole.out) == before
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop(
     number: signal.Signals, status: int, killer: Killer, cache: Path, whole: Whole, tmp_path: Path

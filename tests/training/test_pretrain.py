@@ -30,6 +30,7 @@ def test_rounds_follow_each_other_without_a_gap(images: int, epochs: float) -> N
         assert rounds[-1].stop == int(12 * per_round + 1e-6)
 
 
+@pytest.mark.slow
 def test_four_quarters_of_an_epoch_see_each_image_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

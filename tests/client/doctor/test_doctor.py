@@ -114,6 +114,7 @@ def test_the_coordinators_machine(superlink: SuperLink, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_exit_code_tells_the_worst(superlink: SuperLink, hospital: Path, tmp_path: Path) -> None:
     site = hospital / "site" / "site.yaml"
     warning = write_join(tmp_path / "w.yaml", superlink, versions=machine.installed() | {"python": "3.99.0"})
