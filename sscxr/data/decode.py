@@ -234,6 +234,7 @@ def has_heavy_text(levels: Bytes) -> bool:
     one in a row, a side marker a few in few rows; letters have many, in every row of a line.
     """
     step = max(1, max(levels.shape) // 1024)
-    view = levels[::step, ::step].astype(np.int16)
-    jumps = (np.abs(np.diff(view, axis=1)) > 64).sum(axis=1)
+    view = np.ascontiguousarray(levels[::step, ::step])
+    left, right = view[:, :-1], view[:, 1:]
+    jumps = (np.maximum(left, right) - np.minimum(left, right) > 64).sum(axis=1, dtype=np.uint16)
     return int((jumps >= 16).sum()) >= 24

@@ -57,10 +57,12 @@ def displayed(
     greys, grey_range, warnings = _values_of_interest(values, counts, header)
     if is_inverse(header):
         greys = 1.0 - greys
-    table, grey = greys.astype(np.float32), np.empty(stored.shape, np.float32)
+    grey = np.empty(stored.shape, np.float32)
+    first = _first_index(low, span)
+    table = np.concatenate([np.zeros(low - first, np.float32), greys.astype(np.float32)])
     for rows in bands(stored.shape):
-        offsets = np.subtract(stored[rows], low, dtype=np.int64)
-        np.take(table, offsets, out=grey[rows], mode="clip")  # none is out of range; unlike "raise", no copy
+        # None is out of range; unlike "raise", "clip" makes no copy.
+        np.take(table, _indices(stored[rows], first), out=grey[rows], mode="clip")
     if not true_pixels.all():
         grey[~true_pixels] = 0.0
     return grey, grey_range, warnings
@@ -76,13 +78,24 @@ def _counts(
     stored: npt.NDArray[Any], true_pixels: npt.NDArray[np.bool_], low: int, span: int
 ) -> npt.NDArray[np.int64]:
     """How many true pixels have each of `span` stored values from `low`."""
-    counts, every = np.zeros(span, np.int64), bool(true_pixels.all())
+    first, every = _first_index(low, span), bool(true_pixels.all())
+    counts = np.zeros(low - first + span, np.int64)
     # Many possible values: their counts would be added up too often.
-    parts = bands(stored.shape) if span <= _BAND else [slice(None)]
+    parts = bands(stored.shape) if len(counts) <= _BAND else [slice(None)]
     for rows in parts:
-        offsets = np.subtract(stored[rows], low, dtype=np.int64)
-        counts += np.bincount(offsets.ravel() if every else offsets[true_pixels[rows]], minlength=span)
-    return counts
+        indices = _indices(stored[rows], first)
+        counts += np.bincount(indices.ravel() if every else indices[true_pixels[rows]], minlength=len(counts))
+    return counts[low - first :]
+
+
+def _first_index(low: int, span: int) -> int:
+    """The stored value of a table's first entry: 0 where the table stays small, as then samples are indices."""
+    return 0 if 0 <= low <= _BAND - span else low
+
+
+def _indices(stored: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
+    """Where samples stand in a table that begins with the stored value `first`."""
+    return stored if first == 0 else np.subtract(stored, first, dtype=np.int64)
 
 
 def modality(values: Floats, header: Dataset) -> Floats:

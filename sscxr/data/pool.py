@@ -1,5 +1,6 @@
 """Work spread over processes that may die: bounded in memory, and no file stops the others."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,8 @@ IN_FLIGHT = 4  # tasks a worker has been handed: enough to keep it busy, few eno
 TIME_LIMIT = 120  # seconds for one file; the largest take two
 MEMORY_LIMIT = 12 << 30  # bytes a worker may take, at most; all workers together at most what the machine has
 LEAST_MEMORY = 2 << 30  # bytes a worker wants; the largest images take less
+KEPT_MEMORY = 512 << 20  # bytes that a worker keeps from one file for the next (ours)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 Key = TypeVar("Key")
 
@@ -154,6 +157,7 @@ def _start_worker(memory: int) -> None:
     _silence_libraries()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and others print from C
     _limit_memory(memory)
+    _keep_memory()
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -174,6 +178,19 @@ def _silence_libraries() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
         off()
+
+
+def _keep_memory() -> None:
+    """Use what one file's arrays took for the next one's.
+
+    glibc asks the kernel for each large block and gives it back when it is freed, and the kernel clears its pages
+    each time: a fifth of a worker's time on uncompressed files, a third on lossless JPEG. Other C libraries have no
+    `mallopt` and go on as they do.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 def _limit_memory(memory: int) -> None:

@@ -10,6 +10,8 @@ from dicoms import chest, dataset, read
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from sscxr.data import greyscale
+
 
 def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Sequence:
     item = Dataset()
@@ -158,3 +160,19 @@ def test_what_hides_the_image_is_left_out_with_a_warning(tmp_path: Path) -> None
         grey, facts = read(dataset(chest(), **tags), tmp_path)
         np.testing.assert_array_equal(grey, plain)
         assert any("not usable" in warning for warning in facts.warnings)
+
+
+@pytest.mark.parametrize("low", [-700, 0, 5, 60_000, 70_000])
+@pytest.mark.parametrize("span", [40, 5_000, 90_000])
+def test_greys_are_those_of_plain_arithmetic_wherever_the_stored_values_lie(low: int, span: int) -> None:
+    stored = np.random.default_rng(span).integers(low, low + span, (60, 50), dtype=np.int32)
+    stored[0, :2] = low, low + span - 1
+    true_pixels = np.ones(stored.shape, bool)
+    true_pixels[:, 7:20] = False
+    header = dataset(chest(), bits=16, signed=low < 0)
+    grey, grey_range, _ = greyscale.displayed(stored, true_pixels, header)
+    assert grey_range == "percentiles"
+    shown = stored[true_pixels].astype(np.float64)
+    black, white = (np.percentile(shown, share, method="inverted_cdf") for share in greyscale.PERCENTILES)
+    expected = np.where(true_pixels, np.clip((stored - black) / (white - black), 0, 1), 0)
+    np.testing.assert_array_equal(grey, expected.astype(np.float32))

@@ -1,6 +1,7 @@
 """A site cache that is prepared again, added to, taken from; and runs that are killed or have no room."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -227,6 +228,14 @@ def test_workers_share_the_memory_of_the_machine(tmp_path: Path, monkeypatch: py
     tasks = [(size, decode.Task(tmp_path / str(size << 20), None, "L", 64, 10**6)) for size in (100, 600)]
     results = {size: str(result) for size, result in decode_in_pool(tasks, 2)}
     assert results == {100: "fits", 600: "too large"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_worker_keeps_memory_from_one_file_to_the_next() -> None:
+    import killing
+
+    with pool._pool(1) as workers:
+        assert workers.submit(killing.faults).result() < 100
 
 
 def test_workers_that_do_not_start_are_no_fault_of_the_files(
