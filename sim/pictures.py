@@ -165,7 +165,8 @@ def _of_sites(cache: Cache, out: Path, config: Config, sites: Sequence[str]) -> 
 def kinds(cache: Cache, rows: Rows) -> list[str]:
     """One word an image for the map: the rarest of its frequent findings, none of them, or unknown."""
     index, labels = cache.index.iloc[rows], [name for name in cache.labels if name.lower() not in HEALTHY]
-    table = pd.DataFrame({name: index[f"label:{name}"].to_numpy(dtype=float) for name in labels})
+    columns = {name: index[f"label:{name}"].to_numpy(dtype=float) for name in labels}
+    table = pd.DataFrame(columns, index=range(len(rows)))  # of so many rows without a label, too
     frequent = (table == 1).sum().sort_values(ascending=False, kind="stable")
     frequent = frequent[frequent > 0].head(_LABELS)
     found = np.where(table.isna().all(axis=1), "unknown", "none of these").astype(object)

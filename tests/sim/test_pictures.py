@@ -135,3 +135,8 @@ def test_an_image_of_which_nothing_is_known_is_unknown(tmp_path: Path) -> None:
         {"label:edema": nothing, "label:mass": [np.nan, 0, 0, 1]},
     )
     assert pictures.kinds(cache, np.arange(4)) == ["unknown", "none of these", "edema", "mass"]
+
+
+def test_of_images_without_a_label_the_map_says_so(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache", np.zeros((3, 8, 8), np.uint8), {})
+    assert pictures.kinds(cache, np.arange(2)) == ["unknown", "unknown"]
