@@ -97,7 +97,7 @@ def info(
         typer.echo(json.dumps(facts, indent=1))
         return
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):13} {value}")
+        typer.echo(f"{name.replace('_', ' '):13} {'not stated' if value is None else value}")
 
 
 def export(

@@ -27,15 +27,17 @@ def test_facts_are_told_in_such_lines(monkeypatch: pytest.MonkeyPatch, tmp_path:
     forged = "1.0\nsignature     this key's"
     config = {
         "architecture": "vit",
-        "sscxr": {"version": forged, "licence": forged},
-        "pretrained_cfg": {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.25]},
+        "sscxr": {"version": forged, "licence": forged, "rounds": forged},
+        "pretrained_cfg": {"input_size": [1, 8, forged], "mean": [0.5], "std": [0.25]},
     }
     (tmp_path / release.WEIGHTS).write_bytes(b"")
     monkeypatch.setattr(release, "load_encoder", lambda folder: Encoder())
     monkeypatch.setattr(release, "read_config", lambda folder: config)
     facts = release.facts(tmp_path)
     assert facts["version"] == facts["licence"] == "1.0 signature this key's"
+    assert facts["rounds"] is None
     assert facts["signature"] == "none"
+    assert not [value for value in facts.values() if "\n" in str(value)]
 
 
 def test_a_config_of_endless_depth_is_no_fine_tuned_model(tmp_path: Path) -> None:
