@@ -4,12 +4,15 @@
 
 Phantoms of a hospital's size (2048 x 2048 px, 12 bits) are written uncompressed, as lossless JPEG and as JPEG 2000.
 In turn: `prepare` with a worker a core; a loop in one process that reads with pydicom, windows, resizes with Pillow
-and saves a PNG; the decoder alone (pydicom's `pixel_array`) in one process. Then the peak memory of a worker at
-two numbers of files.
+and saves a PNG; the decoder alone (pydicom's `pixel_array`) in one process; `decoder_pool`, the decoder alone in as
+many processes as there are workers, which are started before; a worker's work in one
+worker process by itself. Then the peak memory of a worker at two numbers of files.
 
 Goals: compressed files at least 0.85 of the decoder's rate times the cores; uncompressed ones at least twice the
-loop's rate on two cores; memory by workers and not by files. `cpu` compares the CPU seconds a file of `prepare`'s
-own work in one process with the decoder's: it holds on a machine that others use too.
+loop's rate on two cores; memory by workers and not by files. Two decoders at once may slow each other by
+themselves: `share of decoder_pool` is what `prepare` comes to beside that. `start_s` is the first file in a fresh
+program, with the start of the fork server and a worker; the rates, of least times, have the fork server's behind
+them. `cpu` compares that worker's CPU seconds a file with the decoder's: it holds on a machine that others use.
 """
 
 import zlib  # noqa: F401, I001 - before gdcm: its own zlib, if it is loaded first, breaks Python's
@@ -17,8 +20,11 @@ import argparse
 import os
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import gdcm
@@ -27,7 +33,7 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.pixels import apply_windowing
 from pydicom.uid import ExplicitVRLittleEndian
-from timing import in_turn, ratios, report
+from timing import in_turn, report
 
 from sscxr.data import phantom, pool
 from sscxr.data.decode import Prepared, Task, attempt
@@ -102,11 +108,26 @@ def decoder(files: list[Path]) -> None:
         _ = dcmread(file).pixel_array
 
 
-def single(files: list[Path]) -> None:
-    """A worker's whole work, in this process."""
+def decoder_pool(files: list[Path], processes: ProcessPoolExecutor) -> None:
+    """The decoder alone, in several processes at once."""
+    for done in [processes.submit(decoder, [file]) for file in files]:
+        done.result()
+
+
+def work(files: list[Path]) -> float:
+    """A worker's whole work; the seconds of CPU time that it took."""
+    began = process_time()
     for file in files:
         result = attempt(Task(file, None, "", SIZE, MAX_PIXELS))
         assert isinstance(result, Prepared), result
+    return process_time() - began
+
+
+def start(file: Path) -> float:
+    """Seconds to the first result of a program's first pool."""
+    began = perf_counter()
+    list(pool.decode([(file, Task(file, None, "", SIZE, MAX_PIXELS))], 1))
+    return perf_counter() - began
 
 
 def memory_of_workers(files: list[Path], few: int) -> dict[str, float]:
@@ -145,29 +166,45 @@ def measure(files: int, repetitions: int, workers: int) -> dict[str, object]:
             place = Path(folder) / name.replace(" ", "-")
             written = write(place, syntax, files)
             few = written[: max(2, files // 4)]
-            things: dict[str, Any] = {
-                "prepare": partial(prepared, written, place / "cache", workers),
-                "loop": partial(loop, few, place / "png"),
-                "decoder": partial(decoder, few),
-                "single": partial(single, few),
-            }
-            in_turn({"decoder": things["decoder"], "single": things["single"]}, 1)
-            times = in_turn(things, repetitions)
-            share = ratios(times["prepare"], times["decoder"], per_base=files, per_other=len(few))
-            against = ratios(times["prepare"], times["loop"], per_base=files, per_other=len(few))
-            found[name] = {
-                "files_per_s": files / min(times["prepare"].wall),
-                "loop_files_per_s": len(few) / min(times["loop"].wall),
-                "decoder_files_per_s": len(few) / min(times["decoder"].wall),
-                "times the loop": against["wall_min"],
-                "share of decoder x cores": share["wall_min"] / workers,
-                "cpu: decoder / worker": min(times["decoder"].cpu) / min(times["single"].cpu),
-                "cpu: loop / worker": min(times["loop"].cpu) / min(times["single"].cpu),
-            }
             if syntax is None:
+                found["start_s"] = start(written[0])
                 found["peak MB of a worker"] = memory_of_workers(written, len(few))
+            found[name] = _compared(written, few, place, repetitions, workers)
             shutil.rmtree(place)
     return found
+
+
+def _compared(
+    written: list[Path], few: list[Path], place: Path, repetitions: int, workers: int
+) -> dict[str, float]:
+    cpu: list[float] = []
+    decoders = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
+    with decoders, pool._pool(1) as worker:
+        things: dict[str, Any] = {
+            "prepare": partial(prepared, written, place / "cache", workers),
+            "loop": partial(loop, few, place / "png"),
+            "decoder": partial(decoder, few),
+            "decoder_pool": partial(decoder_pool, written, decoders),
+            "worker": lambda: cpu.append(worker.submit(work, few).result()),
+        }
+        for thing in (
+            decoder,
+            partial(decoder_pool, processes=decoders),
+        ):  # all processes up, all libraries loaded
+            thing(few)
+        worker.submit(work, few).result()
+        times = in_turn(things, repetitions)
+    rate = {name: len(few) / min(times[name].wall) for name in ("loop", "decoder")}
+    rate |= {name: len(written) / min(times[name].wall) for name in ("prepare", "decoder_pool")}
+    return {
+        **{f"{name}_files_per_s": value for name, value in rate.items()},
+        "times the loop": rate["prepare"] / rate["loop"],
+        "share of decoder x cores": rate["prepare"] / rate["decoder"] / workers,
+        "share of decoder_pool": rate["prepare"] / rate["decoder_pool"],
+        "decoder_pool / decoder x cores": rate["decoder_pool"] / rate["decoder"] / workers,
+        "cpu: decoder / worker": min(times["decoder"].cpu) / min(cpu),
+        "cpu: loop / worker": min(times["loop"].cpu) / min(cpu),
+    }
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """What the benchmarks share: things timed in turn on a machine that others use too."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
-
-import torch
 
 
 @dataclass
@@ -54,7 +53,8 @@ def ratios(base: Times, other: Times, *, per_base: float = 1, per_other: float =
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # what did not import it has nothing on a device
+    if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 

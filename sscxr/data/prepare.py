@@ -25,7 +25,7 @@ from sscxr.data.tables import Entry, Row, Tables
 from sscxr.errors import SscxrError
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
-FILES_A_WORKER = 16  # below this, another process costs more than it gains
+FILES_A_WORKER = 8  # below this, another process costs more than it gains
 PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
 
 

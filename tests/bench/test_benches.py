@@ -46,6 +46,7 @@ def test_ingest(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ingest.measure(files=2, repetitions=1, workers=1)
     for syntax in ingest.SYNTAXES:
         assert 0 < found[syntax]["cpu: decoder / worker"] < 1.5
+        assert found[syntax]["decoder_pool_files_per_s"] > 0
     assert found["peak MB of a worker"]["2 files"] > 10
 
 
