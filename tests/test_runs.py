@@ -149,5 +149,6 @@ def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
         "assert not {'torch', 'flwr'} & sys.modules.keys()\n"
         "try: sscxr.nonsense\n"
         "except AttributeError as error: assert 'nonsense' in str(error)\n"
+        "else: raise AssertionError('a name that there is not')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -184,8 +184,7 @@ def _keep_memory() -> None:
     """Use what one file's arrays took for the next one's.
 
     glibc asks the kernel for each large block and gives it back when it is freed, and the kernel clears its pages
-    each time: a fifth of a worker's time on uncompressed files, a third on lossless JPEG. Other C libraries have no
-    `mallopt` and go on as they do.
+    each time: up to 20,000 for a file. Other C libraries have no `mallopt` and go on as they do.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
