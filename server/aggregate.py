@@ -1,12 +1,15 @@
 """Averaging updates: a sum that does not depend on order, and what the server does with the mean.
 
-The sum is kept in 64-bit integers. Each value of an update is rounded once to a multiple of 2^-32, times the
-site's whole-number weight, and added: integer addition is associative, so replies in any order, and sums of
-sums, give the same bits. Secure aggregation needs the same form later.
+The sum is one of whole numbers. Each value of an update is rounded once to a multiple of 2^-32 and added as that
+multiple, times the site's whole-number weight: replies in any order give the same bits. Secure aggregation needs
+the same form later.
+
+fp64 adds whole numbers exactly up to 2^53, and faster than integers: a rounded value has at most the 24 bits of
+fp32, its product with a weight at most 49. What could grow beyond 2^53 is moved to 64-bit integers before.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -20,6 +23,7 @@ from sscxr.ranges import MAX_TOTAL_WEIGHT
 FRACTION_BITS = 32
 # |value| <= 64 and a total weight below 2^25 (33 million images) keep every sum below 2^63.
 MAX_ABS = 64.0
+_EXACT = 2**53  # fp64 has every whole number up to here
 
 
 class FoldError(SscxrError):
@@ -27,7 +31,7 @@ class FoldError(SscxrError):
 
 
 class WeightedSum:
-    """A weighted sum of updates; its memory is one model, whatever the number of updates.
+    """A weighted sum of updates; its memory is a model or two, whatever the number of updates.
 
     Attributes:
         weight: the weights' total.
@@ -35,7 +39,10 @@ class WeightedSum:
     """
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
-        self._sums = {name: torch.zeros(t.shape, dtype=torch.int64) for name, t in like.items()}
+        self._sums = {name: torch.zeros(t.numel(), dtype=torch.float64) for name, t in like.items()}
+        self._reach = 0  # no size of a value in `_sums` is above
+        self._moved: dict[str, Tensor] = {}  # int64; empty until something is moved
+        self._shapes = {name: tensor.shape for name, tensor in like.items()}
         self.weight = 0
         self.updates = 0
 
@@ -50,49 +57,52 @@ class WeightedSum:
             raise FoldError(f"weight {weight} is below 1")
         if self.weight + weight > MAX_TOTAL_WEIGHT:
             raise FoldError(f"total weight {self.weight + weight} is above {MAX_TOTAL_WEIGHT}")
-        for tensor in update.values():
-            largest = codecs.size(tensor)
+        sizes = [codecs.size(tensor) for tensor in update.values()]
+        for largest in sizes:
             if not largest <= MAX_ABS:  # NaN too
                 raise FoldError(f"an update's value of size {largest:g} is not within {MAX_ABS:g}")
-        for name, total in self._sums.items():
-            values, sums = update[name].reshape(-1), total.view(-1)
-            for start in range(0, len(sums), codecs.CHUNK):
-                fixed = to_fixed(values[start : start + codecs.CHUNK])
-                sums[start : start + codecs.CHUNK].add_(fixed, alpha=weight)
+        reach = weight * math.ceil(math.ldexp(max(sizes, default=0.0), FRACTION_BITS))
+        if self._reach + reach > _EXACT:
+            self._move()
+        self._reach += reach
+        scratch = torch.empty(codecs.CHUNK)
+        for name, sums in self._sums.items():
+            for values, part in _pieces(update[name], sums):
+                part.add_(to_fixed(values, scratch[: len(values)]), alpha=weight)
         self.weight += weight
         self.updates += 1
-
-    def merge(self, other: "WeightedSum") -> None:
-        """Add another sum to this one.
-
-        Raises:
-            FoldError: the total weight would be out of range; nothing was added then.
-        """
-        if self.weight + other.weight > MAX_TOTAL_WEIGHT:
-            raise FoldError(f"total weight {self.weight + other.weight} is above {MAX_TOTAL_WEIGHT}")
-        for name, total in self._sums.items():
-            total.add_(other._sums[name])
-        self.weight += other.weight
-        self.updates += other.updates
 
     def mean(self) -> dict[str, Tensor]:
         """The weighted mean, fp32."""
         if not self.weight:
             raise FoldError("no update was added")
+        if self._moved:
+            self._move()
         scale = math.ldexp(1.0, FRACTION_BITS) * self.weight
-        found = {name: torch.empty(total.shape) for name, total in self._sums.items()}
-        for name, total in self._sums.items():
-            sums, values = total.view(-1), found[name].view(-1)
-            for start in range(0, len(sums), codecs.CHUNK):
-                part = slice(start, start + codecs.CHUNK)
-                values[part] = sums[part].double().div_(scale)
+        found = {name: torch.empty(shape) for name, shape in self._shapes.items()}
+        for name, total in (self._moved or self._sums).items():
+            for values, part in _pieces(found[name], total):
+                values.copy_(part.double() / scale)
         return found
 
+    def _move(self) -> None:
+        """Move what is in `_sums` to integers, which hold all that may be added."""
+        for name, sums in self._sums.items():
+            moved = self._moved.setdefault(name, torch.zeros(sums.shape, dtype=torch.int64))
+            moved += sums.to(torch.int64)
+            sums.zero_()
+        self._reach = 0
 
-def to_fixed(values: Tensor) -> Tensor:
-    """fp32 values of size at most `MAX_ABS` as int64 multiples of 2^-32, rounded to nearest."""
+
+def _pieces(tensor: Tensor, sums: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A tensor and its sums [values], in pieces between whose uses the processor's cache holds them."""
+    return zip(torch.split(tensor.reshape(-1), codecs.CHUNK), torch.split(sums, codecs.CHUNK), strict=True)
+
+
+def to_fixed(values: Tensor, into: Tensor) -> Tensor:
+    """fp32 values of size at most `MAX_ABS` as multiples of 2^-32, rounded to nearest: whole numbers in fp32."""
     # A power of two moves the exponent alone, and whole numbers stay whole: fp32 loses nothing on the way.
-    return values.mul(math.ldexp(1.0, FRACTION_BITS)).round_().to(torch.int64)
+    return torch.mul(values, math.ldexp(1.0, FRACTION_BITS), out=into).round_()
 
 
 class ServerOptimiser(Protocol):

@@ -332,4 +332,4 @@ def test_the_largest_size_is_that_of_the_plain_form(dtype: torch.dtype) -> None:
 def test_the_norm_is_that_of_the_plain_form() -> None:
     values = {"a": torch.randn(3, codecs.CHUNK), "b": torch.randn(7), "c": torch.zeros(0)}
     plain = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in values.values()))
-    assert codecs.norm(values) == pytest.approx(plain, rel=1e-12)
+    assert codecs.norm(values) == pytest.approx(plain, rel=1e-6)
