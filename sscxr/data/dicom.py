@@ -13,19 +13,22 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     RLELossless,
 )
 
-from sscxr.data import greyscale, header
+from sscxr.data import codestream, gdcm_jpeg, greyscale, header
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning
 from sscxr.data.pictures import colour_to_grey
@@ -66,8 +69,7 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[Grey, Facts, Turn
     header.check_kind(head)
     _check_size(head, max_pixels)
     dataset = _parse(path, pixel_bytes=min(_pixel_bytes(head), max_pixels * MAX_PIXEL_BYTES))
-    _check_pixel_data(dataset)
-    samples = _decode(dataset, path)
+    samples = _decode(dataset, _check_pixel_data(dataset))
     warnings = header.doubts(dataset)
     if samples.ndim == 3:
         grey, grey_range = colour_to_grey(samples), "8 bit"
@@ -187,8 +189,8 @@ def _check_size(head: Dataset, max_pixels: int) -> None:
         raise Refused("unreadable", f"{samples} samples a pixel")
 
 
-def _check_pixel_data(dataset: Dataset) -> None:
-    """Refuse pixel data that are not of the size the header says."""
+def _check_pixel_data(dataset: Dataset) -> bytes:
+    """Refuse pixel data that are not of the size the header says; the compressed frame, or nothing."""
     if "PixelData" not in dataset:
         raise Refused("unreadable", "no pixel data")
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -202,54 +204,28 @@ def _check_pixel_data(dataset: Dataset) -> None:
         if there < said or there > said + max(2, said // max(rows, 1) - 1):
             state = "truncated" if there < said else "unreadable"
             raise Refused(state, f"{there} bytes of pixels, the header says {said}")
-        return
-    frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
-    if len(frames) != 1 or not frames[0]:
-        raise Refused("truncated", "no complete frame of compressed pixels")
-    if syntax == RLELossless:
-        return
-    # GDCM shows as much as there is of a code stream that was cut off; a whole one has its end (EOI, EOC).
-    if frames[0].startswith((b"\xff\xd8", b"\xff\x4f")) and not frames[0].rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise Refused("truncated", "the compressed pixels have no end")
-    inside = codestream_size(frames[0])
-    if inside is not None and inside != (rows, columns):
-        raise Refused(
-            "unreadable", f"{columns} x {rows} px in the header, {inside[1]} x {inside[0]} in the image"
-        )
+        return b""
+    return codestream.checked(dataset)
 
 
-def codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """Rows and columns as a JPEG, JPEG-LS or JPEG 2000 code stream states them; None where it does not."""
-    if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 (ISO 15444-1 A.5.1): SIZ
-        across, down, left, top = (int.from_bytes(stream[at : at + 4], "big") for at in (8, 12, 16, 20))
-        return down - top, across - left
-    at = 2
-    while stream[:2] == b"\xff\xd8" and at + 9 < len(stream) and stream[at] == 0xFF:
-        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
-        # Frame headers (ITU-T T.81 B.1.1.3, T.87 C.1.1): SOF0..15 but DHT, JPG and DAC, and JPEG-LS's SOF55.
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(
-                stream[at + 7 : at + 9], "big"
-            )
-        at += 1 if marker == 0xFF else 2 + length
-    return None
+def _decode(dataset: Dataset, stream: bytes) -> npt.NDArray[Any]:
+    """Stored samples, [H, W] of integers or [H, W, 3] of 8 bits, unused bits and sign put right.
 
-
-def _decode(dataset: Dataset, path: Path) -> npt.NDArray[Any]:
-    """Stored samples, [H, W] of integers or [H, W, 3] of 8 bits, unused bits and sign put right."""
+    Args:
+        dataset: with its pixels.
+        stream: the compressed frame, if it is compressed.
+    """
     allocated, stored = (
         int(dataset.BitsAllocated),
         int(header.get(dataset, "BitsStored") or dataset.BitsAllocated),
     )
     if not 1 < stored <= allocated <= 32:
         raise Refused("unreadable", f"{stored} bits stored of {allocated} allocated")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax == JPEGExtended12Bit and stored > 8:
-        return _decode_extended(dataset, path)
-    plain = not syntax.is_compressed or syntax == RLELossless
+    plain = not stream or dataset.file_meta.TransferSyntaxUID == RLELossless
     try:
         options: dict[str, Any] = {"correct_unused_bits": False} if plain else {}
-        samples = pixel_array(dataset, **options)
+        plugin = _plugin(dataset.file_meta.TransferSyntaxUID, stored, stream)
+        samples = pixel_array(dataset, decoding_plugin=plugin, **options)
     except Refused:
         raise
     except MemoryError:
@@ -265,20 +241,14 @@ def _decode(dataset: Dataset, path: Path) -> npt.NDArray[Any]:
     return _stored_bits(samples, dataset, stored) if plain else samples
 
 
-def _decode_extended(dataset: Dataset, path: Path) -> npt.NDArray[Any]:
-    """12-bit JPEG, which pydicom's plug-ins decline and GDCM decodes when it reads the file itself."""
-    import gdcm
-
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    if not reader.Read():
-        raise Refused("unreadable", "12-bit JPEG not decodable")
-    buffer = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape")  # C bytes, handed over as text
-    shape = (int(dataset.Rows), int(dataset.Columns))
-    if len(buffer) != 2 * shape[0] * shape[1]:
-        raise Refused("truncated", "12-bit JPEG of another size than the header says")
-    kind = "<i2" if dataset.PixelRepresentation == 1 else "<u2"
-    return np.frombuffer(buffer, dtype=kind).reshape(shape)
+def _plugin(syntax: UID, stored: int, stream: bytes) -> str:
+    """The one of pydicom's plug-ins to decode by; pydicom's own order if it is empty."""
+    # GDCM, which pydicom asks first, decodes in as many threads as there are cores, and takes more time in all.
+    if syntax in JPEG2000TransferSyntaxes and codestream.starts_at_origin(stream):
+        return "pylibjpeg"
+    if syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax == JPEGExtended12Bit and stored > 8):
+        return gdcm_jpeg.NAME  # for 12 bits there is no other
+    return ""
 
 
 def _stored_bits(samples: npt.NDArray[Any], dataset: Dataset, stored: int) -> npt.NDArray[Any]:

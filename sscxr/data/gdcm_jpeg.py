@@ -1,0 +1,64 @@
+"""JPEG decoded by GDCM, whose Python binding hands pixels over as text: here they are copied from where they lie.
+
+A plug-in for pydicom's decoders, beside pydicom's own for GDCM and by its rules; all else of decoding is pydicom's.
+"""
+
+import zlib  # noqa: F401, I001 - before gdcm: its own zlib, if it is loaded first, breaks Python's
+import ctypes
+
+import gdcm
+from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
+from pydicom.uid import JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1
+
+NAME = "gdcm-jpeg"
+SYNTAXES = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("gdcm",))  # what pydicom asks of a plug-in
+
+
+def is_available(uid: str) -> bool:
+    """Whether a transfer syntax is decoded here."""
+    return uid in SYNTAXES
+
+
+def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
+    """The pixels of one code stream, as `runner` describes them.
+
+    Raises:
+        ValueError: it is not decodable, or to less or more than that.
+    """
+    if runner.bits_allocated > 16:  # GDCM ends the process over some of these
+        raise ValueError(f"{runner.bits_allocated} bits allocated, JPEG has at most 16")
+    codec = gdcm.JPEGCodec()
+    codec.SetNumberOfDimensions(2)
+    codec.SetDimensions((runner.columns, runner.rows, 1))
+    if runner.samples_per_pixel > 1:
+        codec.SetPlanarConfiguration(runner.planar_configuration)
+    colours = gdcm.PhotometricInterpretation.GetPIType(runner.photometric_interpretation)
+    codec.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(colours))
+    stored, signed = runner.bits_stored, runner.pixel_representation
+    codec.SetPixelFormat(
+        gdcm.PixelFormat(runner.samples_per_pixel, runner.bits_allocated, stored, stored - 1, signed)
+    )
+    decoded = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    if not codec.Decode(_element(src), decoded):
+        raise ValueError("not decodable")
+    value = decoded.GetByteValue()  # lives as long as `decoded`
+    length, said = int(str(value.GetLength())), int(runner.frame_length(unit="bytes"))
+    if not said <= length <= said + 1:  # one of padding
+        raise ValueError(f"{length} bytes of pixels, the header says {said}")
+    return ctypes.string_at(int(value.GetVoidPointer()), said)
+
+
+def _element(stream: bytes) -> gdcm.DataElement:
+    """Pixel data of one fragment."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    return element
+
+
+for _syntax in SYNTAXES:
+    get_decoder(_syntax).add_plugin(NAME, (__name__, "decode_frame"))
