@@ -40,7 +40,7 @@ class Journal:
         lines_end, pixels_end = self._read(header)
         if not lines_end:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(mode=0o700)  # for its owner alone: reasons quote headers, and pixels are patients'
         reasons = {key: entry["reason"] for key, entry in self.entries.items() if entry.get("reason")}
         self._reasons = (folder / "quarantine.csv").open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"

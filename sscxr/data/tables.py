@@ -15,6 +15,8 @@ from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheE
 Entry = dict[str, Any]
 Row = dict[str, str]
 REMOVED = "removed on request"
+# Files that name the export's files, or quote them: for their owner alone, as the salt is. Training needs none.
+PRIVATE = ("quarantine.csv", "ledger.jsonl", "removed.json")
 
 
 @dataclass
@@ -75,19 +77,15 @@ def load(folder: Path) -> Tables:
     return tables
 
 
-# Beside the salt: files that name files, or their content; training needs none of them.
-PRIVATE = ("quarantine.csv", "ledger.jsonl", "removed.json")
-
-
 def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -> None:
     """Write the tables into `folder`; without images there is no index and no summary, so it does not open yet."""
+    for name in PRIVATE:  # before there is anything in them
+        (folder / name).touch(mode=0o600)
     _write_csv(folder / "quarantine.csv", ("file", "reason"), sorted(tables.quarantine.items()))
     entries = sorted(tables.ledger.values(), key=lambda entry: str(entry["key"]))
     with (folder / "ledger.jsonl").open("w") as out:
         out.writelines(json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n" for entry in entries)
     (folder / "removed.json").write_text(json.dumps(sorted(tables.removed)) + "\n")
-    for name in PRIVATE:
-        (folder / name).chmod(0o600)
     if not with_images:
         return
     names = [*INDEX_COLUMNS, *tables.label_columns]

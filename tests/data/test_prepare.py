@@ -10,7 +10,7 @@ from dicoms import dataset, save
 from exports import picture, quarantine, run, write
 from PIL import Image
 
-from sscxr.data import decode, groups
+from sscxr.data import decode, groups, tables
 from sscxr.data.tables import PRIVATE
 
 pytestmark = pytest.mark.usefixtures("any_posture")
@@ -28,6 +28,21 @@ def test_a_mixed_folder(export: Path, tmp_path: Path) -> None:
     for name in ("salt", *PRIVATE):
         assert (cache.folder / name).stat().st_mode & 0o777 == 0o600, "not for the user that trains"
     assert Image.open(cache.folder / "sheet.png").size[0] > 100
+
+
+def test_what_names_files_is_its_owner_s_before_anything_is_in_it(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, write_csv = [], tables._write_csv
+
+    def watched(path: Path, *given: object) -> None:
+        if path.name == "quarantine.csv":
+            seen.append(path.stat().st_mode & 0o777)
+        write_csv(path, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(tables, "_write_csv", watched)
+    run(export, tmp_path / "cache")
+    assert seen == [0o600]
 
 
 def test_images_keep_their_shape_within_the_square(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_an_interrupted_run_leaves_no_name_and_its_reasons_survive(
     work = tmp_path / "cache" / "work"
     assert (work / "journal.jsonl").stat().st_size > 500
     assert planted(tmp_path / "cache") <= {"work/quarantine.csv", "next/quarantine.csv"}
+    assert work.stat().st_mode & 0o777 == 0o700, "not for other users, finished or not"
     with (work / "quarantine.csv").open("r+b") as reasons:  # as a power failure may leave it
         reasons.truncate(reasons.seek(0, 2) - 20)
     cache = run(folder, tmp_path / "cache")
