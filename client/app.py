@@ -4,7 +4,6 @@ The outermost layer catches everything: Flower would send an exception's text to
 a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
 """
 
-import errno
 import fcntl
 import logging
 import math
@@ -23,6 +22,7 @@ from client.site import Rows, Site
 from sscxr import codecs, seeds, wire
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
+from sscxr.files import is_full_disk
 from sscxr.training import stages
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 from sscxr.training.pretrain import set_up
@@ -134,9 +134,10 @@ def _begin(
     """
     tensors, state = site.store.load(task.run, task.base)
     training = stages.site_training(config, set_up(config), site.cache, rows, blank=tensors is not None)
-    arrays = {
-        name: codecs.read_npy(array.data) for name, array in message.content.array_records[ARRAYS].items()
-    }
+    sent = message.content.array_records
+    if ARRAYS not in sent:
+        raise wire.WireError("a task without an encoder")
+    arrays = {name: codecs.read_npy(array.data) for name, array in sent[ARRAYS].items()}
     received = codecs.decode(arrays, config.federation.downlink, training.parts.shared())
     training.parts.load_shared(received)
     if tensors is not None:
@@ -178,7 +179,7 @@ def _answer(
     except SiteError as error:
         failure = error.failure
         log.error("%s", error)
-    except (wire.WireError, ConfigError, KeyError) as error:
+    except (wire.WireError, ConfigError) as error:
         failure = "request"
         log.error("request refused: %s", error)
     except OutOfTimeError as error:
@@ -195,10 +196,9 @@ def _answer(
 
 def _kind(error: Exception) -> str:
     """Which of the fixed words an unforeseen exception is."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors and torch's allocator of main memory have no exception classes for these.
-    if full or "No space left on device" in str(error):
+    if is_full_disk(error):
         return "disk"
+    # torch's allocator of main memory has no exception class.
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return "memory"
     return "internal"

@@ -3,7 +3,6 @@
 Exit codes are in docs/cli.md. What goes wrong is one line on stderr.
 """
 
-import errno
 import os
 import shlex
 import signal
@@ -22,6 +21,7 @@ from typer.utils import get_params_from_function
 
 import sscxr
 from sscxr.errors import SscxrError
+from sscxr.files import is_full_disk
 
 FAILED, MISTYPED, DEFECT = 1, 2, 70  # 70 is EX_SOFTWARE of sysexits.h
 SIGNALLED = 128  # and the signal's number: as a shell has it
@@ -103,12 +103,6 @@ def _explained(error: Exception, going_on: str) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED
     kind = type(error).__name__
     return f"{kind}: {error}; this is a defect: --debug shows where, please report it", DEFECT
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """Whether something could not be written for want of space; safetensors has no class of its own for it."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
 
 
 def _command(app: typer.Typer, debug: list[bool]) -> click.Command:

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, also after the power failed."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -34,6 +35,12 @@ def refuse_file(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.is_file():
             raise ExistsError(f"{place} is a file; name a folder")
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether something could not be written for want of space; safetensors has no class of its own for it."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
 
 
 def sync(path: Path) -> None:

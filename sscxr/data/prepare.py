@@ -4,7 +4,6 @@ Files are decoded first, in any order and over any number of attempts, into a jo
 the cache written from it, in an order that depends on the images alone.
 """
 
-import errno
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from sscxr.data.progress import Display
 from sscxr.data.store import Secret
 from sscxr.data.tables import Entry, Row, Tables
 from sscxr.errors import SscxrError
+from sscxr.files import is_full_disk
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
 FILES_A_WORKER = 8  # below this, another process costs more than it gains
@@ -70,7 +70,8 @@ def prepare(
         The opened cache.
 
     Raises:
-        PrepareError, SourceError, ManifestError, CacheError: one line that says what is wrong and what to do.
+        PrepareError, SourceError, ManifestError, CorpusError, CacheError: one line that says what is wrong and
+            what to do.
     """
     out, show = Path(out), Display(progress)
     if not 16 <= size <= 4096:
@@ -256,6 +257,6 @@ def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
 
 
 def _explained(error: OSError, out: Path) -> str:
-    if error.errno == errno.ENOSPC:
+    if is_full_disk(error):
         return f"the disk of {out} is full; what was prepared is kept: make room and run it again"
     return f"{error.filename or out}: {error.strerror or error}"

@@ -23,6 +23,7 @@ from sscxr.training.pretrain import SiteTraining
     [
         (RuntimeError(f"cannot read {PATIENT}.dcm"), "internal"),
         (ValueError(PATIENT), "internal"),
+        (KeyError(PATIENT), "internal"),
         (OSError(2, "no such file", f"/export/{PATIENT}.dcm"), "internal"),
         (MemoryError(PATIENT), "memory"),
         (torch.OutOfMemoryError(PATIENT), "memory"),
