@@ -117,9 +117,9 @@ def list_corpora(
 def cache_info(folder: CacheFolder, as_json: AsJson = False) -> None:
     """Say what a cache holds; complete a write that was interrupted."""
     from sscxr.data import store
-    from sscxr.data.cache import open_cache
+    from sscxr.data.cache import COMMIT, NEXT, open_cache
 
-    if store.is_cache(folder):
+    if (folder / NEXT / COMMIT).exists():  # only then: who may read a cache need not be able to write to it
         with store.writing(folder):
             pass
     _show(open_cache(folder), as_json)

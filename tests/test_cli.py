@@ -9,7 +9,7 @@ import pytest
 from caches import make_cache
 
 from sscxr import cli
-from sscxr.data import phantom
+from sscxr.data import phantom, store
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def test_prepare_info_remove(
     assert (code, err) == (0, "")
     assert out.startswith("removed ")
     assert patient not in out
-    code, out, _ = run(capsys, monkeypatch, "cache", "info", cache)
+    with store.writing(cache):  # as `sscxr prepare` holds it while it decodes
+        code, out, _ = run(capsys, monkeypatch, "cache", "info", cache)
     assert code == 0
     assert "8 images" not in out
 
