@@ -47,10 +47,8 @@ def box(runs: str, side: int = SIDE) -> str:
         return ""
     first, last = pairs[:, 0], pairs[:, 1] - 1
     left, right = int(first.min() // side), int(last.max() // side)
-    if (
-        first // side != last // side
-    ).any():  # a run over the foot of a column begins at the head of the next
-        top, bottom = 0, side - 1
+    if (first // side != last // side).any():
+        top, bottom = 0, side - 1  # a run over the foot of a column goes on at the head of the next
     else:
         top, bottom = int((first % side).min()), int((last % side).max())
     return f"pneumothorax {left} {top} {right - left + 1} {bottom - top + 1}"

@@ -1,5 +1,6 @@
 """Hostile folders: what is good in them is listed, what is wrong is one line."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_rows_that_repeat_an_image_count_once(corpus, tmp_path: Path) -> None:  
             "not TBX11K's annotations",
         ),
         ("openi", "ecgen-radiology/0.xml", "</eCitation>", "", "not readable as XML"),
+        ("nih", "BBox_List_2017.csv", ",", "", "not readable as a table"),
     ],
 )
 def test_a_damaged_table_is_one_line(
@@ -104,6 +106,19 @@ def test_a_damaged_table_is_one_line(
     (folder / file).write_text(text.replace(old, new) if name != "covidx" else text)
     with pytest.raises(CorpusError, match=word) as error:
         corpora.find(corpora.CORPORA[name], folder)
+    assert "\n" not in str(error.value)
+
+
+def test_half_of_a_packed_table_is_one_line(corpus, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    root, _ = corpus("nih")
+    folder = tmp_path / "nih"
+    shutil.copytree(root, folder)
+    table = folder / "Data_Entry_2017_v2020.csv"
+    packed = gzip.compress(table.read_bytes())
+    (folder / f"{table.name}.gz").write_bytes(packed[: len(packed) // 2])
+    table.unlink()
+    with pytest.raises(CorpusError, match=r"csv\.gz: not readable as a table") as error:
+        corpora.find(corpora.CORPORA["nih"], folder)
     assert "\n" not in str(error.value)
 
 

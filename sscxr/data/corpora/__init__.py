@@ -6,10 +6,11 @@ one row an image, as `sscxr.data.manifest` describes it; what is the same for al
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,10 +150,9 @@ def _completed(table: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     return table.sort_values("image", ignore_index=True, kind="stable")
 
 
-def _each(cells: "pd.Series[str] | pd.Series[float]", what: object) -> "pd.Series[str]":
+def _each(cells: "pd.Series[str] | pd.Series[float]", what: Callable[[Any], str]) -> "pd.Series[str]":
     """A function of every cell, called once for each different one."""
     codes, values = pd.factorize(cells)
-    assert callable(what)
     return pd.Series(
         np.array([what(value) for value in values], dtype=object)[codes], index=cells.index, dtype=str
     )
@@ -176,19 +176,11 @@ def records(found: Found) -> Iterator[Record]:
     values = table[labels].to_numpy(dtype=np.float32)
     shared: dict[bytes, dict[str, int]] = {}
     columns = [
-        "file",
-        "image",
-        "patient_id",
-        "view",
-        "sex",
-        "age_band",
-        "licence",
-        "mask",
-        "hospital",
-        "split",
-    ]
+        "file", "image", "patient_id", "view", "sex", "age_band", "licence", "mask", "hospital", "split",
+        "held_out",
+    ]  # fmt: skip
     public = found.corpus.public
-    for row, cells in enumerate(table[[*columns, "held_out"]].itertuples(index=False, name=None)):
+    for row, cells in enumerate(table[columns].itertuples(index=False, name=None)):
         file, image, patient, view, sex, band, licence, mask, hospital, split, held_out = cells
         key = values[row].tobytes()
         if key not in shared:

@@ -2,11 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +170,28 @@ def from_torchxrayvision(name: str) -> Path | None:
     return Path(package.submodule_search_locations[0]) / "data" / name
 
 
+@contextmanager
+def reading_table(path: Path) -> Iterator[None]:
+    """Make one line of what pandas raises of a table that is damaged, packed or not."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error, BadZipFile) as error:
+        raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
+
+
+def column_names(path: Path, *, header: int = 0) -> list[str]:
+    """The columns of a table.
+
+    Raises:
+        CorpusError: no readable table.
+    """
+    with reading_table(path):
+        table = pd.read_csv(path, nrows=0, encoding="utf-8-sig", header=header)
+    return [str(name).strip() for name in table.columns]
+
+
 def read_csv(
     path: Path, columns: Iterable[str], *, optional: Iterable[str] = (), header: int = 0
 ) -> pd.DataFrame:
@@ -177,7 +202,7 @@ def read_csv(
     """
     needed = list(columns)
     wanted = {*needed, *optional}
-    try:
+    with reading_table(path):
         table = pd.read_csv(
             path,
             usecols=lambda name: str(name).strip() in wanted,
@@ -187,18 +212,11 @@ def read_csv(
             header=header,
             skipinitialspace=True,
         )
-        table.columns = table.columns.str.strip()
-        missing = [name for name in needed if name not in table.columns]
-        if missing:
-            found = pd.read_csv(path, nrows=0, encoding="utf-8-sig", header=header).columns
-            raise CorpusError(
-                f"{path}: no column {missing[0]!r}; the columns found are "
-                f"{', '.join(repr(str(name).strip()) for name in found[:12])}"
-            )
-    except (OSError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
+    table.columns = table.columns.str.strip()
+    missing = [name for name in needed if name not in table.columns]
+    if missing:
+        found = ", ".join(map(repr, column_names(path, header=header)[:12]))
+        raise CorpusError(f"{path}: no column {missing[0]!r}; the columns found are {found}")
     if table.empty:
         raise CorpusError(f"{path}: no rows below the header")
     return table.fillna("")  # of rows that are too short

@@ -21,6 +21,7 @@ from sscxr.data.corpora.base import (
     lines,
     number,
     read_csv,
+    reading_table,
     unknown_words,
 )
 from sscxr.data.vocabulary import NIH_WORDS, spelled
@@ -38,7 +39,7 @@ def nih(folder: Folder, uncertain: str) -> pd.DataFrame:
     found = read_csv(
         path,
         ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"),
-        optional=("Follow-up #", *sexes),
+        optional=sexes,
     )
     found = first_rows(found, folder, "Image Index")
     sex = next((found[name] for name in sexes if name in found.columns), "")
@@ -78,7 +79,8 @@ def _official(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
 
 def _nih_boxes(path: Path) -> "pd.Series[str]":
     # The header is broken: `Bbox [x`, `y`, `w`, `h]`, and empty columns behind.
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=range(6))
+    with reading_table(path):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=range(6))
     table.columns = pd.Index(["image", "label", "x", "y", "w", "h"])
     return boxes(table, "image", "label", ("x", "y", "w", "h"))
 

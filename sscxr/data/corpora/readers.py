@@ -17,6 +17,7 @@ from sscxr.data.corpora.base import (
     Folder,
     add_labels,
     boxes,
+    column_names,
     first_rows,
     from_torchxrayvision,
     number,
@@ -113,7 +114,7 @@ def _vindr_part(folder: Folder, whole: Path | None, local: Path | None) -> pd.Da
     """One part; a finding counts where any of its readers named it."""
     rows = read_csv(local, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")) if local else None
     if whole is not None:
-        columns = [name for name in pd.read_csv(whole, nrows=0).columns if name.lower() in VINDR_WORDS]
+        columns = [name for name in column_names(whole) if name.lower() in VINDR_WORDS]
         votes = read_csv(whole, ("image_id", *columns))
         values = pd.DataFrame({name: number(votes[name]) for name in columns})
         said = values.groupby(votes["image_id"], sort=True).max() > 0
@@ -274,7 +275,7 @@ def _jsrt_facts(folder: Folder) -> pd.DataFrame:
         # File, subtlety, size in mm, age, sex, x, y, malignant or benign, place, diagnosis.
         cell = [part.strip() for part in line.split("\t")]
         if len(cell) >= 8 and cell[0].upper().startswith("JPCLN"):
-            size = int(float(cell[2])) / 0.175 if cell[2].isdigit() else 0
+            size = int(cell[2]) / 0.175 if cell[2].isdigit() else 0  # mm to px
             box = ""
             if cell[5].isdigit() and cell[6].isdigit():
                 left, top = (max(0, round(int(centre) - size / 2)) for centre in cell[5:7])
