@@ -131,14 +131,15 @@ def memory(free: float, need: float, settings: SiteSettings | None) -> Iterator[
     yield judged("memory", value, fails=free < need, warns=free < _SPARE * need, advice=advice)
 
 
-def free_memory() -> float:
+def free_memory() -> int:
     """Bytes that a new program may take: the machine's, or what the container's limit leaves."""
     kilobytes = {
         line.split(":")[0]: int(line.split()[1]) for line in _text("/proc/meminfo").splitlines() if line
     }
-    free = (
-        kilobytes.get("MemAvailable", 0) * 1024 if kilobytes else float(os.sysconf("SC_AVPHYS_PAGES") * 4096)
-    )
+    if kilobytes:
+        free = kilobytes.get("MemAvailable", 0) * 1024
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
     if limit.isdigit() and used.isdigit():
         pairs = (line.split() for line in _text("/sys/fs/cgroup/memory.stat").splitlines())
