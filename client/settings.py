@@ -88,7 +88,7 @@ def read_settings(file: Path) -> SiteSettings:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except OSError as error:
         raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
     except UnicodeDecodeError as error:
@@ -191,7 +191,7 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
         if join.resolve() != (folder / written).resolve():
             (folder / written).write_bytes(join.read_bytes())
         if invitation.ca:
-            (folder / _CA).write_text(invitation.ca)
+            (folder / _CA).write_text(invitation.ca, encoding="utf-8")
     _write_key(key)
     values = {
         "name": name,
@@ -200,8 +200,9 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
         "ca": _CA if invitation and invitation.ca else "",
         "join": written,
     }
-    template = Template((Path(__file__).parent / "site.template.yaml").read_text())
-    file.write_text(template.substitute({key: _scalar(value) for key, value in values.items()}))
+    template = Template((Path(__file__).parent / "site.template.yaml").read_text(encoding="utf-8"))
+    text = template.substitute({key: _scalar(value) for key, value in values.items()})
+    file.write_text(text, encoding="utf-8")
     return file
 
 

@@ -73,7 +73,9 @@ def describe(
     return Join(
         federation=name,
         superlink=superlink,
-        ca=ca.read_text() if ca else "",
+        ca=ca.read_text(encoding="utf-8", errors="replace")
+        if ca
+        else "",  # `Join.write` refuses what is no PEM
         versions={"python": platform.python_version()}
         | {package: metadata.version(package) for package in ("sscxr", "flwr", "torch", "timm")},
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),

@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from sscxr import config as configs
-from sscxr.config import Config, ConfigError
+from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.files import settle, sweep, write_atomically
 from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
@@ -92,8 +92,8 @@ class Ledger:
 
     def _same_settings(self, config: Config) -> None:
         try:
-            stored = configs.as_dict(configs.loads((self.out / CONFIG).read_text()))
-        except (OSError, ConfigError) as error:
+            stored = configs.as_dict(configs.loads((self.out / CONFIG).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:  # no UTF-8, too
             raise LedgerError(f"{self.out}/config.yaml: {error}") from None
         keys = [key for key in differing(stored, configs.as_dict(config)) if key not in MAY_CHANGE]
         if keys:

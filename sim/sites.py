@@ -159,7 +159,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "metrics": list(METRICS),
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
         }
-        (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings))
+        (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
     return sorted(parts)
 
 
@@ -197,7 +197,7 @@ def describe(
     counts = holdings.table(index, held_out, home)
     trained = [group for members in parts.values() for group in members]
     notes = [*notes, *tested.lines(index, held_out, trained), *holdings.warnings(index, held_out, home)]
-    (out / "partition.csv").write_text(published.text(index, held_out, parts))
+    (out / "partition.csv").write_text(published.text(index, held_out, parts), encoding="utf-8")
     counts.to_csv(out / "holdings.csv")
     (out / "holdings.png").write_bytes(holdings.picture(index, home, counts))
     (out / NOTES).write_text(json.dumps(notes, indent=1) + "\n")
@@ -208,5 +208,5 @@ def write_config(config: Config, out: Path) -> Path:
     """The run's settings as the ServerApp reads them."""
     file = out / "sites" / "run.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(configs.dumps(config))
+    file.write_text(configs.dumps(config), encoding="utf-8")
     return file

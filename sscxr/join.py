@@ -193,8 +193,8 @@ def _problem_of_texts(join: Join) -> str:
     if join.ca:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=join.ca)
-        except (ssl.SSLError, ValueError):
-            return "the CA is no certificate in PEM"
+        except (ssl.SSLError, ValueError, TypeError):  # TypeError: of a text that is not ASCII
+            return "the CA is no certificate in PEM, or has letters beyond ASCII beside it"
     return ""
 
 

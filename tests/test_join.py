@@ -50,6 +50,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path, ca: str) -> None:
         ({"superlink": "https://fl.example.org:8443"}, "not host:port"),
         ({"superlink": "fl.example.org:99999"}, "not host:port"),
         ({"ca": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"}, "no certificate in PEM"),
+        ({"ca": "# Universitätsklinikum"}, "no certificate in PEM"),
         ({"versions": {"flwr": "1.41"}}, "versions are of flwr"),
         ({"fingerprint": "0123"}, "no JSON object"),
         ({"recipe": "just a text"}, "no YAML of settings"),

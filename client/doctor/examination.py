@@ -127,10 +127,14 @@ def _server(settings: SiteSettings | None, join: Join | None) -> Server:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError(f"superlink {address!r} is not host:port")
-    ca = Path(settings.ca).read_text() if settings and settings.ca else (join.ca if join else "")
+    ca = join.ca if join else ""
+    if settings and settings.ca:
+        ca = Path(settings.ca).read_text(encoding="utf-8")
     server = Server(host.strip("[]"), int(port), ca)
     try:
         server.context()
-    except (ssl.SSLError, ValueError):
-        raise ValueError("the file that ca names is no certificate in PEM") from None
+    except (ssl.SSLError, ValueError, TypeError):  # TypeError: of a text that is not ASCII
+        raise ValueError(
+            "the file that ca names is no certificate in PEM, or has letters beyond ASCII beside it"
+        ) from None
     return server

@@ -1,13 +1,17 @@
 """From data to virtual sites: several caches as one, and what is said of each site's images."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from caches import make_cache
 
+from client.settings import read_settings
+from server.ledger import Ledger
 from sim.outcome import _site_data
-from sim.sites import check_labelled, gather
+from sim.sites import check_labelled, gather, write_config, write_sites
 from sscxr import config as configs
 from sscxr.config import ConfigError
 from sscxr.data.cache import CacheError, open_cache
@@ -79,3 +83,20 @@ def test_a_label_or_mask_that_no_image_has_is_said_before_any_site_waits(tmp_pat
     check_labelled(masked, configs.load("smoke", ["run.stage=segment"]))
     with pytest.raises(ConfigError, match="labelled edema, effusion; there is no label at all"):
         check_labelled(masked, configs.load("smoke", classify))
+
+
+def test_files_with_people_s_words_are_utf_8_whatever_the_locale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, level=2: encoding or "ascii")
+    cache = make_cache(tmp_path / "Röntgen", images(0), {"group": groups("a"), "source": "Köln"})
+    changes = ["privacy.min_cell=1", "data.test_share=0", "classify.labels=[Erguß]"]
+    config = configs.load("smoke", changes)
+    (name,) = write_sites(cache, tmp_path / "out", config, 1)
+    settings = read_settings(tmp_path / "out" / "sites" / name / "site.yaml")
+    assert settings.cache == str(cache.folder)
+    dealt = pd.read_csv(tmp_path / "out" / "partition.csv")
+    assert set(dealt["source"]) == {"Köln"}
+    assert configs.load(write_config(config, tmp_path / "out")).classify.labels == ["Erguß"]
+    Ledger(tmp_path / "run", config, resume=False)
+    Ledger(tmp_path / "run", config, resume=True)

@@ -154,10 +154,17 @@ def test_a_join_file_that_cannot_be_read(hospital: Path, tmp_path: Path) -> None
     assert states(hospital / "site" / "site.yaml", "--join", tmp_path / "join.yaml")["join file"] == "failed"
 
 
-@pytest.mark.parametrize(("text", "said"), [("no PEM", "no certificate in PEM"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no PEM", "no certificate in PEM"),
+        ("Universität", "no certificate in PEM"),
+        (None, "No such file"),
+    ],
+)
 def test_a_ca_that_is_none(hospital: Path, tmp_path: Path, text: str | None, said: str) -> None:
     if text:
-        (tmp_path / "ca").write_text(text)
+        (tmp_path / "ca").write_text(text, encoding="utf-8")
     site = hospital / "site" / "bad-ca.yaml"
     site.write_text(
         (hospital / "site" / "site.yaml").read_text().replace("ca: ca.crt", f"ca: {tmp_path / 'ca'}")
