@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1
 
 from sscxr import config as configs
+from sscxr.data import dicom
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = ("encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "run.device=cpu", "pretrain.batch_size=4")
@@ -44,8 +46,12 @@ def test_ingest(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest = bench("ingest")
     monkeypatch.setattr(ingest, "SIDE", 256)
     found = ingest.measure(files=2, repetitions=1, workers=1)
+    syntaxes = (ExplicitVRLittleEndian, JPEGLosslessSV1, JPEG2000Lossless)
+    taken = [dicom._plugin(syntax, 12, bytes(24)) for syntax in syntaxes]
+    assert [plugin for _, plugin in ingest.SYNTAXES.values()] == taken
     for syntax in ingest.SYNTAXES:
         assert 0 < found[syntax]["cpu: decoder / worker"] < 1.5
+        assert found[syntax]["share of pydicom x cores"] > 0
         assert found[syntax]["decoder_pool_files_per_s"] > 0
     assert found["peak MB of a worker"]["2 files"] > 10
 
