@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from client.site import StateStore
 from server.app import Hooks
 from server.rounds import Listener
-from sscxr import seeds
+from sscxr import inference, seeds
 from sscxr.config import Config
 from sscxr.data.cache import Cache
-from sscxr.evaluation import probe
 from sscxr.evaluation.tasks import HEALTHY
 from sscxr.files import write_atomically
 from sscxr.report import pictures, record
@@ -124,9 +123,9 @@ def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Se
     rows, homes = _of_sites(cache, out, config, sites)
     if len(rows) < 3:
         return
-    found = probe.features(
+    found = inference.features(
         encoder,
-        cache,
+        cache.images,
         rows,
         img_size=config.encoder.img_size,
         mean=config.data.mean,

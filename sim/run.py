@@ -144,7 +144,7 @@ def _simulate(
     out: Path,
     engine_name: str,
     resume: bool,
-    tracking: str = "",
+    tracking: str,
 ) -> None:
     import torch
     from rich.console import Console

@@ -31,14 +31,12 @@ Arrays = dict[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
-# The way up: the dtype in which values travel.
+# The dtype in which values travel.
 CODECS: Final[dict[str, np.dtype[Any]]] = {
     "fp32": np.dtype(np.float32),
     "fp16": np.dtype(np.float16),
     "int8": np.dtype(np.int8),
 }
-# The way down: weights are sent whole, every time, with no later message to make up for a rounding error.
-DOWN: Final[tuple[str, ...]] = ("fp32", "fp16")
 
 SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
 CHUNK: Final = 1 << 17  # values converted at a time: what lies between stays in the processor's cache

@@ -101,6 +101,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "classify.pool": ("mean", "cls"),
     "gmml.kinds": ("noise", "zeros", "alien"),
     "federation.uplink": ("fp32", "fp16", "int8"),
+    # Not int8: weights are sent whole every time, and no later message makes up for a rounding error.
     "federation.downlink": ("fp32", "fp16"),
     "federation.server.name": ("fedavg", "nesterov"),
     "sim.partition": ("natural", "iid", "dirichlet", "quantity", "natural-dirichlet", "file"),

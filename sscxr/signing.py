@@ -74,7 +74,7 @@ def check(folder: Path, sums: Mapping[str, str]) -> None:
             raise SigningError(f"{folder / name} is not the file that {SUMS} lists: damaged or altered")
 
 
-def read_private(file: str | Path, password: bytes | None = None) -> Ed25519PrivateKey:
+def read_private(file: str | Path) -> Ed25519PrivateKey:
     """An Ed25519 private key from PEM (PKCS 8, `openssl genpkey`) or OpenSSH's form (`ssh-keygen`).
 
     Raises:
@@ -85,7 +85,7 @@ def read_private(file: str | Path, password: bytes | None = None) -> Ed25519Priv
         serialization.load_ssh_private_key if b"BEGIN OPENSSH" in data else serialization.load_pem_private_key
     )
     try:
-        key = load(data, password)
+        key = load(data, None)
     except TypeError:  # both loaders, of a key that is encrypted
         raise SigningError(f"the key {file} is protected by a password; give one that is not") from None
     except (ValueError, UnsupportedAlgorithm):

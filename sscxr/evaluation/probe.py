@@ -23,7 +23,7 @@ from torch import nn
 from sscxr import inference
 from sscxr.data.cache import Cache
 from sscxr.evaluation import metrics
-from sscxr.evaluation.tasks import Rows, Task, find_tasks
+from sscxr.evaluation.tasks import Task, find_tasks
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -78,41 +78,6 @@ class Comparison:
     def better(self) -> bool:
         """True where the trained encoder beats the untrained one beyond the interval of the difference."""
         return self.low > 0
-
-
-def features(
-    encoder: nn.Module,
-    cache: Cache,
-    rows: Rows,
-    *,
-    img_size: int,
-    mean: float,
-    std: float,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-) -> npt.NDArray[np.float32]:
-    """The encoder's frozen features of cache rows: float32 [len(rows), D], finite.
-
-    Args:
-        encoder: `encoder.forward_features` takes float32 [B, 1, img_size, img_size] and gives
-            [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N patches. Its mode is restored.
-        cache: 8-bit images.
-        rows: int64, the rows wanted, in the order wanted.
-        img_size: px a side at the encoder's input.
-        mean, std: grey levels (0..1) that normalise the input.
-        batch_size: images at a time.
-        device: where to compute; the encoder is moved there and stays.
-    """
-    return inference.features(
-        encoder,
-        cache.images,
-        rows,
-        img_size=img_size,
-        mean=mean,
-        std=std,
-        batch_size=batch_size,
-        device=device,
-    )
 
 
 def knn_scores(
@@ -188,9 +153,9 @@ def run(
     """Probe an encoder and its untrained twin on every task of a cache.
 
     Args:
-        encoder, untrained: see `features`.
+        encoder, untrained: see `inference.features`.
         cache: labelled images; without a usable label the result is an empty list.
-        seed: of the bootstrap. The others as in `features`, `find_tasks` and `knn_scores`.
+        seed: of the bootstrap. The others as in `inference.features`, `find_tasks` and `knn_scores`.
 
     Returns:
         Two comparisons a task, linear then k-NN, in the order of the cohorts and labels.
@@ -200,8 +165,15 @@ def run(
         return []
     rows = np.unique(np.concatenate([part for task in tasks for part in (task.train, task.test)]))
     both = [
-        features(
-            model, cache, rows, img_size=img_size, mean=mean, std=std, batch_size=batch_size, device=device
+        inference.features(
+            model,
+            cache.images,
+            rows,
+            img_size=img_size,
+            mean=mean,
+            std=std,
+            batch_size=batch_size,
+            device=device,
         )
         for model in (encoder, untrained)
     ]

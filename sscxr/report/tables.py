@@ -9,12 +9,11 @@ import pandas as pd
 from sscxr import card
 from sscxr.report.record import FOLDED, Record
 from sscxr.report.summary import total_images, verdict
+from sscxr.wire import GREY
 
 # Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
 LISTED = 40
 _REASONS = 3  # kinds of absence that are named in a site's row
-# COUNT_TABLES of sscxr.wire as the report calls them, with the cells' order.
-VIEWS, AGES, SEXES = "view", "age", "sex"
 FIGURES = {"auroc": "AUROC", "dice": "Dice"}
 Row = dict[str, Any]
 
@@ -34,8 +33,8 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
         "site": name,
         "images": card.count(int(images.iloc[-1]), record.min_cell) if len(images) else "–",
         "patients": _patients(counts, record.min_cell),
-        "views": _told(counts.get(VIEWS, {})),
-        "ages": _told(counts.get(AGES, {})),
+        "views": _told(counts.get("view", {})),  # a table of `wire.COUNT_TABLES`
+        "ages": _told(counts.get("age", {})),
         "rounds": f"{len(folded)} of {rows['round'].nunique()}",
         "missed": _missed(rows[rows["outcome"] != FOLDED]),
         "loss": f"{losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}" if len(losses) else "–",
@@ -140,19 +139,15 @@ def aggregates(record: Record) -> tuple[Sequence[str], list[Row]]:
             (table, cell)
             for tables in record.counts.values()
             for table, cells in tables.items()
+            if table != GREY  # shares, not counts
             for cell in cells
         }
-        - {(table, cell) for tables in record.counts.values() for table, cell in _grey(tables)}
     )
     rows = [
         {"site": site, "cells": [_maybe(tables.get(table, {}).get(cell), "{:,}") for table, cell in columns]}
         for site, tables in sorted(record.counts.items())
     ]
     return [f"{table.removeprefix('label:')}: {cell}" for table, cell in columns], rows
-
-
-def _grey(tables: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
-    return [("grey", cell) for cell in tables.get("grey", {})]
 
 
 def _megabytes(count: Any) -> str:

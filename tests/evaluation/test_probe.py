@@ -9,6 +9,7 @@ import torch
 from caches import make_cache
 from torch import nn
 
+from sscxr import inference
 from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.tasks import find_tasks
@@ -72,7 +73,7 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
         depth=2,
         drop_path_rate=0.9,
     ).train()
-    found = probe.features(encoder, cache, np.array([3, 0, 4]), batch_size=2, **INPUT)
+    found = inference.features(encoder, cache.images, np.array([3, 0, 4]), batch_size=2, **INPUT)
     grey = torch.from_numpy(cache.images[[3, 0, 4]])[:, None] / 255
     inputs = (nn.functional.interpolate(grey, 16, mode="bilinear", antialias=True) - 0.5) / 0.25
     assert encoder.training
@@ -84,7 +85,7 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
 
 def test_no_rows_no_features(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, np.zeros((1, 16, 16), np.uint8), {})
-    assert len(probe.features(Patches(), cache, np.array([], dtype=np.int64), **INPUT)) == 0
+    assert len(inference.features(Patches(), cache.images, np.array([], dtype=np.int64), **INPUT)) == 0
 
 
 def test_what_can_be_seen_is_found_and_beats_noise(tmp_path: Path) -> None:
