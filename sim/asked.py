@@ -12,9 +12,8 @@ from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data import corpora
 from sscxr.data.cache import Cache
-from sscxr.files import refuse_file, write_atomically
-
-PROBES, SCORES = "probes.json", "scores.json"  # the last file that a pretraining leaves, and a fine-tuning
+from sscxr.files import refuse_file, try_lock, write_atomically
+from sscxr.runs import PROBES, SCORES
 
 
 def is_started(out: Path) -> bool:
@@ -32,10 +31,8 @@ def locked(out: Path) -> Iterator[None]:
     refuse_file(out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise LedgerError(f"another process runs in {out}; wait for it, or give another --out") from None
+        if not try_lock(handle, fcntl.LOCK_EX):
+            raise LedgerError(f"another process runs in {out}; wait for it, or give another --out")
         yield
 
 
@@ -61,7 +58,7 @@ def same_data(out: Path, cache: Cache, partition: str) -> None:
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run in the folder has left all that it should."""
+    """Whether the run in the folder has left all that it should: of its files `PROBES` or `SCORES` comes last."""
     last = any((out / name).exists() for name in (PROBES, SCORES))
     return last and (out / "encoder" / "model.safetensors").exists()
 

@@ -1,7 +1,7 @@
 """What a simulation leaves: probes against the untrained encoder, the report, the model card, a table to read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +11,6 @@ from rich.table import Table
 from server.app import publish
 from server.ledger import Ledger, State
 from sim import alone, pictures
-from sim.asked import PROBES, SCORES
-from sim.sites import NOTES
 from sscxr import report, runs
 from sscxr.card import SiteData
 from sscxr.config import Config
@@ -21,6 +19,8 @@ from sscxr.evaluation import probe
 from sscxr.evaluation.probe import Comparison
 from sscxr.files import write_atomically
 from sscxr.report import SiteScore
+from sscxr.report.record import HOLDINGS, NOTES
+from sscxr.runs import PROBES, SCORES
 from sscxr.training import stages
 from sscxr.training.pretrain import SiteTraining, build_encoder, set_up
 
@@ -44,17 +44,13 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     if stages.shares_head(config):
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config) for name in state.roster]
-    notes = _notes(out)
-    folder = publish(config, state, out / "encoder", data, notes=notes)
+    folder = publish(config, state, out / "encoder", data, notes=runs.read_list(out / NOTES))
     page = report.write(out, scores=scores)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
     _print_sites(out, console)
     _print_scores(scores, console)
-    console.print(f"sites    {out / 'holdings.png'}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
-    if stages.shares_head(config):
-        console.print(f"model    {out / 'model'}", markup=False, highlight=False, soft_wrap=True)
+    places = {"sites": out / HOLDINGS, "report": page, "encoder": folder}
+    _print_places(places | ({"model": out / "model"} if stages.shares_head(config) else {}), console)
 
 
 def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
@@ -79,7 +75,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
         seed=config.run.seed,
     )
     data = [_site_data(cache, out, name, config) for name in state.roster]
-    notes = _notes(out)
+    notes = runs.read_list(out / NOTES)
     folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
     pictures.show(cache, config, out, state.round)
     pictures.place(training.objective.encoder, cache, out, config, state.roster)
@@ -88,15 +84,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
-    console.print(f"sites    {out / 'holdings.png'}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report   {page}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"encoder  {folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _notes(out: Path) -> list[str]:
-    """What is to be said of the partition; nothing in the folder of an older run."""
-    file = out / NOTES
-    return list(json.loads(file.read_text())) if file.exists() else []
+    _print_places({"sites": out / HOLDINGS, "report": page, "encoder": folder}, console)
 
 
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
@@ -109,20 +97,24 @@ def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
     return SiteData(name, len(mine), mine["group"].nunique(), licences)
 
 
+def _print_places(places: Mapping[str, Path], console: Console) -> None:
+    """Where things lie, one to a line, each whole: a path that is folded cannot be copied."""
+    for what, path in places.items():
+        console.print(f"{what:8} {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(title: str, words: Collection[str], headings: Sequence[str]) -> Table:
+    """A table with these headings; the columns that are not among `words` hold numbers."""
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
+    return table
+
+
 def _print_sites(out: Path, console: Console) -> None:
     sites = runs.read_sites(out / runs.SITES)
-    table = Table(title="sites")
-    for heading in (
-        "site",
-        "images",
-        "rounds",
-        "first loss",
-        "last loss",
-        "MB sent",
-        "seconds",
-        "not folded",
-    ):
-        table.add_column(heading, justify="left" if heading == "site" else "right", overflow="fold")
+    headings = ("site", "images", "rounds", "first loss", "last loss", "MB sent", "seconds", "not folded")
+    table = _table("sites", ("site",), headings)
     for name, rows in sites.groupby("site"):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
         ends = [f"{good['loss'].iloc[place]:.4f}" if len(good) else "-" for place in (0, -1)]
@@ -137,10 +129,9 @@ def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
     if not probes:
         console.print("no probe: no label has enough cases in training and test", highlight=False)
         return
-    table = Table(title="probes: AUROC [95 % interval] on patients that nothing was trained on")
-    for heading in ("cohort", "label", "probe", "this encoder", "untrained", "gain"):
-        words = heading in ("cohort", "label", "probe")
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    title = "probes: AUROC [95 % interval] on patients that nothing was trained on"
+    words = ("cohort", "label", "probe")
+    table = _table(title, words, (*words, "this encoder", "untrained", "gain"))
     for pair in probes:
         after, before = pair.trained, pair.untrained
         table.add_row(
@@ -156,10 +147,8 @@ def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
 
 def _print_scores(scores: Sequence[SiteScore], console: Console) -> None:
     title = "each site's held-out patients [95 % interval]: the federation's model, and the site's own"
-    table = Table(title=title)
-    for heading in ("site", "images", "tested on", "figure", "federated", "alone", "gap"):
-        words = heading in ("site", "figure")
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+    headings = ("site", "images", "tested on", "figure", "federated", "alone", "gap")
+    table = _table(title, ("site", "figure"), headings)
     for score in scores:
         table.add_row(score.site, str(score.images), str(score.test_images), score.figure, *score.told())
     console.print(table)

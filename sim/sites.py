@@ -21,8 +21,7 @@ from sscxr.data import published as tested
 from sscxr.data.cache import Cache, CacheError, open_cache, read_index
 from sscxr.data.prepare import prepare
 from sscxr.data.progress import Display
-
-NOTES = "notes.json"  # what the report and the model card say of the partition
+from sscxr.report.record import HOLDINGS, NOTES
 
 
 def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cache:
@@ -199,7 +198,7 @@ def describe(
     notes = [*notes, *tested.lines(index, held_out, trained), *holdings.warnings(index, held_out, home)]
     (out / "partition.csv").write_text(published.text(index, held_out, parts), encoding="utf-8")
     counts.to_csv(out / "holdings.csv")
-    (out / "holdings.png").write_bytes(holdings.picture(index, home, counts))
+    (out / HOLDINGS).write_bytes(holdings.picture(index, home, counts))
     (out / NOTES).write_text(json.dumps(notes, indent=1) + "\n")
     return notes
 

@@ -29,6 +29,7 @@ from sscxr.card import Card, released, render
 from sscxr.errors import SscxrError
 from sscxr.files import replace_folder
 from sscxr.ranges import PLAIN_NAME
+from sscxr.runs import PROBES, SCORES
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
@@ -48,7 +49,7 @@ def write_encoder(
     std: float,
     card: Card,
 ) -> Path:
-    """Write a released encoder, replacing one that is there. It appears whole, and timm has loaded it, or not.
+    """Write a released encoder, replacing one that is there. It appears whole, and only once timm has loaded it.
 
     Args:
         encoder: a timm ViT without a head.
@@ -193,11 +194,8 @@ def input_norm(folder: str | Path) -> tuple[float, float]:
     return float(config["mean"][0]), float(config["std"][0])
 
 
-def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> bool:
+def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
     """Check a release against its SHA256SUMS and, with a key, its signature.
-
-    Returns:
-        Whether there is a signature (which says nothing without a key).
 
     Raises:
         SigningError: no sums, a wrong byte, or a signature that is absent, or not this key's, where one is given.
@@ -207,9 +205,9 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> bool:
     if not (folder / signing.SUMS).is_file():
         raise ReleaseError(f"{folder} is no release: it has no {signing.SUMS}")
     sums = (folder / signing.SUMS).read_bytes()
-    file = folder / signing.SIGNATURE
-    signature = file.read_bytes() if file.is_file() else None
     if key:
+        file = folder / signing.SIGNATURE
+        signature = file.read_bytes() if file.is_file() else None
         signing.check_signature(sums, signature, key, str(folder))
     signing.check(folder, signing.parse_sums(sums, FILES, str(folder / signing.SUMS)))
     try:
@@ -217,7 +215,6 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> bool:
             pass
     except safetensors.SafetensorError as error:
         raise ReleaseError(f"{folder / WEIGHTS} is no safetensors file ({error}); it is refused") from None
-    return signature is not None
 
 
 def facts(folder: str | Path) -> dict[str, Any]:
@@ -252,7 +249,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
 
 
 def one_line(text: object) -> str:
-    """Another's words on one line, without what is not printed."""
+    """Somebody else's words on one line, without characters that cannot be printed."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
@@ -264,8 +261,8 @@ def _check_run(run: Path) -> int:
     absent = [name for name in FILES if not (run / "encoder" / name).is_file()]
     if absent:
         raise ReleaseError(f"the run in {run} is not finished: it has no encoder/{absent[0]}; resume it")
-    ends = ("probes.json", "scores.json")  # a simulation ends with one of them
-    if (run / "sites").is_dir() and not any((run / name).is_file() for name in ends):
+    # A simulation ends with one of the two.
+    if (run / "sites").is_dir() and not any((run / name).is_file() for name in (PROBES, SCORES)):
         raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
     last = max(checkpoints)
     try:

@@ -174,7 +174,7 @@ class Run:
         import pandas as pd
 
         rows = []
-        for pair in _json(self.folder / PROBES):
+        for pair in read_list(self.folder / PROBES):
             rows.append(
                 pair["trained"]
                 | {"untrained": pair["untrained"]["auroc"], "gain": pair["gain"]}
@@ -188,7 +188,7 @@ class Run:
         import pandas as pd
 
         rows = []
-        for one in _json(self.folder / SCORES):
+        for one in read_list(self.folder / SCORES):
             values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
             ends = {f"gap_{end}": (one["gap"] or {}).get(end) for end in ("low", "high")}
             rows.append(one | values | ends)
@@ -269,7 +269,7 @@ def read_sites(file: Path) -> "pd.DataFrame":
     """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one.
 
     Raises:
-        RunError: no such table.
+        RunError: it is no such table.
     """
     return read_table(file, SITE_COLUMNS, words=("site", "outcome", "reason"))
 
@@ -278,7 +278,7 @@ def read_table(file: Path, columns: Sequence[str], words: Sequence[str]) -> "pd.
     """A run's CSV of these columns, those of `words` as they are written, the others numbers; empty without one.
 
     Raises:
-        RunError: no such table.
+        RunError: it is no such table.
     """
     import pandas as pd
 
@@ -301,7 +301,7 @@ def read_rounds(file: Path) -> list[dict[str, Any]]:
     """The records of a `rounds.jsonl`, as the server wrote them; none without one.
 
     Raises:
-        RunError: a line that is none.
+        RunError: a line of it is no round's record.
     """
     try:
         records = [json.loads(line) for line in whole_lines(file).splitlines()]
@@ -321,20 +321,17 @@ def whole_lines(file: Path) -> str:
     return text[: text.rfind("\n") + 1]
 
 
-def _text(file: Path) -> str:
+def read_list(file: Path) -> list[Any]:
+    """A JSON list that is there whole or not at all; empty where it is not there.
+
+    Raises:
+        RunError: it is there and cannot be read.
+    """
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file}: not readable ({type(error).__name__})") from None
-
-
-def _json(file: Path) -> list[dict[str, Any]]:
-    """A list of records that is there whole or not at all; empty where it is not there."""
-    if not file.exists():
+        return list(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
         return []
-    try:
-        return list(json.loads(_text(file)))
-    except ValueError:
+    except (OSError, ValueError, TypeError):
         raise RunError(f"{file}: not readable as JSON") from None
 
 

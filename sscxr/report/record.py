@@ -118,9 +118,7 @@ def read(folder: Path, **known: Any) -> Record:
     """
     if not (folder / runs.CONFIG).is_file():
         raise RunError(f"{folder}: no run has started there (no {runs.CONFIG})")
-    config = configs.load(
-        folder / runs.CONFIG
-    )  # settings that were added since the run are at their defaults
+    config = configs.load(folder / runs.CONFIG)  # settings added since the run are at their defaults
     found: dict[str, Any] = {
         "title": config.run.name,
         "stage": config.run.stage,
@@ -133,7 +131,7 @@ def read(folder: Path, **known: Any) -> Record:
         "strips": pictures.read(folder / pictures.FOLDER),
         "embedding": _embedding(folder / EMBEDDING),
         "holdings": (folder / HOLDINGS).read_bytes() if (folder / HOLDINGS).is_file() else None,
-        "notes": _json(folder / NOTES, []),
+        "notes": runs.read_list(folder / NOTES),
         "min_cell": config.privacy.min_cell,
         "settings": flat(configs.as_dict(config)),
     }
@@ -181,15 +179,6 @@ def _embedding(file: Path) -> pd.DataFrame | None:
 
 def _records(file: Path, made: Callable[[Any], Any]) -> list[Any]:
     try:
-        return [made(record) for record in _json(file, [])]
+        return [made(record) for record in runs.read_list(file)]
     except (KeyError, TypeError):
         raise RunError(f"{file}: not readable, it holds other records than a run's") from None
-
-
-def _json(file: Path, otherwise: Any) -> Any:
-    if not file.exists():
-        return otherwise
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise RunError(f"{file}: not readable as JSON") from None

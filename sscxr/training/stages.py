@@ -6,7 +6,7 @@ Fine-tuning is imported where it is asked for: a site that pretrains need not wa
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sscxr.training.site_finetune import SiteFineTuning
 
-    Training = SiteTraining | SiteFineTuning
+    Training: TypeAlias = SiteTraining | SiteFineTuning
 
 PRETRAIN = "pretrain"
 log = logging.getLogger("sscxr.server")
@@ -76,7 +76,7 @@ def encoder_args(config: Config) -> dict[str, Any]:
 
 
 def parts(config: Config) -> Parts:
-    """The stage's model as all begin with it, but for the encoder's start: alike everywhere."""
+    """The stage's model from the run's seed alone, alike everywhere; `start` loads `encoder.start` into it."""
     if config.run.stage == PRETRAIN:
         objective = pretrain.build_objective(config)
         return Parts(objective.encoder, objective.head, share_head=shares_head(config))
