@@ -2,9 +2,7 @@
 
 import datetime
 import json
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,12 +13,10 @@ from sscxr.command_line import examples
 from sscxr.encoder_commands import Force
 
 if TYPE_CHECKING:
-    from sscxr.join import Join
-
-if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
     from sscxr.config import Config
+    from sscxr.join import Join
     from sscxr.training.parts import Parts
 
 # Memory of a fine-tuning process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
@@ -63,7 +59,7 @@ def describe(
 
     from sscxr import codecs, wire
     from sscxr import config as configs
-    from sscxr.join import PROBE, Join, Payload
+    from sscxr.join import PROBE, Join, Payload, installed
     from sscxr.training import stages
 
     config = stages.load_config(recipe, overrides)
@@ -76,8 +72,7 @@ def describe(
         ca=ca.read_text(encoding="utf-8", errors="replace")
         if ca
         else "",  # `Join.write` refuses what is no PEM
-        versions={"python": platform.python_version()}
-        | {package: metadata.version(package) for package in ("sscxr", "flwr", "torch", "timm")},
+        versions=installed(),
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
         recipe=OmegaConf.to_yaml(OmegaConf.create(configs.recipe(config))),
         payload=Payload(

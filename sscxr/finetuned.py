@@ -166,9 +166,7 @@ def load_encoder(encoder: VisionTransformer, folder: str | Path) -> None:
     _released(Path(folder))
     state = release.load_encoder(folder).state_dict()
     state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    if state["patch_embed.proj.weight"].shape[1] == 3:
-        # A grey image copied to three channels meets the sum of the three filters.
-        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    encoders.sum_channels(state)
     try:
         encoder.load_state_dict(checkpoint_filter_fn(state, encoder), strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
@@ -195,8 +193,7 @@ def refuse(folder: str | Path, *, overwrite: bool) -> None:
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    is_model = folder.is_dir() and (folder / WEIGHTS).is_file() and _is_spec(folder / CONFIG)
-    if not is_model:
+    if not (folder.is_dir() and (folder / WEIGHTS).is_file() and is_model(folder)):
         raise FinetunedError(f"{folder} holds something else than a fine-tuned model; choose another folder")
     if not overwrite:
         raise FinetunedError(f"{folder} holds a fine-tuned model; choose another folder, or give --force")
@@ -319,7 +316,7 @@ def _is_well(spec: Spec) -> bool:
 
 def _released(folder: Path) -> dict[str, Any]:
     """What of a released encoder's config matters: architecture, model_args, mean, std."""
-    if (folder / CONFIG).is_file() and _is_spec(folder / CONFIG):
+    if is_model(folder):
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is no released encoder: it has no {WEIGHTS}{_pickles(folder)}")
@@ -342,9 +339,10 @@ def _released(folder: Path) -> dict[str, Any]:
     return {"architecture": facts["architecture"], "model_args": args, "mean": mean, "std": std}
 
 
-def _is_spec(file: Path) -> bool:
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a fine-tuned model's, by its config alone; False of whatever is none."""
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and facts.get("task") in ("classify", "segment")

@@ -5,16 +5,19 @@ A YAML text without a secret in it. `sscxr join` writes it; `sscxr site init` an
 
 import datetime
 import json
+import platform
 import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from textwrap import indent
 from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 
+from sscxr import __version__
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
@@ -24,6 +27,12 @@ PACKAGES = ("python", "sscxr", "flwr", "torch", "timm")  # whose versions a site
 _MOST_BYTES = 1_000_000  # of the file; one is a few thousand
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _PATH = re.compile(r"/[A-Za-z0-9._/-]*")
+
+
+def installed() -> dict[str, str]:
+    """`PACKAGES` -> version here."""
+    packages = {name: metadata.version(name) for name in ("flwr", "torch", "timm")}
+    return {"python": platform.python_version(), "sscxr": __version__} | packages
 
 
 class JoinError(SscxrError):
@@ -82,8 +91,8 @@ class Join:
         """Its port."""
         return int(self.superlink.rpartition(":")[2])
 
-    @classmethod
-    def read(cls, file: str | Path) -> "Join":
+    @staticmethod
+    def read(file: str | Path) -> "Join":
         """Read and check a join file.
 
         Raises:

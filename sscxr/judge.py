@@ -45,6 +45,11 @@ class Opened:
     config: Config
     device: torch.device
 
+    @property
+    def cache_size(self) -> int:
+        """Pixels a side at which images were cached for the model, so that files are scaled down as they were."""
+        return max(self.config.data.cache_size, self.spec.img_size)
+
 
 def open_model(folder: str | Path) -> Opened:
     """Load a fine-tuned model, and prepare this process for it (its thread count; a GPU where there is one).

@@ -4,7 +4,6 @@ The feature is the mean of the patch tokens after the final norm, as in the prob
 whatever its head pools.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +68,11 @@ def open_embedder(source: str) -> Embedder:
     Raises:
         FinetunedError, ReleaseError, FetchError, SigningError: one line that says what is wrong with it.
     """
-    if _is_finetuned(Path(source)):
+    if finetuned.is_model(Path(source)):
         opened = judge.open_model(source)
         spec = opened.spec
-        size = max(opened.config.data.cache_size, spec.img_size)
         encoder = cast(nn.Module, opened.model.encoder)
-        return Embedder(encoder, spec.img_size, spec.mean, spec.std, size, opened.device)
+        return Embedder(encoder, spec.img_size, spec.mean, spec.std, opened.cache_size, opened.device)
     folder = fetch.located(source)
     settings = configs.load("default", [*finetuned.encoder_settings(folder), "run.deterministic=false"])
     device, about = set_up(settings), settings.encoder
@@ -167,14 +165,6 @@ def similar(
     ]
     squares = np.concatenate([read.prepared.image[None], cache.images[nearest]])
     return found, sheet.draw(squares, ["the file", *(caption[:20] for caption in captions)])
-
-
-def _is_finetuned(folder: Path) -> bool:
-    try:
-        facts = json.loads((folder / finetuned.CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(facts, dict) and "task" in facts
 
 
 def _table(features: Features) -> pd.DataFrame:

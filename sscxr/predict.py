@@ -35,8 +35,12 @@ Row = dict[str, str]
 
 @dataclass
 class Predicted:
-    """Attributes: rows of the table; the files that failed, and DICOM files that have a mask but no DICOM SEG, each
-    with the reason; how many did not fail.
+    """What came of the files.
+
+    Attributes:
+        rows: of the table.
+        failed: files that could not be used, and why.
+        without_seg: DICOM files that have a mask but no DICOM SEG, and why.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -45,6 +49,7 @@ class Predicted:
 
     @property
     def done(self) -> int:
+        """How many did not fail."""
         return len(self.rows) - len(self.failed)
 
 
@@ -91,7 +96,7 @@ def predict(
         columns = [*opened.spec.labels, *["saliency"] * with_saliency]
     found = Predicted()
     try:
-        for number, file in enumerate(reading.read(listed, size=cache_size(opened)), 1):
+        for number, file in enumerate(reading.read(listed, size=opened.cache_size), 1):
             row = {"file": str(file.file)}
             if file.prepared is None:
                 found.failed.append((file.file, file.problem))
@@ -110,11 +115,6 @@ def predict(
     finally:  # also what a Ctrl-C left
         _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
     return found
-
-
-def cache_size(opened: Opened) -> int:
-    """Pixels a side at which images were cached for the model, so that files are scaled down as they were."""
-    return max(opened.config.data.cache_size, opened.spec.img_size)
 
 
 def _doubts(opened: Opened, prepared: Prepared) -> list[str]:

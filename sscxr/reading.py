@@ -55,7 +55,7 @@ def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path
         if not path.exists():
             found[path] = "no such file or folder"
             continue
-        for item in listing.collect([path], labels=None, skip=skip or Path("/nonexistent")).items:
+        for item in listing.collect([path], labels=None, skip=skip).items:
             named = path.is_file() and path.suffix.lower() != ".csv"
             found.setdefault(path if named else item.file, item.problem)
     if not found:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sscxr import neighbours, release
+from sscxr import finetuned, release
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_facts_are_told_in_such_lines(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_config_of_endless_depth_is_no_fine_tuned_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[" * 100_000)
-    assert not neighbours._is_finetuned(tmp_path)
+    assert not finetuned.is_model(tmp_path)

@@ -26,7 +26,7 @@ FILES = 20  # of an export that are decoded
 LOOKED_AT = 512  # images whose posture is judged
 COMPARED = 50_000  # images that are compared with each other, by one row of pixels first
 _LISTED = 20_000  # files of an export among which the sample is drawn
-_MAX_PIXELS = 50_000_000  # as `sscxr prepare` has it
+
 # Above this share of the sample, a line is more than the detector's false alarms (docs/posture.md).
 _TURNED_FAILED, _MIRRORED_WARNING = 0.02, 0.05
 
@@ -37,6 +37,7 @@ def files(folder: Path) -> Iterator[Check]:
     """How many of a folder's files decode, and why the others do not, in the decoder's fixed words."""
     from sscxr.data import pool
     from sscxr.data.decode import Task
+    from sscxr.data.dicom import MAX_PIXELS
     from sscxr.data.facts import Refused
 
     found = list(islice(_walk(folder), _LISTED))
@@ -44,7 +45,7 @@ def files(folder: Path) -> Iterator[Check]:
     if not sample:
         yield failed("files", "the folder has none, or cannot be read", "name the folder of the export")
         return
-    tasks = ((number, Task(file, None, "", 256, _MAX_PIXELS)) for number, file in enumerate(sample))
+    tasks = ((number, Task(file, None, "", 256, MAX_PIXELS)) for number, file in enumerate(sample))
     results = [result for _, result in pool.decode(tasks, workers=1)]
     reasons = Counter(result.kind for result in results if isinstance(result, Refused))
     good = len(results) - reasons.total()

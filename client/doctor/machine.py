@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from client.doctor.checks import Check, failed, judged, ok, warning
 from client.settings import SiteSettings
 from sscxr.config import Config
-from sscxr.join import Join
+from sscxr.join import Join, installed
 
 if TYPE_CHECKING:
     import torch
@@ -40,17 +40,6 @@ def versions(join: Join) -> Iterator[Check]:
     value = ", ".join(f"{name} {here[name]}" for name in (names or here))
     advice = "install the coordinator's: " + ", ".join(f"{name} {join.versions[name]}" for name in names)
     yield judged("versions", value, fails=bool(differ) or flwr, warns=bool(names), advice=advice)
-
-
-def installed() -> dict[str, str]:
-    """The versions that the join file states, here."""
-    from importlib.metadata import version
-
-    import sscxr
-
-    return {"python": platform.python_version(), "sscxr": sscxr.__version__} | {
-        name: version(name) for name in ("flwr", "torch", "timm")
-    }
 
 
 def _plain(version: str) -> str:

@@ -50,7 +50,7 @@ def collect(
     sources: Iterable[Path],
     *,
     labels: Path | None,
-    skip: Path,
+    skip: Path | None,
     source: str | None = None,
     uncertain: str = "ignore",
     train_on_test: bool = False,
@@ -60,7 +60,7 @@ def collect(
     Args:
         sources: folders (searched to the bottom), manifests (`.csv`), single files, and corpora (`nih:FOLDER`).
         labels: a manifest that says more about files of the folders, by path or by unique file name.
-        skip: a folder that is left out: the cache itself.
+        skip: a folder that is left out, such as the cache itself; None: none.
         source: the name of what no manifest names a source of; None: `local`, or where several folders or
             manifests want a name `local-1`, `local-2` and so on, in their order.
         uncertain, train_on_test: as `prepare` has them.
@@ -93,7 +93,7 @@ def collect(
         if records is not None:
             items: Iterable[Item] = _manifest(records, names[path])
         elif path.is_dir():
-            items = _folder(path, skip.resolve(), names[path])
+            items = _folder(path, skip and skip.resolve(), names[path])
         else:
             items = [_checked(Item(path, names[path], path.name))]
         for item in items:
@@ -125,7 +125,7 @@ def _names(places: Mapping[Path, list[Record] | None], source: str | None) -> di
     return names
 
 
-def _folder(folder: Path, skip: Path, source: str) -> Iterator[Item]:
+def _folder(folder: Path, skip: Path | None, source: str) -> Iterator[Item]:
     """Every file below a folder, links followed once; other caches are left out, as is our own."""
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []

@@ -36,8 +36,9 @@ def build(
     depth: int | None = None,
     drop_path: float = 0.0,
 ) -> VisionTransformer:
-    """Build a ViT without a head. Its initialisation draws from torch's global generator; on torch's device `meta`
-    nothing is drawn, where it would take as long and fill nothing.
+    """Build a ViT without a head. Its initialisation draws from torch's global generator.
+
+    On torch's device `meta` nothing is drawn: it would take as long, and there is nothing to fill.
 
     Raises:
         EncoderError: a name that timm does not know, or that is no plain ViT.
@@ -100,9 +101,8 @@ def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:
         EncoderError: no such file, not a checkpoint, another width or fewer blocks than the encoder.
     """
     state = _bare(_read(Path(file)), str(file))
-    if encoder.patch_embed.proj.in_channels == 1 and state["patch_embed.proj.weight"].shape[1] == 3:
-        # A grey image copied to three channels meets the sum of the three filters.
-        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    if encoder.patch_embed.proj.in_channels == 1:
+        sum_channels(state)
     try:
         state = checkpoint_filter_fn(state, encoder)
         wanted = encoder.state_dict()
@@ -122,6 +122,16 @@ def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:
         )
     encoder.load_state_dict({k: v for k, v in state.items() if k in wanted}, strict=False)
     return missing
+
+
+def sum_channels(state: dict[str, torch.Tensor]) -> None:
+    """Make weights for three input channels ones for one, in place.
+
+    A grey image that is copied to three channels meets the sum of the three filters.
+    """
+    weight = state["patch_embed.proj.weight"]
+    if weight.shape[1] == 3:
+        state["patch_embed.proj.weight"] = weight.sum(dim=1, keepdim=True)
 
 
 def _read(file: Path) -> Mapping[str, Any]:

@@ -16,10 +16,9 @@ from superlinks import Authority, SuperLink
 from typer.testing import CliRunner
 
 from client import commands
-from client.doctor import machine
 from sscxr import config as configs
 from sscxr import wire
-from sscxr.join import PROBE, Join, Payload
+from sscxr.join import PROBE, Join, Payload, installed
 
 OVERRIDES = ["run.threads=1", "data.cache_size=96"]
 
@@ -40,7 +39,7 @@ def write_join(file: Path, superlink: SuperLink, **other: Any) -> Path:
         "federation": "lungs",
         "superlink": superlink.server.address,
         "ca": superlink.server.ca,
-        "versions": machine.installed(),
+        "versions": installed(),
         "fingerprint": wire.fingerprint(configs.recipe_hash(config)),
         "recipe": yaml.safe_dump(told),
         "payload": Payload(up_mb=43.0, down_mb=86.0),
@@ -117,7 +116,7 @@ def test_the_coordinators_machine(superlink: SuperLink, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_exit_code_tells_the_worst(superlink: SuperLink, hospital: Path, tmp_path: Path) -> None:
     site = hospital / "site" / "site.yaml"
-    warning = write_join(tmp_path / "w.yaml", superlink, versions=machine.installed() | {"python": "3.99.0"})
+    warning = write_join(tmp_path / "w.yaml", superlink, versions=installed() | {"python": "3.99.0"})
     assert run("doctor", site, "--join", warning).exit_code == 1
     failure = write_join(tmp_path / "f.yaml", superlink, payload=Payload(up_mb=1e9, down_mb=1.0))
     assert run("doctor", site, "--join", failure).exit_code == 2

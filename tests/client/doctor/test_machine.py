@@ -16,14 +16,14 @@ from client.doctor.checks import Check
 from client.settings import SiteSettings
 from sscxr import config as configs
 from sscxr import wire
-from sscxr.join import Join, Payload
+from sscxr.join import Join, Payload, installed
 from sscxr.training import memory, pretrain
 
 CONFIG = configs.load("default", ["run.threads=1"])
 
 
 def a_join(**other: Any) -> Join:
-    here = machine.installed()
+    here = installed()
     fingerprint = wire.fingerprint(configs.recipe_hash(CONFIG))
     whole = Join(
         "lungs",
@@ -52,7 +52,7 @@ def only(checks: Iterator[Check]) -> Check:
 
 def test_the_same_versions_are_ok() -> None:
     assert only(machine.versions(a_join())).state == "ok"
-    local = machine.installed() | {"torch": machine.installed()["torch"].split("+")[0] + "+cu126"}
+    local = installed() | {"torch": installed()["torch"].split("+")[0] + "+cu126"}
     assert only(machine.versions(a_join(versions=local))).state == "ok"
 
 
@@ -69,7 +69,7 @@ def test_the_same_versions_are_ok() -> None:
     ],
 )
 def test_other_versions(name: str, version: str, state: str) -> None:
-    here = machine.installed()
+    here = installed()
     version = version.replace("PATCH", ".".join([*here[name].split(".")[:2], "99"]))
     check = only(machine.versions(a_join(versions=here | {name: version})))
     assert check.state == state
