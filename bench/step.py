@@ -89,7 +89,7 @@ class Bench:
             self.training.objective,
             self.training.optimiser,
             batches(),
-            lambda batch: self.training._loss(batch, self.source),
+            lambda batch: self.training.loss(batch, self.source),
             stretch=Stretch(self.steps, 0.0, 1.0),
             schedule=pretrain.schedule(self.config),
             clip=settings.clip,

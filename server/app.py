@@ -1,7 +1,7 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from sscxr import release, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
+from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
 from sscxr.tracking import Tracking, kinds_of
 from sscxr.training import parts, stages
@@ -73,10 +74,10 @@ def _log_to_stderr() -> None:
 def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = "") -> None:
     """Run the rounds that are left in `out`, then write `out/encoder`.
 
+    How it ended is in `out/status.json`, and in the exception or the last line of the log.
+
     Args:
         tracking: where its curves go too, such as "tensorboard,mlflow".
-
-    How it ended is in `out/status.json`, and in the exception or the last line of the log.
     """
     set_up(config)
     # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
@@ -146,12 +147,19 @@ def _tracked(listener: Listener, tracking: str, out: Path, name: str) -> Iterato
         tracks.close()
 
 
-def publish(config: Config, state: State, folder: Path, data: list[SiteData], **card: object) -> Path:
+def publish(
+    config: Config,
+    state: State,
+    folder: Path,
+    data: Sequence[SiteData],
+    *,
+    probes: Sequence[Comparison] = (),
+    notes: Sequence[str] = (),
+) -> Path:
     """Write the run's encoder as a release.
 
     Args:
-        data: what each site trained on.
-        card: further fields of the model card.
+        data, probes, notes: of the model card, see `Card`.
     """
     name, args = config.encoder.name, stages.encoder_args(config)
     with seeds.forked(config.run.seed, "encoder"):
@@ -171,7 +179,8 @@ def publish(config: Config, state: State, folder: Path, data: list[SiteData], **
             stage=config.run.stage,
             settings=configs.dumps(config),
             code_version=sscxr.__version__,
+            probes=probes,
             min_cell=config.privacy.min_cell,
-            **card,  # type: ignore[arg-type]
+            notes=notes,
         ),
     )

@@ -1,5 +1,6 @@
 """One display of a simulation: rounds, sites, steps; plain lines where there is no terminal."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
@@ -52,7 +53,7 @@ class Show:
         notes = [
             f"{step} of {steps} steps",
             "" if speed is None else f"{speed:.0f} images/s",
-            f"loss {loss:.4f}" if loss == loss else "",
+            "" if math.isnan(loss) else f"loss {loss:.4f}",
         ]
         title = f"{site}, {min(self._heard + 1, self._sites)} of {self._sites}"
         self._at_work = Line(title, step, steps, [note for note in notes if note])

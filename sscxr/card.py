@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sscxr.errors import SscxrError
@@ -11,8 +11,6 @@ from sscxr.evaluation.probe import Comparison
 
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
-
-
 _MADE = {
     "pretrain": "pretrained without labels by group masked model learning (GMML)",
     "classify": "fine-tuned with labels, as part of a classifier",
@@ -60,7 +58,7 @@ class Card:
     stage: str = "pretrain"
     probes: Sequence[Comparison] = ()
     min_cell: int = 10
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
 
 
 def non_commercial(licence: str) -> bool:

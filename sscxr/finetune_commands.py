@@ -1,5 +1,6 @@
 """`sscxr finetune ...`. Thin: torch is imported when a command runs, not before."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from sscxr.config import Config
     from sscxr.training.finetune import Epoch, Split
-    from sscxr.tune import Listener, Tuned
+    from sscxr.tune import Job, Listener, Tuned
 
 _LINES = 30  # at most so many plain lines of epochs, where there is no terminal
 
@@ -169,7 +170,7 @@ class Show:
         ]
 
     def _epoch_done(self, one: "Epoch") -> None:
-        scored = f", validation {self.score} {one.score:.4f}" if one.score == one.score else ""
+        scored = "" if math.isnan(one.score) else f", validation {self.score} {one.score:.4f}"
         self._epochs, self._last, self._began = one.epoch, f"loss {one.loss:.4f}{scored}", time.monotonic()
         every = -(-self._planned // _LINES)
         if one.epoch % every == 0 or one.epoch == self._planned:
@@ -198,7 +199,7 @@ def _settings(
 
 def _job(
     encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, force: bool
-) -> Any:
+) -> "Job":
     from sscxr import tune
     from sscxr.data.cache import open_cache
 

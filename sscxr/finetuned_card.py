@@ -1,5 +1,6 @@
 """The card of a fine-tuned model: what it tells, what it learned from, how well it does, what it is not for."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,9 +77,9 @@ def _data(config: Config, index: pd.DataFrame, parts: Split) -> str:
     if restricted:
         lines += [
             "",
-            "**Some of the images are under a NON-COMMERCIAL licence.** Whether the weights may be used",
+            "**Some of the images are under a NON-COMMERCIAL licence.** Whether the weights may be used "
+            "commercially is for whoever uses them to settle.",
         ]
-        lines[-1] += " commercially is for whoever uses them to settle."
     return "\n".join(["## Data", "", *lines, "", "No patient is in two parts."])
 
 
@@ -102,10 +103,10 @@ def _figures(figures: Mapping[str, Any], min_cell: int) -> str:
 
 
 def _recipe(config: Config, history: History) -> str:
-    scored = [one for one in history.epochs if one.epoch == history.best and one.score == one.score]
-    kept = (
-        f", of which number {history.best} is kept (validation score {scored[0].score:.3f})" if scored else ""
-    )
+    best = history.epochs[history.best - 1]
+    kept = ""
+    if not math.isnan(best.score):
+        kept = f", of which number {history.best} is kept (validation score {best.score:.3f})"
     text = configs.dumps(config).strip()
     head = f"{len(history.epochs)} passes over the training images of at most {history.planned}{kept}."
     return f"## Recipe\n\n{head}\n\n```yaml\n{text}\n```"

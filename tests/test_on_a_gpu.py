@@ -52,7 +52,7 @@ def test_no_step_waits_for_the_device(cache: Cache) -> None:
     for mode in ("default", "error"):  # the first step starts cuDNN and the like
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            loss = training._loss(pretrain.views(pixels, config, source), source)
+            loss = training.loss(pretrain.views(pixels, config, source), source)
             assert isinstance(loss, Tensor)
             loss.backward()  # type: ignore[no-untyped-call]
             pretrain.optim.clip_per_tensor(training.objective.parameters(), 1.0)

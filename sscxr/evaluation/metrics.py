@@ -135,7 +135,10 @@ def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, 
     achieved = _shares(np.take_along_axis(spared, first, axis=1)[:, 0], spared[:, -1])
     threshold = np.append(sample.scores, np.inf)[first[:, 0]]
     absent = np.isnan(sensitivity) | np.isnan(achieved)
-    return tuple(np.where(absent, np.nan, one) for one in (sensitivity, achieved, threshold))  # type: ignore[return-value]
+    sensitivity, achieved, threshold = (
+        np.where(absent, np.nan, one) for one in (sensitivity, achieved, threshold)
+    )
+    return sensitivity, achieved, threshold
 
 
 def calibration_error(sample: Steps, bins: int = BINS) -> Floats:

@@ -137,7 +137,7 @@ class HeldOut:
 class SiteTraining:
     """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
 
-    Beside what of `parts` is not averaged, the optimiser's moments are local.
+    What is not averaged of `parts`, and the optimiser's moments, stay at the site.
     """
 
     def __init__(
@@ -149,7 +149,12 @@ class SiteTraining:
         share_head: bool = False,
         blank: bool = False,
     ) -> None:
-        """Args: `blank`: both parts and the moments are loaded next, all of them; no start is drawn then."""
+        """Build the objective and its optimiser.
+
+        Args:
+            share_head: whether the head is averaged too.
+            blank: draw no start, as `parts` and `load_local` will fill in every weight and moment.
+        """
         self.config, self.device, self.images = config, device, cache.images
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
@@ -198,7 +203,7 @@ class SiteTraining:
                 self.objective,
                 self.optimiser,
                 self._views(rows, site, steps, seeds.generator(self.device, *place, "views")),
-                lambda batch: self._loss(batch, source),
+                lambda batch: self.loss(batch, source),
                 stretch=stretch,
                 schedule=schedule(self.config),
                 clip=settings.clip,
@@ -216,7 +221,7 @@ class SiteTraining:
         for pixels, batch in feed(self.images, batches, self.device):
             yield views(pixels.repeat(settings.views, 1, 1), self.config, source), batch.tolist()
 
-    def _loss(self, batch: Tensor, source: torch.Generator) -> Tensor | Iterator[Tensor]:
+    def loss(self, batch: Tensor, source: torch.Generator) -> Tensor | Iterator[Tensor]:
         """The loss of a batch of views; in parts where gradients are accumulated over them."""
         count = self.config.pretrain.accumulate
         if count > 1:
