@@ -89,8 +89,10 @@ def read_settings(file: Path) -> SiteSettings:
 def _content(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise SiteError("settings", f"{file}: a folder; name the file in it, {file / 'site.yaml'}") from None
     except OSError as error:
-        raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
+        raise SiteError("settings", f"{file}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
 

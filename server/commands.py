@@ -26,12 +26,12 @@ _PROCESS_GB, _PARAMETER_BYTES, _ACTIVATION_BYTES = 0.6, 20, 90
 
 def join(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file.")],
+    name: Annotated[str, typer.Option(help="The federation's name.")],
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="What SuperNodes connect to.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="The settings that the run will have."),
     ] = None,
-    name: Annotated[str, typer.Option(help="The federation's name.")] = "",
-    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="What SuperNodes connect to.")] = "",
     ca: Annotated[
         Path | None, typer.Option(help="The CA's certificate; none: the server's is publicly trusted.")
     ] = None,

@@ -82,6 +82,8 @@ def run(
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])
     settings = _settings(config, [*overrides, *given])
+    if label and settings.run.stage != "classify":
+        raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; it wants --stage classify")
     kinds = ["tensorboard"] * tensorboard + ["mlflow"] * mlflow
     tracking = ",".join(kinds_of(",".join(kinds)))
     simulate(settings, clients, paths, out, engine_name, resume, tracking)

@@ -331,6 +331,9 @@ def _defaults() -> Any:
 
 def _fill(merged: Any, origin: str, layer: Any) -> None:
     try:
+        for key, value in layer.items():
+            if key in merged and not OmegaConf.is_dict(value):
+                raise ConfigError(f"{origin}: {key!r} is a section of settings, not {_short(value)}")
         merged.merge_with(layer)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
@@ -341,7 +344,8 @@ def _read(path: Path) -> Any:
         layer = OmegaConf.load(path)
     except Exception as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not OmegaConf.is_dict(layer):
+    # OmegaConf takes a bare text for a key without a value.
+    if not OmegaConf.is_dict(layer) or any(len(str(key).split()) != 1 for key in layer):
         raise ConfigError(f"{path}: expected sections such as 'pretrain:', found a bare value or a list")
     return layer
 
@@ -360,15 +364,21 @@ def _explain(error: OmegaConfBaseException) -> str:
     key = str(getattr(error, "full_key", None) or "")
     known = known_keys()
     if key and key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(key, known, n=1)
         leaf = key.rsplit(".", 1)[-1]
         same_leaf = difflib.get_close_matches(leaf, [name.rsplit(".", 1)[-1] for name in known], n=1)
         if same_leaf:
             candidates = [name for name in known if name.rsplit(".", 1)[-1] == same_leaf[0]]
             near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
-        return f"unknown setting {key!r}; did you mean {near[0]!r}?"
+        hint = f"did you mean {near[0]!r}?" if near else "docs/configuration.md has every one"
+        return f"unknown setting {_short(key)}; {hint}"
     first_line = str(error).strip().splitlines()[0]
     return f"setting {key!r}: {first_line}" if key else first_line
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _checked(merged: Any) -> Config:

@@ -192,7 +192,19 @@ def test_a_recipe_with_an_unknown_key_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_section_that_is_a_value_names_the_override() -> None:
-    assert refused("pretrain=3").startswith("override 'pretrain=3'")
+    assert refused("pretrain=3") == "override 'pretrain=3': 'pretrain' is a section of settings, not 3"
+
+
+def test_a_key_that_resembles_none_is_not_guessed_at() -> None:
+    assert refused("xyz=1") == "override 'xyz=1': unknown setting 'xyz'; docs/configuration.md has every one"
+
+
+def test_a_file_that_is_no_recipe_is_not_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "labels.csv"
+    file.write_text("file,patient_id\na.png,Miller\nb.png,Smith\n")
+    line = refused(file=file)
+    assert line.startswith(f"{file}: expected sections")
+    assert "Miller" not in line
 
 
 # ---- names that settings choose from

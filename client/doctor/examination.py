@@ -76,7 +76,8 @@ def _machine(
         yield from guarded("recipe", machine.recipe, join, recipe)
     if settings:
         yield from guarded("device", machine.device, join, settings, recipe)
-        yield from guarded("threads", machine.threads, recipe, settings)
+        if join:
+            yield from guarded("threads", machine.threads, recipe, settings)
         yield from guarded("disk", machine.disk, "disk", Path(settings.state), join)
         yield from guarded("cache disk", machine.cache_disk, settings)
     if asked.out:

@@ -148,7 +148,7 @@ def threads(config: Config, settings: SiteSettings | None) -> Iterator[Check]:
     """CPU threads that the recipe asks for, against the site's limit and the cores."""
     asked, cores = config.run.threads, len(os.sched_getaffinity(0))
     limit = settings.threads if settings else 0
-    value = f"the recipe runs on {asked}, this machine has {cores} cores"
+    value = f"the recipe runs on {asked}, this machine has {cores} core{'s' * (cores != 1)}"
     if 0 < limit < asked:
         value, advice = f"the recipe runs on {asked}, site.yaml allows {limit}", "raise threads in site.yaml"
     else:

@@ -62,7 +62,7 @@ def resolves(server: Server) -> Iterator[Check]:
         yield failed(
             "host name",
             f"{server.host} has no address here",
-            "correct superlink in site.yaml, or ask your network's administrator about DNS",
+            "correct superlink in site.yaml, or in the join file, or ask your network's administrator about DNS",
         )
         return
     yield ok("host name", f"{server.host} is {', '.join(sorted({str(one[4][0]) for one in found}))}")

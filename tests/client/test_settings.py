@@ -91,6 +91,11 @@ def test_a_setting_that_cannot_be_used_is_one_line(tmp_path: Path, line: str, wo
     assert error.value.failure == "settings"
 
 
+def test_a_folder_in_place_of_the_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match=r"a folder; name the file in it, .*site\.yaml"):
+        read_settings(tmp_path)
+
+
 def write(folder: Path, text: str) -> Path:
     file = folder / "site.yaml"
     file.write_text(text)

@@ -49,6 +49,17 @@ def test_overrides_are_the_run_s(tmp_path: Path) -> None:
     assert join.versions["flwr"].startswith("1.41")
 
 
+@pytest.mark.parametrize("missing", ["--name", "--superlink"])
+def test_an_option_that_is_wanted_is_named(missing: str) -> None:
+    app = typer.Typer()
+    app.command("other")(lambda: None)
+    commands.add(app)
+    place = GIVEN.index(missing)
+    result = CliRunner().invoke(app, ["join", "smoke", *GIVEN[:place], *GIVEN[place + 2 :]])
+    assert result.exit_code == 2
+    assert missing in result.output
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(JoinError, match="not host:port"):
         run(tmp_path, "smoke", "--name", "lungs", "--superlink", "https://fl.example.org")

@@ -69,6 +69,14 @@ def test_a_run_is_gone_on_with_as_it_was_asked_for(
     assert everything(out) == before
 
 
+def test_labels_are_not_passed_over_in_pretraining(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(arguments(tmp_path / "new", "--label", "pneumonia", data=cache)) == 1
+    assert "--stage classify" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_finished_run_is_left_as_it_is(cache: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(out)
     assert typed([*arguments(out, "--rounds", "1", data=cache), "--resume"]) == 0
