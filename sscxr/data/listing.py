@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sscxr.data import corpora, manifest
+from sscxr.data.decode import NOT_READABLE
 from sscxr.data.manifest import Record
 from sscxr.errors import SscxrError
 
+NO_FOLDER = f"{NOT_READABLE}: folder"
 LOCAL = "local"  # the source of what nobody named: the names of folders may be patients'
 
 
@@ -143,7 +145,7 @@ def _folder(folder: Path, skip: Path | None, source: str) -> Iterator[Item]:
             yield _checked(Item(file, source, str(file.relative_to(folder))))
     for failure in failures:
         place = Path(str(failure.filename or folder))
-        yield Item(place, source, place.name, problem=f"unreadable: folder: {failure.strerror}")
+        yield Item(place, source, place.name, problem=f"{NO_FOLDER}: {failure.strerror}")
 
 
 def _manifest(records: Iterable[Record], source: str) -> Iterator[Item]:

@@ -22,12 +22,13 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
 from sscxr.data.cache import LABEL_PREFIX
-from sscxr.data.facts import NO_VALUE, age_band, normal_sex, normal_view
+from sscxr.data.facts import NO_VALUE, age_band, dicom_age, normal_sex, normal_view
 from sscxr.errors import SscxrError
 
 FILE_COLUMNS = ("file", "image", "path")
@@ -189,9 +190,11 @@ def _label_value(path: Path, column: str, row: int, cell: str) -> int | None:
     if cell.lower() in UNKNOWN_LABELS:
         return None
     if cell not in _NUMBERS:
+        near = get_close_matches(column, KNOWN_COLUMNS, n=1, cutoff=0.8)
+        hint = f"or did you mean {near[0]!r}?" if near else "remove the column if it is no label"
         raise ManifestError(
             f"{path}: line {row + 2}: label column {column!r} holds {cell!r}; labels are 1, 0, or -1 or empty "
-            "for unknown (remove the column if it is no label)"
+            f"for unknown ({hint})"
         )
     return int(float(cell))
 
@@ -266,11 +269,12 @@ def _known(text: str) -> str:
 
 
 def _age_band(age: str, group: str) -> str:
-    """From the age in years, or else from the age group; a cohort such as "1-5y" is not an age."""
+    """From the age in years or in DICOM's form, or else from the group; a cohort such as "1-5y" is not an age."""
     try:
-        band = age_band(float(age))
+        years: float | None = float(age)
     except ValueError:
-        band = ""
+        years = dicom_age(age)
+    band = "" if years is None else age_band(years)
     return band or {"paediatric": "paediatric", "pediatric": "paediatric", "adult": "adult"}.get(
         group.lower(), ""
     )

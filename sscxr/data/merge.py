@@ -6,7 +6,7 @@ from typing import Any
 
 from sscxr.data import groups
 from sscxr.data.groups import Member
-from sscxr.data.listing import Item
+from sscxr.data.listing import NO_FOLDER, Item
 from sscxr.data.tables import REMOVED, Entry, Row, Tables, shown_path, with_kind
 
 REMOVED_REASON = f"{REMOVED}: not added again unless asked"
@@ -175,6 +175,10 @@ def _row(one: Found) -> Row:
 
 def _quarantine(tables: Tables, found: list[Found], problems: list[Item], fresh: set[str]) -> None:
     """Every listed file is in the cache or in the quarantine; files of earlier listings stay as they were."""
+    shut = [name for name, reason in tables.quarantine.items() if reason.startswith(NO_FOLDER)]
+    for name in shut:  # one that can be read by now is no longer refused
+        if any(shown_path(one.item.file).startswith(f"{name}/") for one in found):
+            del tables.quarantine[name]
     for item in problems:
         tables.quarantine[shown_path(item.file)] = item.problem
     for one in found:

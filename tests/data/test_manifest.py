@@ -91,6 +91,15 @@ def test_semicolons_and_byte_order_marks_are_what_spreadsheets_write(tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("age", "band"),
+    [("45", "40-59"), ("45.5", "40-59"), ("045Y", "40-59"), ("018M", "0-4"), ("1-5y", ""), ("old", "")],
+)
+def test_ages_are_years_or_as_dicom_writes_them(tmp_path: Path, age: str, band: str) -> None:
+    (row,) = read(tmp_path, f"file,age\na.png,{age}\n")
+    assert row.age_band == band
+
+
+@pytest.mark.parametrize(
     "name", ["../secret.png", "images/../../secret.png", "/etc/passwd", "..", "a\0b", ""]
 )
 def test_a_path_may_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
@@ -109,7 +118,8 @@ def test_a_path_may_not_lead_out_of_the_folder(tmp_path: Path, name: str) -> Non
     [
         ("picture,label\na,b\n", "no column 'file'; 'picture', 'label'"),
         ("file,Mass\na.png,yes\n", "line 2; 'Mass'; 'yes'"),
-        ("file,Mass\na.png,0.5\n", "line 2; 'Mass'; '0.5'"),
+        ("file,Mass\na.png,0.5\n", "line 2; 'Mass'; '0.5'; remove the column"),
+        ("file,labels\na.png,Mass\n", "line 2; 'labels'; did you mean 'label'?"),
         ("file,Mass\na.png,1\nb.png,0\n./a.png,0\n", "lines 2 and 4; 'a.png'"),
         ("file,file\na,b\n", "'file' is there twice"),
         ("file\n", "no rows"),

@@ -214,6 +214,18 @@ def test_a_refused_file_is_tried_anew_where_its_line_is_deleted_or_it_is_touched
     assert list(quarantine(out)) == [refused.name]
 
 
+def test_a_folder_that_can_be_read_again_is_no_longer_refused(export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    run(export, out)
+    refused = {f"{export / name},not readable: folder: Permission denied\n" for name in ("pictures", "shut")}
+    with (out / "quarantine.csv").open("a") as file:
+        file.writelines(sorted(refused))
+    assert {"pictures", "shut"} <= set(quarantine(out))
+    run(export, out)
+    assert "shut" in quarantine(out)
+    assert "pictures" not in quarantine(out)
+
+
 def test_workers_share_the_memory_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import killing
 
