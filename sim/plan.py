@@ -15,8 +15,6 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from sim import sites
-from sim.partition import gathered, partition
 from sscxr import command_line, files
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
@@ -64,6 +62,9 @@ def plan(config: Config, data: Sequence[Path], clients: int, out: Path, *, absen
         if of_corpus is None:
             raise ConfigError(f"{given}: a plan is made of corpora (NAME:FOLDER); `sscxr corpora` lists them")
         found.append(corpora.find(*of_corpus, uncertain=config.sim.uncertain, absent=absent))
+    from sim import sites  # imports torch, which `--help` and a mistyped corpus should not wait for
+    from sim.partition import gathered, partition
+
     lines = [line for one in found for line in one.warnings]
     table = index(found, train_on_test=config.sim.train_on_test)
     if not config.data.laterals:

@@ -104,11 +104,13 @@ def test_a_signal_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> N
     assert done.stderr == "stopped; again: program 'a b'\n"
 
 
-@pytest.mark.parametrize("module", ["sscxr.cli", "sim.run"])
-def test_help_imports_nothing_heavy(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("sscxr.cli", HEAVY), ("sim.run", HEAVY), ("sim.plan", ("torch", "flwr", "timm"))]
+)
+def test_help_imports_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
     code = f"""
 import sys, runpy, atexit
-atexit.register(lambda: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr))
+atexit.register(lambda: print([name for name in {heavy} if name in sys.modules], file=sys.stderr))
 sys.argv = ["x", "--help"]
 runpy.run_module({module!r}, run_name="__main__")
 """
