@@ -183,7 +183,12 @@ def _tuned(
         listener.note(note)
     model, spec = finetuned.start(job.encoder, job.config, untrained=job.untrained)
     task: Task = task_of(model.to(device), device)
-    listener.begin(parts, finetune.planned_epochs(len(parts.train), job.config.finetune))
+    asked, planned = job.config.finetune, finetune.planned_epochs(len(parts.train), job.config.finetune)
+    if planned > asked.epochs:
+        listener.note(
+            f"{planned} epochs in place of {asked.epochs}, for finetune.min_steps={asked.min_steps}"
+        )
+    listener.begin(parts, planned)
     history = finetune.fine_tune(task, parts, job.config, on_epoch=listener.epoch, on_step=listener.step)
     figures = judged(task, parts.test) if len(parts.test) else {}
     extra = {
