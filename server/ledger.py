@@ -81,7 +81,9 @@ class Ledger:
         self._pending = out / "checkpoints" / "attempt.json"
         exists = (out / CONFIG).exists()
         if exists and not resume:
-            raise LedgerError(f"{out} holds a run already; give --resume to go on with it, or another folder")
+            raise LedgerError(
+                f'{out} holds a run already; resume="{out}" goes on with it, or name another folder'
+            )
         if exists:
             self._same_settings(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
