@@ -128,7 +128,7 @@ class Site:
         Raises:
             SiteError: fewer images than the minimum cell.
         """
-        # Of the held-out rows only those that were told of: the tables' totals would give away the others' number.
+        # Held-out rows are counted only where their number is told: the tables' totals would give it away.
         rows = np.concatenate([self.training_rows(config), self.held_out_rows(config)])
         index = self.cache.index.iloc[rows]
         tables = {

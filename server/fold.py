@@ -19,8 +19,6 @@ from sscxr.runs import SiteRow
 from sscxr.wire import ARRAYS, RECORD, WireError
 
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
-
-
 # flwr.common.constant.ErrorCode, in words.
 _FLOWER_ERRORS = {
     1: "its client app could not be loaded",
@@ -62,16 +60,20 @@ class Fold:
         round_number: int,
         attempt: int,
     ) -> None:
-        """Args: the encoder as the server holds it, fp32, and what a reply must say that it answers."""
+        """Begin with an empty sum.
+
+        Args:
+            encoder: as the server holds it, fp32.
+            fingerprint, round_number, attempt: what a reply must say that it answers.
+        """
         self.total = WeightedSum(encoder)
         self.rows: list[SiteRow] = []
         self.folded: dict[str, str] = {}
         self.losses: dict[str, tuple[float, int]] = {}
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
-        self._update = {
-            name: torch.empty(tensor.shape) for name, tensor in encoder.items()
-        }  # each in its turn
+        # Memory that each update in its turn is decoded into.
+        self._update = {name: torch.empty(tensor.shape) for name, tensor in encoder.items()}
         self._bound = settings.max_update_norm * codecs.norm(encoder)
 
     def add(self, site: str, reply: Message | WireError) -> SiteRow:
@@ -148,7 +150,7 @@ def fields_of(reply: Message | WireError) -> dict[str, object]:
 
     Raises:
         SiteFailedError: the reply is an error, or a failure that the site names.
-        WireError: no such record; what the reply is in place of a message.
+        WireError: there is no such record; or the reply is itself this error, in place of an unreadable message.
     """
     if isinstance(reply, WireError):
         raise reply

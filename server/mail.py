@@ -42,13 +42,16 @@ class Mail:
     """
 
     def __init__(self, grid: Grid, payload: int) -> None:
-        """Args: payload: bytes of an update; a reply of more than twice as much and a bit is not taken in."""
+        """Hold the replies to a size.
+
+        Args:
+            payload: bytes of an update; a reply of more than twice as much, and `_BESIDE`, is refused.
+        """
         self._grid, self.bytes_sent = grid, 0
         self._in_process = getattr(grid, "in_process", False)
         if not self._in_process:
-            from server.intake import (
-                limit_replies,
-            )  # what it imports takes a second, which a simulation can do without
+            # Imported here: what it imports takes a second, which a simulation can do without.
+            from server.intake import limit_replies
 
             limit_replies(2 * payload + _BESIDE)
 
@@ -65,7 +68,7 @@ class Mail:
     ) -> Iterator[tuple[int, Message | WireError]]:
         """Send each node its task and yield the replies as they come, one at a time, until the deadline.
 
-        Of a reply that cannot be read, why not.
+        In place of a reply that cannot be read comes the error that says why.
         """
         waiting: dict[str, int] = {}
         until = monotonic() + deadline
@@ -95,7 +98,7 @@ class Mail:
                 sleep(_POLL)
 
     def settle(self) -> None:
-        """Wait until what the sites keep of a round is on their disks: only a simulation's reply sooner."""
+        """Wait until the sites' states are on their disks; in a simulation alone a reply comes before that."""
         if self._in_process:
             cast(Any, self._grid).settle()
 
@@ -120,7 +123,8 @@ class Mail:
             return ()
         del pulls[identifier]
         if call.error and not isinstance(call.error, _CONNECTION):
-            # Of what the site sent: Flower puts it together before we see it. Its text may repeat the site's words.
+            # What the site sent cannot be put together, which Flower does before we see it. The error's own text
+            # may repeat the site's words.
             return (_unreadable(call.error),)
         return cast(Iterable[Message], call.answer())
 

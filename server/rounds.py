@@ -85,8 +85,6 @@ class Federation:
             self._round()
         return self.state
 
-    # ---- one round
-
     def _round(self) -> None:
         settings = self.config.federation
         began = monotonic()

@@ -68,7 +68,7 @@ class Open:
         self._tell()
 
     def _tell(self) -> None:
-        # Not awaited on the disk, as a round's end is: this is for the eye alone, and comes once a reply.
+        # Unlike a round's end it need not reach the disk: it is only looked at, and written anew at each reply.
         partial = self._out / f".{STATUS}.open"
         partial.write_bytes(_text(replace(self._status, updated=_now(), waiting=sorted(self._waiting))))
         partial.replace(self._out / STATUS)

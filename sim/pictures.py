@@ -68,7 +68,7 @@ def is_shown(number: int, rounds: int) -> bool:
 
 
 def show(cache: Cache, config: Config, out: Path, number: int) -> None:
-    """Keep the pictures of a round, of those that are pictured, unless they are there."""
+    """Keep the pictures of a round, if it is one that is pictured and they are not there yet."""
     folder = out / pictures.FOLDER
     if is_shown(number, config.federation.rounds) and not pictures.has(folder, _name(number)):
         _add(folder, cache, config, out, number)

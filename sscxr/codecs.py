@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sscxr.wire import WireError
 
-# Of arrays that lie in a message: nothing here writes to them.
+# A message's arrays are read only, and torch warns of tensors that share their memory; nothing here writes to them.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -128,8 +128,9 @@ def decode(
 
     Args:
         like: tensors whose names and shapes the decoded ones must have.
-        into: contiguous fp32 tensors of those, to be written over; fresh memory costs more than the decoding. What
-            came as fp32 is not even copied then: it is given where it lies, to be read while the message is there.
+        into: contiguous fp32 tensors of those names and shapes, to be written over: fresh memory costs more than
+            the decoding. With `into`, fp32 arrays are not copied at all: the tensors returned share the message's
+            memory, and may be read as long as the message is there.
 
     Raises:
         WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity, a value or a scale

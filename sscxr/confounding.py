@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-EXPECTED = (
-    5  # images of a class that a site would have by the others' odds, at which having none is remarked (ours)
-)
+# Images of a class that a site would have by the odds of all, from which on having none is remarked (ours).
+EXPECTED = 5
 GIVES_AWAY = 0.8  # AUROC of the place alone at which it is said (ours)
 LEAST = 20  # images of either class, below which nothing is said (ours)
 SHOWN = 6  # places named in one line

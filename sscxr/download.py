@@ -14,9 +14,8 @@ import requests
 
 from sscxr.errors import SscxrError
 
-Shown = Callable[
-    [str, int, int | None], None
-]  # a file's name, its bytes so far, and in all where that is known
+# Told of a file's name, its bytes so far, and its bytes in all where that is known.
+Shown = Callable[[str, int, int | None], None]
 
 _TRIES = 6  # in a row that bring nothing new
 _PAUSE = 0.5  # seconds after the first of them; doubled each time

@@ -41,7 +41,7 @@ class _Exported(nn.Module):
 
 
 def export_onnx(folder: str | Path, file: str | Path, *, bound: float = BOUND) -> float:
-    """Write the encoder in `folder` as ONNX; the file appears once onnxruntime has agreed with PyTorch, or not.
+    """Write the encoder in `folder` as ONNX; the file appears only where onnxruntime agrees with PyTorch.
 
     Args:
         folder: a released encoder.

@@ -150,7 +150,7 @@ class _Folder:
 
 
 def _bring(where: Server | _Folder, file: Path, digest: str, most: int, shown: Shown) -> None:
-    """Have the file of that digest; one that was gone on with and is wrong starts over, once."""
+    """Fetch a file until it has that digest; a partial one that turns out wrong is fetched anew, once."""
     for resumed in (size_of(file) > 0, False):
         if resumed and signing.digest(file) == digest:
             return

@@ -87,9 +87,8 @@ def batches(
     try:
         for start in range(0, len(rows), batch_size):
             batch = torch.from_numpy(images[rows[start : start + batch_size]]).to(device)
-            with (
-                torch.inference_mode()
-            ):  # not around the yield, where it would rule the caller's code as well
+            # Not around the yield, where it would hold for the caller's code as well.
+            with torch.inference_mode():
                 said = forward(augment.whole(batch, out=img_size, mean=mean, std=std))
             yield said
     finally:

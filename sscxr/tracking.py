@@ -17,18 +17,12 @@ from typing import Any, Protocol
 from sscxr.errors import SscxrError
 
 KINDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # name -> the module that it wants
+# Figures of a round's record, and of a site's row.
 _WHOLE = (
-    "loss",
-    "held_out_loss",
-    "held_out_score",
-    "mean_update_norm",
-    "images",
-    "sites",
-    "seconds",
-    "bytes_up",
-    "bytes_down",
-)  # fmt: skip  of a round's record
-_SITE = ("loss", "update_norm", "seconds", "bytes", "images")  # of a site's row
+    *("loss", "held_out_loss", "held_out_score", "mean_update_norm"),
+    *("images", "sites", "seconds", "bytes_up", "bytes_down"),
+)
+_SITE = ("loss", "update_norm", "seconds", "bytes", "images")
 _BATCH = 1000  # metrics that MLflow takes at once
 
 Record = Mapping[str, Any]

@@ -1,7 +1,7 @@
 """What crosses the network: both ends of every message, field by field, in one file.
 
-What leaves a site is what `Hello`, `TrainReply` and `EvaluateReply` list, and nothing else. A message is a flat
-record of numbers and short texts, and at most one set of named arrays (`sscxr.codecs`). No pickle.
+What leaves a site is what `Hello`, `TrainReply`, `EvaluateReply` and `Failure` list, and nothing else. A message is
+a flat record of numbers and short texts, and at most one set of named arrays (`sscxr.codecs`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
 """
@@ -49,8 +49,6 @@ FAILURES: Final[dict[str, str]] = {
     "disk": "its disk is full",
     "internal": "it failed; its own log says why",
 }
-
-
 _PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint
 
 
@@ -100,9 +98,6 @@ def read_fingerprint(text: str) -> str:
     raise WireError("its fingerprint is none")
 
 
-# ---- what the server asks
-
-
 @dataclass(frozen=True)
 class Task:
     """What the server asks of a site, beside the encoder's arrays.
@@ -110,7 +105,7 @@ class Task:
     Attributes:
         run: the run's name; names the site's state.
         round, attempt: which try at which round.
-        base: the site's last folded generation, `GENERATION` form; empty: start anew.
+        base: the site's last folded generation, as `generation` names it; empty: start anew.
         config: the run's settings, YAML.
         fingerprint: what the site must agree with.
         budget: seconds the site has.
@@ -130,7 +125,7 @@ def generation(round_number: int, attempt: int) -> str:
     return f"r{round_number:05d}-a{attempt:02d}"
 
 
-# ---- what a site says: this is all that leaves it
+# What a site says: the four classes that follow are all that leaves it, beside an update's arrays.
 
 
 @dataclass(frozen=True)
@@ -237,8 +232,7 @@ def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
     return kind(**values)
 
 
-# ---- counts without small cells
-
+# Tables of counts that a site may tell, and their cells.
 COUNT_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "view": ("PA", "AP", "AP supine", "L", "unknown"),
     "sex": ("F", "M", "unknown"),

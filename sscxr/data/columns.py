@@ -1,7 +1,7 @@
 """The index's columns as plain arrays, so that opening a large cache does not mean parsing its text.
 
-`index.csv` is the truth. `index.safetensors` repeats those of its columns that training looks at, with the SHA-256
-of the text that they are of, and has its time of change. Of another text than the one there, it counts for nothing.
+`index.csv` is the truth. `index.safetensors` repeats the columns that training looks at, with the SHA-256 of the
+text they were taken from, and has that text's time of change. Where the text is another by now, it is ignored.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 FILE, INDEX = "index.safetensors", "index.csv"
 _VERSION = "1"
-_UNIQUE = ("image", "group")  # as many values as images: they stay in the text
-_MOST_WORDS = 1000  # and so does a column of more different texts
+_UNIQUE = ("image", "group")  # left to the text: they have nearly as many values as there are images
+_MOST_WORDS = 1000  # different values; a column of text with more is left to the text, too
 
 
 class Columns:
     """Columns of an index; each is read from the file when it is asked for.
 
     Attributes:
-        names: those that the text has, in its order.
-        rows: how many.
+        names: all columns that the text has, in its order; `in` tells those that are here.
+        rows: how many the text has.
     """
 
     def __init__(self, file: Path, about: dict[str, Any], kept: set[str]) -> None:
@@ -81,7 +81,7 @@ def write(folder: Path, index: "pd.DataFrame") -> None:
 
 
 def read(folder: Path) -> Columns | None:
-    """The columns of the `index.csv` that is in the folder; None where they are absent, or of another text."""
+    """The columns of the folder's `index.csv`; None where they are absent, or were taken from another text."""
     try:
         with safetensors.safe_open(folder / FILE, framework="np") as opened:
             about, kept = json.loads((opened.metadata() or {})["about"]), set(opened.keys())

@@ -65,6 +65,7 @@ class Record:
         labels: name to 1 or 0; unknown ones are absent.
         mask, more_masks: absolute, or None; several are joined.
         problem: why the row cannot be used, or empty.
+        warning: a doubt about the row, which is used all the same, or empty.
         hospital: which one of the source, or which machine; empty where unknown.
         published: train, valid, test or empty, as published.
         held_out: never to be trained on.

@@ -14,7 +14,7 @@ REMOVED_REASON = f"{REMOVED}: not added again unless asked"
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes: a listed file, and what became of it; see `describe` in prepare.py for an entry's fields."""
+    """Attributes: a listed file, and what became of it; see `_described` in prepare.py for an entry's fields."""
 
     item: Item
     entry: Entry

@@ -133,7 +133,9 @@ def _start_fork_server() -> None:
 
 
 def _main_modules() -> list[str]:
-    """What the program's main module imports: every worker imports it again, which is quick once they are there."""
+    """What the program's main module imports. Every worker imports that module; this is quick in a fork of a server
+    that has imported the same already.
+    """
     values = vars(sys.modules["__main__"]).values()
     names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in values}
     return sorted(

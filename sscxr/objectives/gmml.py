@@ -207,9 +207,8 @@ class GMML(nn.Module):
     def _mask(self, kind: Tensor, generator: torch.Generator) -> Tensor:
         """bool [B, 1, H, W]: the union of rectangles, covering a budget drawn by each image's kind."""
         share = torch.rand(len(kind), generator=generator, device=kind.device)
-        for number, (low, high) in enumerate(
-            self.budgets
-        ):  # no table of them: copying one to a GPU waits for it
+        # One `where` a kind, not a look-up in a table: copying a table to a GPU waits for the GPU.
+        for number, (low, high) in enumerate(self.budgets):
             share = torch.where(kind == number, low + (high - low) * share, share)
         grid = self.img_size // self.align
         start, end = draw_rectangles(

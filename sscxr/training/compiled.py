@@ -21,7 +21,7 @@ def wanted(setting: str, device: torch.device) -> bool:
 def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`function` of a batch, compiled where there are gradients; where that fails, as it was, and the log says so.
 
-    What is compiled holds for batches of any size above one, so that what ran before in a process changes nothing.
+    It is compiled once for batches of any size above one, so that results do not depend on which size came first.
     """
     fast = torch.compile(function, options=_OPTIONS)
     failed = False

@@ -18,9 +18,9 @@ BatchT = TypeVar("BatchT")
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss, or what the last step made of the weights, became NaN or infinite; names the step.
+    """A loss, or the weights after the last step, are NaN or infinite; names the step.
 
-    Of a loss it names the batch's images, too, by their cache rows.
+    For a loss it also names the batch's images, by their cache rows.
     """
 
 
@@ -81,7 +81,8 @@ def train(
         on_step: called with (steps done, images done, latest known loss).
 
     Raises:
-        NonFiniteLossError: at the latest `_CHECK_EVERY` steps after it happened; of the last step, weights too.
+        NonFiniteLossError: a loss was not finite, which is seen at most `_CHECK_EVERY` steps later; or the weights
+            are not after the last step.
         OutOfTimeError: the budget ended first.
     """
     model.train()

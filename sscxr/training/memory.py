@@ -20,9 +20,8 @@ _AT_END = 34  # a parameter: the same, the moments' copy, the update and its enc
 _BLOCK = {"fp32": 72, "bf16": 60}
 _BLOCK_INPUT = 4  # all that is kept of a block that is computed again
 _HEAD_LAYER = 8  # for each token and channel: the input of a linear layer and of its GELU
-_PIXEL = (
-    80  # for each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error
-)
+# For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
+_PIXEL = 80
 
 
 def of_pretraining(config: Config, *, bf16: bool) -> float:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-_HEAD = (
-    "head."  # begins the names of what is on top of the encoder, among others; a released encoder has none
-)
+# Begins the names of what is on top of the encoder, where both are together; a released encoder has no such name.
+_HEAD = "head."
 
 
 class Parts:

@@ -97,11 +97,12 @@ def vindr(folder: Folder, uncertain: str) -> pd.DataFrame:
             parts.append(_vindr_part(folder, whole, local).assign(split=split))
     table = pd.concat(parts, ignore_index=True)
     named = set(table["image"])
+    # Kaggle's test images, without labels.
     hidden = [
         name
         for file in folder.below("test", suffixes=(".dicom", ".dcm"))
         if (name := file.rpartition("/")[2].rpartition(".")[0]) not in named
-    ]  # Kaggle's test images, without labels
+    ]
     table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
     table["file"] = folder.locate(table["image"], suffixes=(".dicom", ".dcm", ".png", ".jpg"))
     table["view"] = "PA"  # all of them (Nguyen et al. 2022, Methods)
