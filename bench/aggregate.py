@@ -19,7 +19,7 @@ from pathlib import Path
 from time import process_time
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -40,9 +40,14 @@ def peak_mb() -> float:
 
 
 def replies(
-    encoder: Encoder, sites: int, codec: str, fingerprint: str
+    encoder: Encoder, sites: int, codec: str, fingerprint: str, *, flower: bool = False
 ) -> Iterator[tuple[str, int, Callable[[], Message]]]:
-    """One site at a time: its name, its images, and what gives its reply, an update of 1e-3 in every weight."""
+    """One site at a time: its name, its images, and what gives its reply, an update of 1e-3 in every weight.
+
+    Args:
+        flower: with an array for each tensor, as Flower's own strategies want it.
+    """
+    places = codecs.layout(codec, encoder)
     question = Message(RecordDict(), 1, "train", group_id="0")
     drawn = []
     for number in range(min(sites, _DRAWN)):
@@ -55,7 +60,12 @@ def replies(
         content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(said)))})
 
         def reply(content: RecordDict = content, number: int = number) -> Message:
-            content[ARRAYS] = to_arrays(drawn[number % _DRAWN])
+            data = drawn[number % _DRAWN]
+            content[ARRAYS] = (
+                ArrayRecord({name: Array(place.of(data)) for name, place in places.items()})
+                if flower
+                else to_arrays(data)
+            )
             return Message(content, reply_to=question)
 
         yield site, images, reply
@@ -81,7 +91,7 @@ def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tu
 def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[float, float]:
     """Hand the same replies to Flower's FedAvg: seconds, and the peak before the first one."""
     strategy, all_of_them, before = FedAvg(weighted_by_key="num-examples"), [], 0.0
-    for _, images, make in replies(encoder, sites, codec, ""):
+    for _, images, make in replies(encoder, sites, codec, "", flower=True):
         before = before or peak_mb()
         reply = make()
         content = RecordDict({ARRAYS: reply.content[ARRAYS]})

@@ -170,7 +170,7 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
     seen: list[dict[str, float]] = []
     for number in range(1, given.rounds + 2):
         checkpoint = folder / "checkpoints" / f"round-{number:05d}"
-        _until(checkpoint.is_dir, home)
+        _until(checkpoint.is_dir, home, folder)
         seen.append(_now())
     return {"seen": seen, "at_once": given.sites}
 
@@ -201,9 +201,13 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _until(there: Callable[[], bool], logs: Path) -> None:
+def _until(there: Callable[[], bool], logs: Path, run: Path | None = None) -> None:
     until = monotonic() + _LIMIT
     while not there():
+        if run and (run / "status.json").is_file():
+            status = json.loads((run / "status.json").read_text())
+            if status["state"] == "stopped":
+                raise SystemExit(f"the run stopped: {status['reason']}")
         if monotonic() > until:
             tails = [f"--- {log.name}\n{log.read_text()[-800:]}" for log in sorted(logs.glob("*.log"))]
             raise SystemExit("\n".join([f"not within {_LIMIT:g} s", *tails]))

@@ -64,7 +64,7 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, _evaluate)
 
 
-Reply = tuple[wire.Message, codecs.Arrays | None]
+Reply = tuple[wire.Message, bytes | None]
 
 
 def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
@@ -88,7 +88,7 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
     update = {name: after[name].float() - received[name] for name in received}
     source = seeds.generator("cpu", config.run.seed, "encode", site.name, task.round)
     try:
-        arrays, residual = codecs.encode_update(update, residual, config.federation.uplink, source)
+        encoded, residual = codecs.encode_update(update, residual, config.federation.uplink, source)
     except wire.WireError as error:
         raise SiteError("codec", f"the update cannot be sent: {error}") from None
     kept = training.local() | {_RESIDUAL + name: tensor for name, tensor in residual.items()}
@@ -104,7 +104,7 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
         seconds=round(trained.seconds, 3),
         state=state,
     )
-    return reply, arrays
+    return reply, encoded
 
 
 def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
@@ -135,10 +135,10 @@ def _begin(
     tensors, state = site.store.load(task.run, task.base)
     training = stages.site_training(config, set_up(config), site.cache, rows, blank=tensors is not None)
     sent = message.content.array_records
-    if ARRAYS not in sent:
+    if ARRAYS not in sent or ARRAYS not in sent[ARRAYS]:
         raise wire.WireError("a task without an encoder")
-    arrays = {name: codecs.read_npy(array.data) for name, array in sent[ARRAYS].items()}
-    received = codecs.decode(arrays, config.federation.downlink, training.parts.shared())
+    data = sent[ARRAYS][ARRAYS].data
+    received = codecs.decode(data, config.federation.downlink, training.parts.shared())
     training.parts.load_shared(received)
     if tensors is not None:
         training.load_local(tensors)
@@ -174,8 +174,8 @@ def _answer(
         check_allowed(settings, config)
         limit_memory(settings)
         config.run.device = settings.device or config.run.device
-        reply, arrays = do(Site(settings), task, config, message)
-        return _message(reply, arrays, message)
+        reply, encoded = do(Site(settings), task, config, message)
+        return _message(reply, encoded, message)
     except SiteError as error:
         failure = error.failure
         log.error("%s", error)
@@ -204,10 +204,10 @@ def _kind(error: Exception) -> str:
     return "internal"
 
 
-def _message(reply: wire.Message, arrays: codecs.Arrays | None, to: Message) -> Message:
+def _message(reply: wire.Message, encoded: bytes | None, to: Message) -> Message:
     content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(reply)))})
-    if arrays is not None:
-        content[ARRAYS] = ArrayRecord({name: Array(values) for name, values in arrays.items()})
+    if encoded is not None:
+        content[ARRAYS] = ArrayRecord({ARRAYS: Array("uint8", (len(encoded),), "bytes", encoded)})
     return Message(content, reply_to=to)
 
 

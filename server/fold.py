@@ -3,12 +3,10 @@
 Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a site sends stops a round.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
 from flwr.app import Array, ArrayRecord, Message
-from flwr.common.constant import SType
 from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
@@ -112,8 +110,7 @@ class Fold:
             raise WireError("loss out of range")
         if site in self.folded:
             raise WireError("a second reply")
-        arrays = arrays_of(reply, codecs.layout(self._settings.uplink, self._encoder))
-        update = codecs.decode(arrays, self._settings.uplink, self._encoder, into=self._update)
+        update = codecs.decode(bytes_of(reply), self._settings.uplink, self._encoder, into=self._update)
         size = codecs.norm(update)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
@@ -168,30 +165,21 @@ def fields_of(reply: Message | WireError) -> dict[str, object]:
     return record
 
 
-def to_arrays(arrays: codecs.Arrays) -> ArrayRecord:
-    """Arrays in Flower's form."""
-    return ArrayRecord({name: Array(values) for name, values in arrays.items()})
+def to_arrays(data: bytes) -> ArrayRecord:
+    """An encoder's bytes in Flower's form: one array, which it sends in pieces of 5 MB.
+
+    An array for each tensor would be two requests for each, one after the other, at every hop.
+    """
+    return ArrayRecord({ARRAYS: Array("uint8", (len(data),), "bytes", data)})
 
 
-def arrays_of(reply: Message, expected: codecs.Layout) -> codecs.Arrays:
-    """A reply's arrays, read without pickle and only as large as they may be.
+def bytes_of(reply: Message) -> bytes:
+    """The bytes of a reply's update.
 
     Raises:
-        WireError: none there, too large, or unreadable.
+        WireError: none there, or more than one.
     """
-    records = reply.content.array_records
-    if ARRAYS not in records:
-        raise WireError("a reply without its update")
-    found = {}
-    for name, array in records[ARRAYS].items():
-        if name not in expected:
-            raise WireError("unexpected tensor, of a name that the encoder lacks")  # no text of a site's own
-        if len(array.data) > math.prod(expected[name][1]) * 8 + 1024:
-            raise WireError(f"oversized tensor {name} ({len(array.data)} bytes)")
-        try:
-            if array.stype != SType.NUMPY:
-                raise ValueError("another serialisation than numpy's")
-            found[name] = codecs.read_npy(array.data)
-        except Exception as error:
-            raise WireError(f"unreadable tensor {name} ({type(error).__name__})") from None
-    return found
+    arrays = list(reply.content.array_records.get(ARRAYS, {}).values())
+    if len(arrays) != 1:
+        raise WireError(f"a reply without its update ({len(arrays)} arrays, expected one)")
+    return arrays[0].data

@@ -21,7 +21,7 @@ _LOOK = 30.0  # seconds between looks whether the SuperLink is still there
 _GLANCE = 1.0  # seconds for a reply to come over before others are looked for
 _AT_ONCE = 8  # replies on their way at once; each is in memory
 _STALLED = 30.0  # seconds after which a reply on its way takes no other's place any more
-_BESIDE = 2**24  # bytes of a reply beside its update: headers of arrays, and the objects that it consists of
+_BESIDE = 2**24  # bytes of a reply beside its update: its fields, and the objects that it consists of
 _CONNECTION = (httpx.HTTPError, OSError)  # what a call raises on the SuperLink's account
 
 log = logging.getLogger("sscxr.server")
@@ -195,5 +195,5 @@ class _Call:
 
 
 def record_bytes(record: ArrayRecord) -> int:
-    """Bytes of a record's arrays as they travel: the values, and about a hundred for each array's header."""
+    """Bytes of a record's arrays as they travel."""
     return sum(len(array.data) for array in record.values())

@@ -10,11 +10,10 @@ The two do not get in each other's way. Rounding errs by less than one scale, 1/
 value, for whatever is rounded; so with updates of size at most U what is carried stays below U / 126.
 """
 
-import functools
-import io
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,44 +26,71 @@ from sscxr.wire import WireError
 # A message's arrays are read only, and torch warns of tensors that share their memory; nothing here writes to them.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
-Arrays = dict[str, npt.NDArray[Any]]
 Tensors = dict[str, Tensor]
-Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 # The dtype in which values travel.
 CODECS: Final[dict[str, np.dtype[Any]]] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-    "int8": np.dtype(np.int8),
+    "fp32": np.dtype("<f4"),
+    "fp16": np.dtype("<f2"),
+    "int8": np.dtype("i1"),
 }
+_SCALES = np.dtype("<f4")
 
 SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
 CHUNK: Final = 1 << 17  # values converted at a time: what lies between stays in the processor's cache
 _PIECE = 1 << 15  # values of one fp32 norm: one thread's, so that the number of threads changes no bit
-_LENGTHS: Final = {b"\x01\x00": 2, b"\x02\x00": 4}  # bytes of a header's own length, by version of the format
-_HEADERS: Final = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LEVELS = 127
 _MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 of it far below fp32's end
 _MIN_SCALE = float(np.finfo(np.float32).tiny)  # below, division loses its precision; 0 is sent
 
 
-def layout(codec: str, like: Mapping[str, Tensor]) -> Layout:
-    """The dtype and shape of every array that a codec makes of such tensors.
+@dataclass(frozen=True)
+class Place:
+    """Where an array lies among the bytes that travel.
+
+    Attributes:
+        dtype, shape: of the array; little-endian.
+        begin: its first byte.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.begin + self.dtype.itemsize * math.prod(self.shape)
+
+    def of(self, data: bytes) -> npt.NDArray[Any]:
+        """The array, where it lies: read only, nothing copied."""
+        return np.frombuffer(data, self.dtype, math.prod(self.shape), self.begin).reshape(self.shape)
+
+
+def layout(codec: str, like: Mapping[str, Tensor]) -> dict[str, Place]:
+    """Where every array lies that a codec makes of such tensors: scales first, each kind by name.
+
+    Both ends know it from the recipe, so no name, dtype or shape travels that would have to be checked.
 
     Raises:
         WireError: an unknown codec.
     """
     if codec not in CODECS:
         raise WireError(f"unknown codec {codec!r}; there are: {', '.join(CODECS)}")
-    arrays: Layout = {name: (CODECS[codec], tuple(tensor.shape)) for name, tensor in like.items()}
-    if codec == "int8":
-        scales = {name + SCALE: (np.dtype(np.float32), (_channels(t),)) for name, t in like.items()}
-        arrays |= scales
-    return arrays
+    arrays: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
+    if codec == "int8":  # wider values first: each lies at a multiple of its own size
+        arrays += [(name + SCALE, _SCALES, (_channels(like[name]),)) for name in sorted(like)]
+    arrays += [(name, CODECS[codec], tuple(like[name].shape)) for name in sorted(like)]
+    places: dict[str, Place] = {}
+    begin = 0
+    for name, dtype, shape in arrays:
+        places[name] = Place(dtype, shape, begin)
+        begin = places[name].end
+    return places
 
 
-def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator | None = None) -> Arrays:
-    """Tensors as the arrays that travel.
+def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator | None = None) -> bytes:
+    """Tensors as the bytes that travel: the arrays of `layout`, one after the other.
 
     Args:
         generator: on the CPU; int8 rounds by it, the others need none.
@@ -72,8 +98,8 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
     Raises:
         WireError: an unknown codec, or a value that the codec cannot hold.
     """
-    dtypes = layout(codec, tensors)
-    arrays: Arrays = {}
+    places = layout(codec, tensors)
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for name in sorted(tensors):  # the generator's numbers do not depend on the order given
         tensor = tensors[name].detach().cpu()
         largest = size(tensor)
@@ -88,98 +114,58 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
             arrays[name], arrays[name + SCALE] = values.numpy(), scales.numpy()
         else:
             # torch converts several times faster than numpy, to the same bits.
-            values = tensor.to(torch.float16 if codec == "fp16" else torch.float32)
-            arrays[name] = np.ascontiguousarray(values.numpy(), dtype=dtypes[name][0])
-    return arrays
+            arrays[name] = tensor.to(torch.float16 if codec == "fp16" else torch.float32).numpy()
+    return b"".join(np.ascontiguousarray(arrays[name], place.dtype).data for name, place in places.items())
 
 
-def read_npy(data: bytes) -> npt.NDArray[Any]:
-    """An array in numpy's file format, which Flower's messages have, where it lies: read only, nothing copied.
-
-    Raises:
-        ValueError: anything else, objects too.
-    """
-    if data[:6] != np.lib.format.MAGIC_PREFIX or data[6:8] not in _LENGTHS:
-        raise ValueError("no file of numpy's, or of another version")
-    begin = 8 + _LENGTHS[data[6:8]]
-    begin += int.from_bytes(data[8:begin], "little")
-    shape, fortran, dtype = _header(data[:begin])
-    values = np.frombuffer(data, dtype, math.prod(shape), begin)
-    return values.reshape(shape, order="F" if fortran else "C")
-
-
-@functools.lru_cache(maxsize=1024)  # a model's arrays come with the same headers every time
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether in Fortran's order, and dtype, of an array whose file begins so."""
-    stream = io.BytesIO(data)
-    shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
-    if dtype.hasobject or not all(side >= 0 for side in shape):
-        raise ValueError("objects, or a shape that is none")
-    return shape, fortran, dtype
-
-
-def decode(
-    arrays: Mapping[str, npt.NDArray[Any]],
-    codec: str,
-    like: Mapping[str, Tensor],
-    into: Tensors | None = None,
-) -> Tensors:
-    """Arrays as fp32 tensors, all finite, after every check that does not need their use.
+def decode(data: bytes, codec: str, like: Mapping[str, Tensor], into: Tensors | None = None) -> Tensors:
+    """What `encode` gave, as fp32 tensors, all finite, after every check that does not need their use.
 
     Args:
-        like: tensors whose names and shapes the decoded ones must have.
+        like: tensors whose names and shapes the decoded ones have.
         into: contiguous fp32 tensors of those names and shapes, to be written over: fresh memory costs more than
-            the decoding. With `into`, fp32 arrays are not copied at all: the tensors returned share the message's
-            memory, and may be read as long as the message is there.
+            the decoding. With `into`, fp32 is not copied at all: the tensors returned share the memory of `data`,
+            and may only be read.
 
     Raises:
-        WireError: a missing or an unexpected tensor, a wrong dtype or shape, NaN or infinity, a value or a scale
-            out of range.
+        WireError: another number of bytes than such tensors make, NaN or infinity, a value or a scale out of range.
     """
-    expected = layout(codec, like)
-    missing, unexpected = sorted(expected.keys() - arrays.keys()), arrays.keys() - expected.keys()
-    if missing:
-        raise WireError(f"missing tensor {missing[0]} ({len(missing)} in all)")
-    if unexpected:
-        # Their names are the sender's words, and are not repeated.
-        raise WireError(f"unexpected tensor ({len(unexpected)} in all)")
-    for name, (dtype, shape) in expected.items():
-        values = arrays[name]
-        if values.dtype != dtype:
-            raise WireError(f"wrong dtype {values.dtype.name} of {name}, expected {dtype}")
-        if values.shape != shape:
-            raise WireError(f"wrong shape {values.shape} of {name}, expected {shape}")
-        if values.dtype.kind == "f" and not math.isfinite(size(_tensor(values))):
+    places = layout(codec, like)
+    if len(data) != payload_bytes(codec, like):
+        raise WireError(f"weights of {len(data)} bytes, expected {payload_bytes(codec, like)}")
+    arrived = {name: torch.from_numpy(place.of(data)) for name, place in places.items()}
+    for name, values in arrived.items():
+        if values.is_floating_point() and not math.isfinite(size(values)):
             raise WireError(f"NaN or infinity in {name}")
     for name in like if codec == "int8" else ():
-        values, scales = arrays[name], arrays[name + SCALE]
-        if values.size and int(values.min()) < -_LEVELS:
+        values, scales = arrived[name], arrived[name + SCALE]
+        if values.numel() and int(values.min()) < -_LEVELS:
             raise WireError(f"values of {name} out of range (below {-_LEVELS})")
-        if not ((scales >= 0) & (scales <= _MAX_SCALE)).all():
+        if not bool(((scales >= 0) & (scales <= _MAX_SCALE)).all()):
             raise WireError(f"scale of {name} out of range (0 to {_MAX_SCALE:g})")
     if into is not None and codec == "fp32":
-        return {name: _tensor(arrays[name]) for name in like}
+        return arrived
     decoded = into or {name: torch.empty(tensor.shape) for name, tensor in like.items()}
     for name in like:
         if codec == "int8":
-            _dequantise(_tensor(arrays[name]), _tensor(arrays[name + SCALE]), decoded[name])
+            _dequantise(arrived[name], arrived[name + SCALE], decoded[name])
         else:
-            decoded[name].copy_(_tensor(arrays[name]))
+            decoded[name].copy_(arrived[name])
     return decoded
 
 
 def encode_update(
     update: Mapping[str, Tensor], residual: Mapping[str, Tensor], codec: str, generator: torch.Generator
-) -> tuple[Arrays, Tensors]:
+) -> tuple[bytes, Tensors]:
     """An update as it travels, and what of it does not arrive: the residual to hand in with the next update.
 
     Args:
         update: fp32 tensors.
         residual: what the update before this one left out, where there is something; it is sent along.
-        generator: on the CPU; the same one gives the same arrays.
+        generator: on the CPU; the same one gives the same bytes.
 
     Returns:
-        the arrays; the new residual, empty but for int8, whose errors alone are large enough to carry.
+        the bytes; the new residual, empty but for int8, whose errors alone are large enough to carry.
 
     Raises:
         WireError: as `encode`.
@@ -189,9 +175,9 @@ def encode_update(
     wanted = {
         name: tensor + residual[name] if name in residual else tensor for name, tensor in update.items()
     }
-    arrays = encode(wanted, codec, generator)
-    arrived = decode(arrays, codec, wanted)
-    return arrays, {name: tensor - arrived[name] for name, tensor in wanted.items()}
+    data = encode(wanted, codec, generator)
+    arrived = decode(data, codec, wanted)
+    return data, {name: tensor - arrived[name] for name, tensor in wanted.items()}
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
@@ -210,8 +196,8 @@ def size(tensor: Tensor) -> float:
 
 
 def payload_bytes(codec: str, like: Mapping[str, Tensor]) -> int:
-    """Bytes of the values that a codec sends of such tensors; each array's header adds about a hundred."""
-    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in layout(codec, like).values())
+    """How many bytes a codec makes of such tensors."""
+    return max((place.end for place in layout(codec, like).values()), default=0)
 
 
 def _quantise(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -244,7 +230,3 @@ def _channels(tensor: Tensor) -> int:
 def _limit(codec: str) -> float:
     """The largest size of a value that a codec holds."""
     return _MAX_SCALE * _LEVELS if codec == "int8" else float(np.finfo(CODECS[codec]).max)
-
-
-def _tensor(values: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values))

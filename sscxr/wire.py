@@ -1,7 +1,7 @@
 """What crosses the network: both ends of every message, field by field, in one file.
 
 What leaves a site is what `Hello`, `TrainReply`, `EvaluateReply` and `Failure` list, and nothing else. A message is
-a flat record of numbers and short texts, and at most one set of named arrays (`sscxr.codecs`). No pickle.
+a flat record of numbers and short texts, and at most one encoder or update as bytes (`sscxr.codecs`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
 """
@@ -21,9 +21,9 @@ from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 RECORD = "sscxr"  # the name of the record that holds a message's fields
-ARRAYS = "encoder"  # the name of the record that holds an encoder or an update
+ARRAYS = "encoder"  # the name of the record that holds an encoder or an update, and of the one array in it
 
 # Figures beyond these are no images and no losses; sums of those within them stay finite.
 MAX_COUNT = 2**40

@@ -26,9 +26,11 @@ def failure(reply: Message) -> str:
     return read.failure
 
 
-def update(reply: Message) -> dict[str, bytes]:
-    """The encoded tensors of a reply."""
-    return {name: array.data for name, array in reply.content.array_records[ARRAYS].items()}
+def update(reply: Message) -> bytes:
+    """The encoded update of a reply."""
+    assert set(reply.content) == {RECORD, ARRAYS}
+    assert set(reply.content.array_records[ARRAYS]) == {ARRAYS}
+    return reply.content.array_records[ARRAYS][ARRAYS].data
 
 
 def states(site: Path) -> dict[str, bytes]:

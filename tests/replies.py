@@ -7,10 +7,12 @@ from typing import Any
 
 import federation as fed
 import numpy as np
+from answers import update
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from server.fold import ARRAYS, RECORD
 from sim.engine import InlineGrid
+from sscxr import codecs
 
 NAMES = ["anna", "bona", "cora"]
 PATIENT = "DOE^JANE"  # a name that may be on no disk of the server's
@@ -21,7 +23,7 @@ class Replay(InlineGrid):
 
     def __init__(self, sites: list[Path], replies: dict[str, Message], damage: dict[str, fed.Damage]) -> None:
         def copy(reply: Message, request: Message) -> Message:
-            return answer(request, dict(reply.content.config_records[RECORD]), arrays(reply))
+            return answer(request, fields(reply), update(reply))
 
         def answer_of(name: str) -> fed.Damage:
             change = damage.get(name, lambda reply, request: reply)
@@ -31,64 +33,45 @@ class Replay(InlineGrid):
         super().__init__(fed.damaging(changes, train=False), sites)
 
 
-def arrays(reply: Message) -> dict[str, Array]:
-    return dict(reply.content.array_records[ARRAYS].items())
-
-
 def fields(reply: Message) -> dict[str, Any]:
     """What a reply says beside its update."""
     return dict(reply.content.config_records[RECORD])
 
 
-def answer(request: Message, fields: dict[str, Any], tensors: dict[str, Array] | None) -> Message:
+def answer(request: Message, fields: dict[str, Any], *updates: bytes) -> Message:
+    """A reply with as many updates; a good one has one."""
     content = RecordDict({RECORD: ConfigRecord(fields)})
-    if tensors is not None:
-        content[ARRAYS] = ArrayRecord(tensors)
+    if updates:
+        arrays = [Array("uint8", (len(data),), "bytes", data) for data in updates]
+        content[ARRAYS] = ArrayRecord(dict(zip((ARRAYS, PATIENT), arrays, strict=False)))
     return Message(content, reply_to=request)
 
 
-def said(**fields: Any) -> fed.Damage:
+def said(**told: Any) -> fed.Damage:
     """A reply some of whose fields are others; a field that is None is left out."""
 
     def damage(reply: Message, request: Message) -> Message:
-        record = {**reply.content.config_records[RECORD], **fields}
-        return answer(request, {k: v for k, v in record.items() if v is not None}, arrays(reply))
+        record = {**fields(reply), **told}
+        return answer(request, {k: v for k, v in record.items() if v is not None}, update(reply))
 
     return damage
 
 
-def sent(change: Callable[[np.ndarray[Any, Any]], object], name: str = "norm.bias") -> fed.Damage:
-    """A reply one of whose tensors is another; what `change` returns, or the array that it changed."""
-
-    def damage(reply: Message, request: Message) -> Message:
-        tensors = arrays(reply)
-        values = tensors[name].numpy().copy()
-        changed = change(values)
-        values = changed if isinstance(changed, np.ndarray) else values
-        tensors[name] = changed if isinstance(changed, Array) else Array(values)
-        return answer(request, dict(reply.content.config_records[RECORD]), tensors)
-
-    return damage
+def sent(*change: Callable[[bytes], bytes]) -> fed.Damage:
+    """A reply with as many updates as there are changes, each made of the good one."""
+    return lambda reply, request: answer(request, fields(reply), *(made(update(reply)) for made in change))
 
 
-def filled(value: float) -> fed.Damage:
-    return sent(lambda values: values.__setitem__(0, value))
+def holding(value: float, name: str = "norm.bias", codec: str = "fp16") -> fed.Damage:
+    """A reply with another value in a tensor's fourth place."""
+    place = codecs.layout(codec, fed.start(fed.settings()).encoder)[name]
 
+    def change(data: bytes) -> bytes:
+        written = bytearray(data)
+        np.frombuffer(written, place.dtype, offset=place.begin)[3] = value
+        return bytes(written)
 
-def without(name: str) -> fed.Damage:
-    def damage(reply: Message, request: Message) -> Message:
-        tensors = {key: value for key, value in arrays(reply).items() if key != name}
-        return answer(request, dict(reply.content.config_records[RECORD]), tensors)
-
-    return damage
-
-
-def with_more(name: str) -> fed.Damage:
-    def damage(reply: Message, request: Message) -> Message:
-        tensors = {**arrays(reply), name: Array(np.zeros(3, np.float16))}
-        return answer(request, dict(reply.content.config_records[RECORD]), tensors)
-
-    return damage
+    return sent(change)
 
 
 def sites(folder: Path) -> list[Path]:

@@ -70,6 +70,6 @@ def test_an_encoder_of_another_shape_is_refused(site: Path) -> None:
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
     task = wire.Task(config.run.name, 0, 0, "", configs.dumps(config), fingerprint, 60.0)
     record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
-    record[ARRAYS] = ArrayRecord({"norm.bias": Array(np.zeros(3, np.float32))})
+    record[ARRAYS] = ArrayRecord({ARRAYS: Array(np.zeros(3, np.float32))})
     (reply,) = InlineGrid(client.app, [site]).send_and_receive([Message(record, 1, "train")])
     assert failure(reply) == "request"

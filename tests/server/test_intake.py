@@ -33,7 +33,7 @@ def unfolding(kind: str, body: bytes, pieces: int) -> bytes | None:
 
 
 def oversized(kind: str, body: bytes, pieces: int) -> bytes | None:
-    return body + bytes(2**20) if kind == "ArrayChunk" else body
+    return body + bytes(2**23) if kind == "ArrayChunk" else body
 
 
 def misnamed(kind: str, body: bytes, pieces: int) -> bytes | None:
