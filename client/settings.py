@@ -159,8 +159,10 @@ def check_allowed(settings: SiteSettings, config: Config) -> None:
 def limit_memory(settings: SiteSettings) -> None:
     """Hold this process to the site's `memory_gb` of main memory; beyond it an allocation fails."""
     if settings.memory_gb:
-        bound = int(settings.memory_gb * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (bound, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        bound, hard = int(settings.memory_gb * 1e9), resource.getrlimit(resource.RLIMIT_DATA)[1]
+        if hard != resource.RLIM_INFINITY:
+            bound = min(bound, hard)  # what the machine allows may be less still
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
 
 
 def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = None) -> Path:

@@ -1,6 +1,7 @@
 """`site.yaml`: what `init` writes is read back and overwrites nothing; a mistake in it is one line."""
 
 import dataclasses
+import resource
 import stat
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from omegaconf import OmegaConf
 
-from client.settings import SiteError, SiteSettings, init, read_settings
+from client.settings import SiteError, SiteSettings, init, limit_memory, read_settings
 from server.commands import describe
 from sscxr.join import Join
 from sscxr.wire import WireError
@@ -144,3 +145,12 @@ def test_settings_that_changed_are_read_again_and_are_nobody_elses(tmp_path: Pat
     assert read_settings(file) == SiteSettings("a", str(tmp_path / "c"), str(tmp_path / "s"))
     write(tmp_path, "name: a\ncache: d\nstate: s\n")
     assert read_settings(file).cache == str(tmp_path / "d")
+
+
+def test_a_memory_limit_above_the_machine_s_own_is_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, 10**9))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, bounds: made.append(bounds))
+    for gigabytes in (8.0, 0.5):
+        limit_memory(SiteSettings("a", "c", "s", memory_gb=gigabytes))
+    assert made == [(10**9, 10**9), (5 * 10**8, 10**9)]
