@@ -139,6 +139,7 @@ DAMAGED = {
     runs.PROBES: b'[{"trained": {}}]',
     runs.SCORES: b"[[]]",
     record.NOTES: b"[",
+    "pictures/index.json": b"[1]",
     record.EMBEDDING: bytes(range(128, 200)) + b"\n1\n",
 }
 
@@ -146,6 +147,7 @@ DAMAGED = {
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_file_of_a_run_is_one_line_that_names_it(typed: Typed, tmp_path: Path, name: str) -> None:
     out = make_run(tmp_path / "one", "lungs")
+    (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_bytes(DAMAGED[name])
     code, _, said = typed("./one")
     assert (code, len(said.splitlines())) == (1, 1)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sscxr.files import write_atomically
+from sscxr.runs import RunError
 
 FOLDER = "pictures"
 _INDEX = "index.json"  # {file: caption}
@@ -68,11 +69,20 @@ def has(folder: Path, name: str) -> bool:
 
 
 def read(folder: Path) -> list[Strip]:
-    """The strips of a run; none where there is no such folder."""
+    """The strips of a run; none where there is no such folder.
+
+    Raises:
+        RunError: their index cannot be read.
+    """
     captions = _captions(folder)
     return [Strip(captions[name], (folder / name).read_bytes()) for name in sorted(captions)]
 
 
 def _captions(folder: Path) -> dict[str, str]:
     file = folder / _INDEX
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        raise RunError(f"{file}: not readable as JSON") from None
