@@ -32,7 +32,7 @@ STYLES = {"pretrained": "o-", "untrained": "s--"}
 def aurocs(
     arguments: argparse.Namespace, encoder: Path, cache: Cache, keys: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Of the pretrained and the untrained network, on the same images."""
+    """The AUROC of the pretrained and of the untrained network, on the same images."""
     began = monotonic()
     few = [f"run.seed={keys['seed']}", f"classify.per_class={keys['per_class']}"]
     few.append("probe.resamples=1")  # the interval is over seeds

@@ -14,7 +14,7 @@ STARTS = ("pretrained", "untrained")
 
 
 def settings(encoder: Path, label: str, overrides: Sequence[str]) -> Config:
-    """Of a classifier of that label; without one, of a lung segmenter."""
+    """The settings of a classifier of that label; without one, of a lung segmenter."""
     if not label:
         return tune.settings(encoder, "segment", "segment", overrides)
     config = tune.settings(encoder, "classify", "default", overrides)

@@ -107,7 +107,7 @@ class Site:
         return stages.tellable(self.cache, rows, config, self.min_cell(config))
 
     def told_counts(self, config: Config) -> str:
-        """Of the run's aggregates those that site.yaml lets leave, as JSON."""
+        """Those of the run's aggregates that site.yaml lets leave, as JSON."""
         allowed = set(self.settings.metrics) & {"counts", "grey"}
         if not allowed:
             return "{}"

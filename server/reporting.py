@@ -8,8 +8,8 @@ from typing import Any
 
 from sscxr import report
 
-# Of a run's time at most a hundredth goes into reports between its rounds; a first one is taken to cost so much.
-_SHARE, _FIRST = 0.01, 0.1  # seconds
+_SHARE = 0.01  # of a run's time, at most, goes into reports between its rounds
+_FIRST = 0.1  # seconds that the first report is taken to cost
 
 log = logging.getLogger("sscxr.server")
 

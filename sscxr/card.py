@@ -169,7 +169,7 @@ def _recipe(card: Card) -> str:
 
 def _probes(card: Card) -> str:
     if not card.probes:
-        return "## Probes\n\nNone: no site had labels enough on patients that were set aside."
+        return "## Probes\n\nNone: no site had enough labels on patients that were set aside."
     rows = [
         [
             escape(pair.trained.label),

@@ -184,7 +184,7 @@ class Run:
 
     @property
     def scores(self) -> "pd.DataFrame":
-        """Of a fine-tuning in a simulation, one row a site: the federation's model against the site's own."""
+        """One row a site, of a fine-tuning in a simulation: the federation's model against the site's own."""
         import pandas as pd
 
         rows = []

@@ -20,8 +20,9 @@ from sscxr.models.classifier import Classifier
 from sscxr.training import classify as classifying
 from sscxr.training import finetune
 from sscxr.training.classify import Classification
+from sscxr.training.device import set_up
 from sscxr.training.finetune import Epoch, FinetuneError, History, Split, Task
-from sscxr.training.pretrain import Rows, set_up
+from sscxr.training.pretrain import Rows
 
 if TYPE_CHECKING:
     from sscxr.models.unetr import UNETR
@@ -221,7 +222,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 
 def _lines(history: History) -> str:
-    """history.jsonl: a score that there is not is null."""
+    """The text of `history.jsonl`; the score of an epoch that has none is null."""
     lines = []
     for one in history.epochs:
         facts = dataclasses.asdict(one)

@@ -195,7 +195,7 @@ def _scored(scores: Sequence[SiteScore]) -> list[str]:
     told = [score for score in scores if score.gap and score.gap["low"] is not None]
     if not told:
         return [
-            "Not shown: no site has held-out patients enough to compare its own model with the federation's."
+            "Not shown: no site has enough held-out patients to compare its own model with the federation's."
         ]
     better, worse = sum(score.better for score in told), sum(score.worse for score in told)
     even = len(told) - better - worse
