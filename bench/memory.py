@@ -26,6 +26,7 @@ from sscxr import codecs, seeds
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.training import memory, pretrain
+from sscxr.training.device import set_up
 
 MODELS = ("vit_small_patch16_224", "vit_large_patch16_224")
 SETTINGS = (
@@ -40,7 +41,7 @@ SETTINGS = (
 
 def site_round(config: Config, folder: Path) -> None:
     """What a site does between a message and its reply, but for the message's way."""
-    device = pretrain.set_up(config)
+    device = set_up(config)
     cache = noise(folder, config, 2 * config.pretrain.batch_size)
     training = pretrain.SiteTraining(config, device, cache)
     sent = codecs.encode(training.parts.shared(), config.federation.downlink)

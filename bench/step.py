@@ -34,6 +34,7 @@ from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache import Cache, open_cache
 from sscxr.training import pretrain
+from sscxr.training.device import autocast, set_up
 from sscxr.training.loop import Stretch, train
 
 # Rows and columns: of the sizes tried, those with the fastest products.
@@ -45,7 +46,7 @@ class Bench:
 
     def __init__(self, config: Config, cache: Cache, steps: int) -> None:
         self.config, self.steps = config, steps
-        self.device = pretrain.set_up(config)
+        self.device = set_up(config)
         self.training = pretrain.SiteTraining(config, self.device, cache)
         settings = config.pretrain
         self.rows = np.arange(steps * settings.batch_size) % len(cache.images)
@@ -61,7 +62,7 @@ class Bench:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The recipe's precision on this device."""
-        return pretrain.autocast(self.config.pretrain.amp, self.device)
+        return autocast(self.config.pretrain.amp, self.device)
 
     def pass_of_model(self) -> None:
         """One forward and backward pass of encoder and head."""

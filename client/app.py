@@ -24,8 +24,8 @@ from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.files import is_full_disk
 from sscxr.training import stages
+from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
-from sscxr.training.pretrain import set_up
 from sscxr.wire import ARRAYS, RECORD
 
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back

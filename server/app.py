@@ -28,7 +28,7 @@ from sscxr.evaluation.probe import Comparison
 from sscxr.models import encoder as encoders
 from sscxr.tracking import Tracking, kinds_of
 from sscxr.training import parts, stages
-from sscxr.training.pretrain import set_up
+from sscxr.training.device import set_up
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()

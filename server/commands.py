@@ -87,7 +87,7 @@ def describe(
 
 
 def _memory_gb(config: "Config", parts: "Parts") -> float:
-    """Of a site's round, on a device that computes in fp32 unless the recipe says bf16."""
+    """GB that a site's round takes, on a device that computes in fp32 unless the recipe says bf16."""
     from sscxr.training import memory, stages
 
     if config.run.stage == stages.PRETRAIN:

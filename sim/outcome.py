@@ -22,7 +22,8 @@ from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
 from sscxr.runs import PROBES, SCORES
 from sscxr.training import stages
-from sscxr.training.pretrain import SiteTraining, build_encoder, set_up
+from sscxr.training.device import set_up
+from sscxr.training.pretrain import SiteTraining, build_encoder
 
 
 def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:

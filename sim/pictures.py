@@ -28,7 +28,8 @@ from sscxr.evaluation.tasks import HEALTHY
 from sscxr.files import write_atomically
 from sscxr.report import pictures, record
 from sscxr.training import stages
-from sscxr.training.pretrain import SiteTraining, set_up, whole
+from sscxr.training.device import set_up
+from sscxr.training.pretrain import SiteTraining, whole
 
 _SHOWN = 6  # held-out images
 _PLACED = 1000  # images on the map: more would hide each other

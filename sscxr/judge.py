@@ -18,7 +18,8 @@ from sscxr.errors import SscxrError
 from sscxr.evaluation import classification, segmentation
 from sscxr.finetuned import Model, Spec
 from sscxr.training import finetune
-from sscxr.training.pretrain import Rows, set_up
+from sscxr.training.device import set_up
+from sscxr.training.pretrain import Rows
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -23,7 +23,7 @@ from sscxr.data import sheet
 from sscxr.data.cache import LABEL_PREFIX, Cache, open_cache
 from sscxr.models import encoder as encoders
 from sscxr.reading import Read, ReadingError
-from sscxr.training.pretrain import set_up
+from sscxr.training.device import set_up
 
 Features = npt.NDArray[np.float32]
 

@@ -12,6 +12,7 @@ from sscxr.config import Config
 from sscxr.data.cache import Cache, open_cache
 from sscxr.objectives import gmml
 from sscxr.training import pretrain
+from sscxr.training.device import set_up
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 IMAGES = 40
@@ -32,7 +33,7 @@ def settings(*overrides: str) -> Config:
 def trained(cache: Cache, *overrides: str) -> tuple[float, dict[str, Tensor]]:
     """The loss and the weights of one round."""
     config = settings(*overrides)
-    training = pretrain.SiteTraining(config, pretrain.set_up(config), cache)
+    training = pretrain.SiteTraining(config, set_up(config), cache)
     done = training.train_round(np.arange(IMAGES), site="anna", round_number=0, budget=600.0)
     return done.loss, {name: tensor.cpu() for name, tensor in training.objective.state_dict().items()}
 
@@ -46,7 +47,7 @@ def test_two_rounds_are_the_same_bytes(cache: Cache, compiling: str) -> None:
 
 def test_no_step_waits_for_the_device(cache: Cache) -> None:
     config = settings()
-    training = pretrain.SiteTraining(config, pretrain.set_up(config), cache)
+    training = pretrain.SiteTraining(config, set_up(config), cache)
     source = seeds.generator(training.device, 0, "corrupt")
     pixels = torch.from_numpy(cache.images[:8]).to(training.device)
     for mode in ("default", "error"):  # the first step starts cuDNN and the like

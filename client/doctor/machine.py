@@ -87,11 +87,12 @@ def device(join: Join | None, settings: SiteSettings | None, config: Config) -> 
 
 def _need(join: Join | None, config: Config, device: "torch.device") -> float:
     """GB that a round of the run takes on this device; of a fine-tuning, what the join file says of any."""
-    from sscxr.training import memory, pretrain
+    from sscxr.training import memory
+    from sscxr.training.device import in_bf16
 
     if join is None or config.run.stage != "pretrain":
         return join.memory_gb if join else 0.0
-    return memory.of_pretraining(config, bf16=pretrain.in_bf16(config.pretrain.amp, device)) / GB
+    return memory.of_pretraining(config, bf16=in_bf16(config.pretrain.amp, device)) / GB
 
 
 def _gpu(index: int, need: float) -> Iterator[Check]:

@@ -18,8 +18,9 @@ from sscxr.data.cache import Cache
 from sscxr.errors import SscxrError
 from sscxr.models.classifier import Classifier
 from sscxr.training import optim
+from sscxr.training.device import autocast
 from sscxr.training.loop import NonFiniteLossError, Stretch, train
-from sscxr.training.pretrain import Rows, autocast, batches_per_epoch, epoch
+from sscxr.training.pretrain import Rows, batches_per_epoch, epoch
 
 # Factor on the rate of a linear head that learns alone. Ours, on paediatric X-rays: at the plain rate the head
 # stays far from the best linear classifier (AUROC 0.86; with this factor 0.93).

@@ -29,7 +29,7 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
 
     Args:
         config: of a stage that pretrains.
-        bf16: whether the device computes in it (`pretrain.autocast`).
+        bf16: whether the device computes in it (`device.in_bf16`).
     """
     with torch.device("meta"):  # shapes alone: no memory, no time
         objective = pretrain.build_objective(config)

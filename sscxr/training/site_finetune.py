@@ -12,16 +12,10 @@ from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation import segmentation
 from sscxr.training import finetune, optim
+from sscxr.training.device import autocast
 from sscxr.training.loop import Stretch, Trained, train
 from sscxr.training.parts import Parts
-from sscxr.training.pretrain import (
-    HeldOut,
-    Rows,
-    autocast,
-    batches_of_round,
-    batches_per_epoch,
-    steps_of_round,
-)
+from sscxr.training.pretrain import HeldOut, Rows, batches_of_round, batches_per_epoch, steps_of_round
 
 
 class SiteFineTuning:

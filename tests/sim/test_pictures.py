@@ -20,7 +20,8 @@ from sscxr.data.cache import Cache
 from sscxr.report import pictures as shown
 from sscxr.report import record
 from sscxr.training import stages
-from sscxr.training.pretrain import SiteTraining, set_up, whole
+from sscxr.training.device import set_up
+from sscxr.training.pretrain import SiteTraining, whole
 
 IMAGES = 20
 

@@ -15,8 +15,9 @@ from server.app import run
 from sim.engine import InlineGrid
 from sscxr import seeds
 from sscxr.training import stages
+from sscxr.training.device import set_up
 from sscxr.training.parts import split
-from sscxr.training.pretrain import SiteTraining, epoch, set_up, steps_of_round
+from sscxr.training.pretrain import SiteTraining, epoch, steps_of_round
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 61, 500])

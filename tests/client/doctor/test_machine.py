@@ -17,7 +17,7 @@ from client.settings import SiteSettings
 from sscxr import config as configs
 from sscxr import wire
 from sscxr.join import Join, Payload, installed
-from sscxr.training import memory, pretrain
+from sscxr.training import device, memory
 
 CONFIG = configs.load("default", ["run.threads=1"])
 
@@ -124,9 +124,9 @@ def test_the_need_is_this_device_s_and_a_fine_tuning_s_that_of_the_join_file(
     plain = memory.of_pretraining(CONFIG, bf16=False) / 1e9
     low = memory.of_pretraining(CONFIG, bf16=True) / 1e9
     assert low < plain
-    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: False)
+    monkeypatch.setattr(device, "_gains_from_bf16", lambda device: False)
     assert need(CONFIG) == f"50.0 GB free, needs about {plain:.1f} GB"
-    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: True)
+    monkeypatch.setattr(device, "_gains_from_bf16", lambda device: True)
     assert need(CONFIG) == f"50.0 GB free, needs about {low:.1f} GB"
     tuning = configs.load("default", ["run.stage=classify", "classify.labels=[cold]"])
     assert need(tuning) == "50.0 GB free, needs about 3.0 GB"
@@ -139,7 +139,7 @@ def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch, free: float, state
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 24e9))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(machine, "free_memory", lambda: 7e9)
-    monkeypatch.setattr(pretrain, "_gains_from_bf16", lambda device: True)
+    monkeypatch.setattr(device, "_gains_from_bf16", lambda device: True)
     monkeypatch.setattr(memory, "of_pretraining", lambda config, bf16: 10e9)
     found = list(machine.device(a_join(), a_site(device="cuda"), CONFIG))
     assert [check.state for check in found] == [state, "ok"]
