@@ -33,7 +33,7 @@ def site_init(
     join: Annotated[Path | None, typer.Option(help="The coordinator's join file.")] = None,
     cache: Annotated[str, typer.Option(help="The prepared cache; relative to DIR.")] = "cache",
 ) -> None:
-    """Write a commented site.yaml and a node key; send the coordinator node-key.pub."""
+    """Write a commented site.yaml and a node key. Send the coordinator node-key.pub."""
     from client.settings import init
 
     if cache != "cache":  # as typed at this prompt, which need not be in DIR
@@ -60,7 +60,7 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list and nothing else.")] = False,
 ) -> None:
-    """Find what would keep this machine from taking part; 0: all well, 1: warnings, 2: a failure."""
+    """Find what would keep this machine from taking part. 0: all well, 1: warnings, 2: a failure."""
     from client.doctor.checks import exit_code, to_json
     from client.doctor.examination import Asked, examine
 

@@ -38,7 +38,7 @@ def join(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("join.yaml"),
     force: Force = False,
 ) -> None:
-    """Write the join file that every hospital of a federation is sent; there is no secret in it."""
+    """Write the join file, which every hospital is sent. There is no secret in it."""
     from sscxr import files
 
     files.refuse_existing(out, force=force)
@@ -133,7 +133,7 @@ def track(
         bool, typer.Option("--mlflow", help="Write RUN/mlflow; wants the extra `mlflow`.")
     ] = False,
 ) -> None:
-    """Write a run's curves, by site, from what it has committed; written anew, so there is no point twice."""
+    """Write a run's curves, by site, from what it has committed. Written anew, so there is no point twice."""
     from functools import partial
 
     from server.watch import committed

@@ -71,7 +71,7 @@ def prepare(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prepare a site cache from an export; run again, it goes on where it stopped and adds what is new."""
+    """Prepare a site cache from an export. Run again, it goes on where it stopped and adds what is new."""
     from sscxr.data.prepare import prepare as prepare_cache
 
     cache = prepare_cache(
@@ -94,7 +94,7 @@ def list_corpora(
         str | None, typer.Argument(metavar="[NAME]", help="Only this one, with its labels.")
     ] = None,
 ) -> None:
-    """List the public corpora that can be named as NAME:FOLDER: what they hold, whom to ask, how they lie."""
+    """List the public corpora that can be named as NAME:FOLDER. What they hold, whom to ask, how they lie."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -133,7 +133,7 @@ def cache_remove(
     ] = None,
     image: Annotated[list[str] | None, typer.Option(help="An image, by its hash in the index.")] = None,
 ) -> None:
-    """Remove images from a cache; the next `prepare` of the same export does not bring them back."""
+    """Remove images from a cache. The next `prepare` of the same export does not bring them back."""
     from sscxr.data.assemble import remove
     from sscxr.data.cache import open_cache
 

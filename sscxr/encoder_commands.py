@@ -50,7 +50,7 @@ def make(
     version: Annotated[str, typer.Option(help="Default: the rounds and the weights' first digits.")] = "",
     licence: Annotated[str, typer.Option(help="Of the weights, such as CC-BY-4.0.")] = "",
 ) -> None:
-    """Release a run's encoder: weights, config, model card, SHA256SUMS and, with a key, its signature."""
+    """Release a run's encoder. Weights, config, model card, SHA256SUMS and, with a key, its signature."""
     from sscxr import release, signing
 
     private = signing.read_private(key) if key else None
@@ -68,7 +68,7 @@ def pull(
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="Larger weights are refused (MB of 10^6 bytes).")] = 4000,
 ) -> None:
-    """Fetch a release into the cache and print its folder there; run again, it goes on where it broke off."""
+    """Fetch a release into the cache and print its folder there. Run again, it goes on where it broke off."""
     from sscxr import fetch, signing
 
     public = signing.read_public(key) if key else None
@@ -106,7 +106,7 @@ def export(
     key: PublicKey = None,
     force: Force = False,
 ) -> None:
-    """Export an encoder as ONNX, and compare it with PyTorch before the file is there."""
+    """Export an encoder as ONNX. It is compared with PyTorch before the file is there."""
     from sscxr import fetch, signing
     from sscxr.export import BOUND, export_onnx
 

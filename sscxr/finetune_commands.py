@@ -81,7 +81,7 @@ def classify(
     config: ConfigFile = "default",
     key: PublicKey = None,
 ) -> None:
-    """Fine-tune a classifier; judged at the end on patients that nothing was trained on."""
+    """Fine-tune a classifier. It is judged at the end on patients that nothing was trained on."""
     from sscxr import tune
 
     folder = _located(encoder, key)
@@ -105,7 +105,7 @@ def segment(
     config: ConfigFile = "segment",
     key: PublicKey = None,
 ) -> None:
-    """Fine-tune a lung segmenter (UNETR) on images with masks; judged at the end on patients it has not seen."""
+    """Fine-tune a lung segmenter (UNETR) on masks. It is judged at the end on patients it has not seen."""
     from sscxr import tune
 
     folder = _located(encoder, key)

@@ -68,7 +68,7 @@ def add(app: typer.Typer) -> None:
 def evaluate(
     model: Model, data: CacheOption, source: Source = "", held_out: HeldOut = False, as_json: AsJson = False
 ) -> None:
-    """Judge a fine-tuned model on prepared data; patients that it was trained on are left out."""
+    """Judge a fine-tuned model on prepared data. Patients that it was trained on are left out."""
     from sscxr import judge
 
     judged = judge.evaluate(model, data, sources=names(source), held_out=held_out)
@@ -98,7 +98,7 @@ def compare(
     held_out: HeldOut = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge two models on the same images: A minus B, by a paired bootstrap over patients."""
+    """Judge two models on the same images. A minus B, by a paired bootstrap over patients."""
     from sscxr import judge
 
     judged = judge.compare(first, second, data, sources=names(source), held_out=held_out)
@@ -127,7 +127,7 @@ def predict(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over earlier predictions in DIR.")] = False,
 ) -> None:
-    """Predict DICOM, PNG and JPEG files: probabilities, or lung masks; a file that fails does not stop the rest."""
+    """Predict X-ray files: probabilities, or lung masks. A file that fails does not stop the rest."""
     from sscxr import predict as predicting
 
     with _Files() as shown:
@@ -163,7 +163,7 @@ def embed(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The CSV to write.")],
     force: Force = False,
 ) -> None:
-    """Write one row of features per image: the mean of the encoder's patch tokens."""
+    """Write one row of features per image. It is the mean of the encoder's patch tokens."""
     from sscxr import files as writing
     from sscxr import neighbours
     from sscxr.data.cache import open_cache
@@ -198,7 +198,7 @@ def similar(
     ),
     force: Force = False,
 ) -> None:
-    """Find the images of a cache that are most like a file, and draw them beside it."""
+    """Find the images of a cache that are most like a file. They are drawn beside it."""
     from sscxr import files as writing
     from sscxr import neighbours
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from sscxr.command_line import examples
@@ -26,13 +25,14 @@ def report(
         bool, typer.Option("--force", help="Write over a page that is there under --out.")
     ] = False,
 ) -> None:
-    """Write a run's report from its folder, at any time; of several runs, a page that compares them."""
+    """Write a run's report from its folder, at any time. Of several runs, a page that compares them."""
     from sscxr import report as pages
+    from sscxr.files import refuse_existing
     from sscxr.runs import find
 
     page = out or (_COMPARISON if len(runs) > 1 else None)
-    if page and page.exists() and not force:
-        raise click.UsageError(f"{page} is there already; give --force to write over it, or another --out")
+    if page:
+        refuse_existing(page, force=force)
     folders = [find(run) for run in runs]
     if len(folders) > 1:
         assert page is not None

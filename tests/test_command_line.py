@@ -126,6 +126,13 @@ runpy.run_module({module!r}, run_name="__main__")
     assert "Examples:" in done.stdout
 
 
+@pytest.mark.parametrize("group", [(), ("cache",), ("encoder",), ("finetune",), ("site",)])
+def test_what_a_list_of_commands_says_is_not_cut_off(group: tuple[str, ...]) -> None:
+    listed = sscxr(*group, "--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert listed
+    assert "..." not in listed
+
+
 def test_version_completion_and_the_nearest_name() -> None:
     done = sscxr("--version")
     assert (done.returncode, done.stderr) == (0, "")
