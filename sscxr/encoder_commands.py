@@ -85,13 +85,10 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
 ) -> None:
     """Say what an encoder is; a release is verified first."""
-    from sscxr import fetch, release, signing
+    from sscxr import release
 
-    public = signing.read_public(key) if key else None
-    with shown_downloads() as shown:
-        folder = fetch.located(source, key=public, shown=shown)
-    facts = release.facts(folder)
-    if facts["signature"] == "there" and public:
+    facts = release.facts(_located(source, key))
+    if facts["signature"] == "there" and key:
         facts["signature"] = "this key's"
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
@@ -107,15 +104,25 @@ def export(
     force: Force = False,
 ) -> None:
     """Export an encoder as ONNX. It is compared with PyTorch before the file is there."""
-    from sscxr import fetch, signing
     from sscxr.export import BOUND, export_onnx
 
     files.refuse_existing(onnx, force=force)
-
-    with shown_downloads() as shown:
-        folder = fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
-    difference = export_onnx(folder, onnx)
+    difference = export_onnx(_located(source, key), onnx)
     typer.echo(f"{onnx}: largest difference from PyTorch {difference:.1e} (allowed: {BOUND:.0e})")
+
+
+def _located(source: str, key: Path | None) -> Path:
+    """The folder of an encoder, fetched and checked.
+
+    Raises:
+        FinetunedError: a fine-tuned model in its place; and as `fetch.located`.
+    """
+    from sscxr import fetch, finetuned, signing
+
+    if finetuned.is_model(Path(source)):
+        raise finetuned.FinetunedError(f"{source} is a fine-tuned model; give the encoder that it began from")
+    with shown_downloads() as shown:
+        return fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
 
 
 @contextmanager
