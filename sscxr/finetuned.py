@@ -321,8 +321,7 @@ def _released(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is no released encoder: it has no {WEIGHTS}{_pickles(folder)}")
     if not (folder / CONFIG).exists():
-        hint = f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
-        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{hint}")
+        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{release.below(folder)}")
     facts = release.read_config(folder)
     args, input_args = facts.get("model_args"), facts["pretrained_cfg"]
     if not isinstance(args, dict):

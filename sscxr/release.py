@@ -101,7 +101,9 @@ def load_encoder(folder: str | Path) -> nn.Module:
         verify(folder)
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
-        raise ReleaseError(f"{folder} is no released encoder: it has no {' and no '.join(absent)}")
+        raise ReleaseError(
+            f"{folder} is no released encoder: it has no {' and no '.join(absent)}{below(folder)}"
+        )
     read_config(folder)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -113,6 +115,11 @@ def load_encoder(folder: str | Path) -> nn.Module:
     if bad:
         raise ReleaseError(f"the encoder in {folder} is of no use: {bad[0]} holds NaN or Inf")
     return encoder.eval()
+
+
+def below(folder: Path) -> str:
+    """A remark on the encoder of a run, where the run's folder was named in its place."""
+    return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def test_a_folder_that_is_no_release(tmp_path: Path, spoil: str, says: str) -> N
         release.load_encoder(folder)
 
 
+def test_a_run_in_place_of_its_encoder_names_the_encoder(tmp_path: Path) -> None:
+    write(tmp_path / "encoder")
+    with pytest.raises(release.ReleaseError, match=r"no config\.json; \S+/encoder is one"):
+        release.load_encoder(tmp_path)
+
+
 def test_a_truncated_release_is_one_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "encoder")
     weights = folder / release.WEIGHTS

@@ -119,7 +119,7 @@ def tap_blocks(depth: int) -> list[int]:
         EncoderError: fewer than four blocks.
     """
     if depth < _STEPS:
-        raise EncoderError(f"UNETR taps four blocks of the encoder; this one has {depth}")
+        raise EncoderError(f"UNETR taps four blocks of the encoder, and this one has {depth}; give another")
     return [(depth * step + _STEPS // 2) // _STEPS for step in range(1, _STEPS + 1)]  # rounded, half up
 
 
