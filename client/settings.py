@@ -115,7 +115,9 @@ def _parsed(file: Path, text: str) -> SiteSettings:
     except SiteError:
         raise
     except Exception as error:
-        raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
+        mark = getattr(error, "problem_mark", None)  # of YAML's own errors
+        place = f", at line {mark.line + 1}" if mark else ""
+        raise SiteError("settings", f"{file}: not readable as YAML{place} ({type(error).__name__})") from None
     if problem:
         raise SiteError("settings", f"{file}: {problem}")
     return settings

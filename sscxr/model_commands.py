@@ -281,12 +281,12 @@ def _number(value: float | None) -> str:
 def _subgroups(found: Mapping[str, Any]) -> "Table":
     """The first figure of each subgroup, with counts."""
     name = next(iter(figures_of(found)))
-    table = _table("", "", name, "95 % interval", "images", "patients", "with")
+    counted = ["with"] if "positives" in found else []  # of a label; masks have none
+    table = _table("", "", name, "95 % interval", "images", "patients", *counted)
     for column, parts in found["by"].items():
         for place, (part, figures) in enumerate(parts.items()):
             title = "" if place else column.replace("_", " ")
-            positives = ", ".join(map(str, figures.get("positives", {}).values()))
-            table.add_row(
-                title, part, *_cells(figures[name]), str(figures["n"]), str(figures["patients"]), positives
-            )
+            positives = [", ".join(map(str, figures["positives"].values())) for _ in counted]
+            counts = (str(figures["n"]), str(figures["patients"]), *positives)
+            table.add_row(title, part, *_cells(figures[name]), *counts)
     return table

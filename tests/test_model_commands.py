@@ -65,7 +65,7 @@ def test_evaluate_prints_json_alone(
     assert found["n"] == found["auroc"]["n"] == 28
     code, out, _ = run(capsys, monkeypatch, "evaluate", place / "model", "--data", place / "cache")
     assert code == 0
-    assert all(word in out for word in ("auroc", "sensitivity", "95 % interval", "source"))
+    assert all(word in out for word in ("auroc", "sensitivity", "95 % interval", "source", "patients  with"))
 
 
 def test_names_are_shown_as_they_are(

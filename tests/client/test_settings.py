@@ -92,6 +92,13 @@ def test_a_setting_that_cannot_be_used_is_one_line(tmp_path: Path, line: str, wo
     assert error.value.failure == "settings"
 
 
+def test_text_that_is_no_yaml_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("name: a\nstages: pretrain]\nmetrics: 'x' y\n")
+    with pytest.raises(SiteError, match=r"not readable as YAML, at line 3 "):
+        read_settings(file)
+
+
 def test_a_folder_in_place_of_the_file_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match=r"a folder; name the file in it, .*site\.yaml"):
         read_settings(tmp_path)
