@@ -22,7 +22,6 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
-    JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     RLELossless,
@@ -246,8 +245,9 @@ def _plugin(syntax: UID, stored: int, stream: bytes) -> str:
     # GDCM, which pydicom asks first, decodes in as many threads as there are cores, and takes more time in all.
     if syntax in JPEG2000TransferSyntaxes and codestream.starts_at_origin(stream):
         return "pylibjpeg"
-    if syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax == JPEGExtended12Bit and stored > 8):
-        return gdcm_jpeg.NAME  # for 12 bits there is no other
+    # For JPEG of 12 bits there is no other; of 8 bits and less pydicom has others and their special cases.
+    if syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax in gdcm_jpeg.SYNTAXES and stored > 8):
+        return gdcm_jpeg.NAME
     return ""
 
 

@@ -1,4 +1,4 @@
-"""JPEG decoded by GDCM, whose Python binding hands pixels over as text: here they are copied from where they lie.
+"""JPEG and JPEG-LS decoded by GDCM, whose Python binding hands pixels over as text: here they are copied instead.
 
 A plug-in for pydicom's decoders, beside pydicom's own for GDCM and by its rules; all else of decoding is pydicom's.
 """
@@ -8,10 +8,17 @@ import ctypes
 
 import gdcm
 from pydicom.pixels.decoders.base import DecodeRunner, get_decoder
-from pydicom.uid import JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1
+from pydicom.uid import (
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+)
 
 NAME = "gdcm-jpeg"
-SYNTAXES = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+SYNTAXES = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
 DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("gdcm",))  # what pydicom asks of a plug-in
 
 
@@ -26,16 +33,23 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     Raises:
         ValueError: it is not decodable, or to less or more than that.
     """
-    if runner.bits_allocated > 16:  # GDCM ends the process over some of these
+    stored, signed = runner.bits_stored, runner.pixel_representation
+    if runner.transfer_syntax in JPEGLSTransferSyntaxes:
+        codec = gdcm.JPEGLSCodec()  # which gives samples by pixel, as wide as the code stream's are
+        stored = runner.get_option("jls_precision", stored)
+        runner.set_option("planar_configuration", 0)
+        runner.set_option("bits_allocated", 8 if stored <= 8 else 16)
+        codec.SetBufferLength(int(runner.frame_length(unit="bytes")))
+    elif runner.bits_allocated > 16:  # GDCM ends the process over some of these
         raise ValueError(f"{runner.bits_allocated} bits allocated, JPEG has at most 16")
-    codec = gdcm.JPEGCodec()
+    else:
+        codec = gdcm.JPEGCodec()
     codec.SetNumberOfDimensions(2)
     codec.SetDimensions((runner.columns, runner.rows, 1))
     if runner.samples_per_pixel > 1:
         codec.SetPlanarConfiguration(runner.planar_configuration)
     colours = gdcm.PhotometricInterpretation.GetPIType(runner.photometric_interpretation)
     codec.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(colours))
-    stored, signed = runner.bits_stored, runner.pixel_representation
     codec.SetPixelFormat(
         gdcm.PixelFormat(runner.samples_per_pixel, runner.bits_allocated, stored, stored - 1, signed)
     )

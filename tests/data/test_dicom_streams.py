@@ -139,7 +139,9 @@ def test_jpeg_2000_that_is_not_what_its_header_says_reaches_no_decoder(
         dicom.read(tmp_path / "image.dcm")
 
 
-@pytest.mark.parametrize("syntax", ["jpeg lossless", "jpeg lossless sv1", "jpeg extended"])
+@pytest.mark.parametrize(
+    "syntax", ["jpeg lossless", "jpeg lossless sv1", "jpeg extended", "jpeg-ls", "jpeg-ls near"]
+)
 def test_jpeg_is_decoded_to_the_bits_of_gdcms_own_way(tmp_path: Path, syntax: str) -> None:
     import gdcm
 
