@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from sscxr.files import write_atomically
 from sscxr.report import SiteScore
 from sscxr.training import stages
 from sscxr.training.loop import NonFiniteLossError
+from sscxr.training.pretrain import Rows
 from sscxr.training.site_finetune import SiteFineTuning
 
 
@@ -79,9 +81,15 @@ def _score(
 
 
 def _figures(
-    federated: Any, alone: Any, test: Any, groups: Any, name: str, config: Config
+    federated: Any, alone: Any, test: Rows, groups: npt.NDArray[Any], name: str, config: Config
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The federation's, the site's own, and the difference: {value, low, high, n} each."""
+    """The federation's, the site's own, and the difference: {value, low, high, n} each.
+
+    Args:
+        federated, alone: two `Classification` or two `Segmentation`, by `name`: "auroc" or "dice".
+        test: rows to measure on.
+        groups: the patient group of each.
+    """
     if name == "dice":
         measured = [task.measured(test) for task in (federated, alone)]
         first, second = (segmentation.figures(one, groups)[name] for one in measured)

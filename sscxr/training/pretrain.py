@@ -165,8 +165,7 @@ class SiteTraining:
         settings, federation = self.config.pretrain, self.config.federation
         place = (self.config.run.seed, "train", site, round_number)
         steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
-        begin = round_number / federation.rounds
-        stretch = Stretch(len(steps), begin, (round_number + 1) / federation.rounds)
+        stretch = stretch_of_round(steps, round_number, federation.rounds)
         source = seeds.generator(self.device, *place, "corrupt")
         with seeds.forked(*place, "drop-path"):
             return train(
@@ -227,6 +226,11 @@ def steps_of_round(images: int, batch_size: int, local_epochs: float, round_numb
     per_round = local_epochs * batches_per_epoch(images, batch_size)
     first, last = (math.floor(number * per_round + 1e-6) for number in (round_number, round_number + 1))
     return range(first, max(last, first + 1))
+
+
+def stretch_of_round(steps: range, round_number: int, rounds: int) -> Stretch:
+    """Where the steps of a round, counted from 0, lie in a run of so many rounds."""
+    return Stretch(len(steps), round_number / rounds, (round_number + 1) / rounds)
 
 
 def batches_of_round(rows: Rows, batch_size: int, steps: range, *, seed: int, site: str) -> Iterator[Rows]:

@@ -13,9 +13,16 @@ from sscxr.data.cache import Cache
 from sscxr.evaluation import segmentation
 from sscxr.training import finetune, optim
 from sscxr.training.device import autocast
-from sscxr.training.loop import Stretch, Trained, train
+from sscxr.training.loop import Trained, train
 from sscxr.training.parts import Parts
-from sscxr.training.pretrain import HeldOut, Rows, batches_of_round, batches_per_epoch, steps_of_round
+from sscxr.training.pretrain import (
+    HeldOut,
+    Rows,
+    batches_of_round,
+    batches_per_epoch,
+    steps_of_round,
+    stretch_of_round,
+)
 
 
 class SiteFineTuning:
@@ -24,7 +31,12 @@ class SiteFineTuning:
     def __init__(
         self, config: Config, device: torch.device, cache: Cache, rows: Rows, *, share_head: bool
     ) -> None:
-        """Args: rows: the site's training rows, whose labels set the balance."""
+        """Build the model, its task and its optimiser.
+
+        Args:
+            rows: the site's training rows, whose labels set the balance.
+            share_head: whether what is on top of the encoder is averaged too.
+        """
         self.config, self.device = config, device
         self.model = build_model(config).to(device)
         self.parts = parts_of(self.model, share_head=share_head)
@@ -55,9 +67,7 @@ class SiteFineTuning:
         settings, federation = self.config.finetune, self.config.federation
         place = (self.config.run.seed, self.config.run.stage, site, round_number)
         steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
-        stretch = Stretch(
-            len(steps), round_number / federation.rounds, (round_number + 1) / federation.rounds
-        )
+        stretch = stretch_of_round(steps, round_number, federation.rounds)
         with seeds.forked(*place, "drop-path"):
             return train(
                 self.model,
