@@ -35,7 +35,6 @@ class WeightedSum:
 
     Attributes:
         weight: the weights' total.
-        updates: how many were added.
     """
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
@@ -44,7 +43,6 @@ class WeightedSum:
         self._moved: dict[str, Tensor] = {}  # int64; empty until something is moved
         self._shapes = {name: tensor.shape for name, tensor in like.items()}
         self.weight = 0
-        self.updates = 0
 
     def add(self, update: Mapping[str, Tensor], weight: int) -> None:
         """Add one update: fp32 tensors of the names and shapes given at the start, all finite.
@@ -70,7 +68,6 @@ class WeightedSum:
             for values, part in _pieces(update[name], sums):
                 part.add_(to_fixed(values, scratch[: len(values)]), alpha=weight)
         self.weight += weight
-        self.updates += 1
 
     def mean(self) -> dict[str, Tensor]:
         """The weighted mean, fp32."""
