@@ -6,7 +6,8 @@ The replies are encoded as a site encodes them, made one at a time as a Grid yie
 very check and fold of `server/rounds.py`. `--flower` hands the same updates, as fp32 or fp16 arrays, to
 `flwr.serverapp.strategy.FedAvg`, which takes them all at once (it has no int8). Each line is a process of its own.
 Peak memory is the process's, less what it held before the first reply; the encoder is that of configs/sscxr.yaml
-(ViT-S/16) unless told otherwise; seconds are of the processor, on one thread.
+(ViT-S/16) unless told otherwise. `seconds` are of the processor, `clock` by the clock; with more threads than one
+the fold takes less of the latter, Flower's FedAvg as much.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -71,25 +72,39 @@ def replies(
         yield site, images, reply
 
 
-def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[float, float]:
-    """Fold the replies and step once: seconds, and the peak before the first one."""
+class Stopwatch:
+    """Seconds of the processor and by the clock, of what goes on within its blocks."""
+
+    def __init__(self) -> None:
+        self.processor = self.clock = 0.0
+
+    def __enter__(self) -> None:
+        self.processor -= process_time()
+        self.clock -= perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.processor += process_time()
+        self.clock += perf_counter()
+
+
+def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[Stopwatch, float]:
+    """Fold the replies and step once: its seconds, and the peak before the first one."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
     fold = Fold(config.federation, encoder, fingerprint, round_number=0, attempt=0)
-    seconds, before = 0.0, 0.0
+    spent, before = Stopwatch(), 0.0
     for site, _, make in replies(encoder, sites, codec, fingerprint):
         before = before or peak_mb()
         reply = make()
-        began = process_time()
-        row = fold.add(site, reply)
-        seconds += process_time() - began
+        with spent:
+            row = fold.add(site, reply)
         assert row.outcome == "folded", row.reason
-    began = process_time()
-    server_optimiser(config.federation.server).step(encoder, fold.total.mean())
-    return seconds + process_time() - began, before
+    with spent:
+        server_optimiser(config.federation.server).step(encoder, fold.total.mean())
+    return spent, before
 
 
-def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[float, float]:
-    """Hand the same replies to Flower's FedAvg: seconds, and the peak before the first one."""
+def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[Stopwatch, float]:
+    """Hand the same replies to Flower's FedAvg: its seconds, and the peak before the first one."""
     strategy, all_of_them, before = FedAvg(weighted_by_key="num-examples"), [], 0.0
     for _, images, make in replies(encoder, sites, codec, "", flower=True):
         before = before or peak_mb()
@@ -98,26 +113,31 @@ def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) ->
         content["metrics"] = MetricRecord({"num-examples": images})
         reply.content = content
         all_of_them.append(reply)
-    began = process_time()
-    found, _ = strategy.aggregate_train(1, all_of_them)
+    spent = Stopwatch()
+    with spent:
+        found, _ = strategy.aggregate_train(1, all_of_them)
     assert found is not None
-    return process_time() - began, before
+    return spent, before
 
 
-def measure(sites: int, codec: str, config: configs.Config, *, flower: bool) -> dict[str, object]:
+def measure(
+    sites: int, codec: str, config: configs.Config, *, flower: bool, threads: int
+) -> dict[str, object]:
     """One line of the table."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     config.federation.uplink = codec
     encoder = {name: tensor.detach() for name, tensor in build_encoder(config).state_dict().items()}
-    seconds, before = (flowers if flower else ours)(sites, codec, config, encoder)
+    spent, before = (flowers if flower else ours)(sites, codec, config, encoder)
     return {
         "by": "flower" if flower else "sscxr",
         "sites": sites,
         "codec": codec,
         "model": config.encoder.name,
         "parameters": sum(tensor.numel() for tensor in encoder.values()),
-        "seconds": round(seconds, 3),
+        "threads": threads,
+        "seconds": round(spent.processor, 3),
+        "clock": round(spent.clock, 3),
         "peak_mb": round(peak_mb(), 1),
         "start_mb": round(before, 1),
     }
@@ -141,6 +161,7 @@ def main() -> None:
     parser.add_argument("--flower", action="store_true", help="also Flower's FedAvg, on the same replies")
     parser.add_argument("--flower-most", type=int, default=64, help="sites; more do not fit into memory")
     parser.add_argument("--config", default="sscxr", help="the recipe whose encoder is folded")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -148,7 +169,7 @@ def main() -> None:
     if given.one:
         sites, codec, flower = json.loads(given.one)
         config = configs.load(given.config, given.overrides)
-        print(json.dumps(measure(sites, codec, config, flower=flower)))
+        print(json.dumps(measure(sites, codec, config, flower=flower, threads=given.threads)))
         return
     found = []
     for job in _jobs(given):

@@ -1,11 +1,12 @@
 """Views and corruption of a batch at a time, against a loader written the usual way.
 
     python bench/views.py --config demo --json views.json
-    python bench/views.py --config default pretrain.batch_size=16 --repetitions 3
+    python bench/views.py --config default pretrain.batch_size=16 --repetitions 3 --originals 1024
 
 The plain loader opens each JPEG with Pillow, makes a random resized crop with jitter, and stamps blocks in a loop
 until an image's budget is met, in a worker of torch's DataLoader: the way of the published GMML scripts, and of
-most. Ours gathers as large pictures from a memory map, and crops, varies and corrupts the batch as a whole.
+most. Its files are of the cache's size, or by `--originals` as large as a corpus has them, NIH's 1024 px a side.
+Ours gathers pictures from the cache's memory map, and crops, varies and corrupts the batch as a whole.
 Both draw by the recipe's settings, and both run on one thread.
 
 Goals: at least 5 times as many views a second and a core, and at most 5 % of the step's time.
@@ -101,12 +102,12 @@ def pictures(folder: Path, size: int) -> list[Path]:
     return files
 
 
-def measure(config: Config, repetitions: int) -> dict[str, object]:
+def measure(config: Config, repetitions: int, originals: int) -> dict[str, object]:
     """All figures of one recipe on this machine."""
-    settings = config.pretrain
+    settings, cached = config.pretrain, config.data.cache_size
     config.run.threads = 1
     with tempfile.TemporaryDirectory() as folder:
-        files = pictures(Path(folder), config.data.cache_size)
+        files = pictures(Path(folder), originals or cached)
         cache = noise(Path(folder), config, IMAGES)
         bench = Bench(config, cache, steps=1)
         loader = PlainLoader(files, config)
@@ -136,7 +137,8 @@ def measure(config: Config, repetitions: int) -> dict[str, object]:
     faster = ratios(times["ours"], times["plain"], per_base=per_batch, per_other=16)
     with_worker = ratios(workers["ours"], workers["plain"], per_base=8 * per_batch, per_other=IMAGES)
     return {
-        "recipe": f"cache {config.data.cache_size} px, views {config.encoder.img_size} px, batch {per_batch}",
+        "recipe": f"cache {cached} px, views {config.encoder.img_size} px, batch {per_batch}",
+        "the plain loader's files": f"{originals or cached} px",
         "views_per_s": {
             "ours": 1 / times["ours"].figures(per_batch)["wall_min"],
             "plain": 1 / times["plain"].figures(16)["wall_min"],
@@ -164,10 +166,12 @@ def main() -> None:
     )
     parser.add_argument("--config", default="demo", help="the recipe whose views are made")
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--originals", type=int, default=0, help="px a side of the plain loader's files")
     parser.add_argument("--json", help="where to write the figures")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
-    report(measure(configs.load(given.config, given.overrides), given.repetitions), given.json)
+    config = configs.load(given.config, given.overrides)
+    report(measure(config, given.repetitions, given.originals), given.json)
 
 
 if __name__ == "__main__":
