@@ -44,8 +44,7 @@ def site_round(config: Config, folder: Path) -> None:
     device = set_up(config)
     cache = noise(folder, config, 2 * config.pretrain.batch_size)
     training = pretrain.SiteTraining(config, device, cache)
-    sent = codecs.encode(training.parts.shared(), config.federation.downlink)
-    message = {name: array.copy() for name, array in sent.items()}
+    message = codecs.encode(training.parts.shared(), config.federation.downlink)
     received = codecs.decode(message, config.federation.downlink, training.parts.shared())
     training.parts.load_shared(received)
     rows = np.arange(len(cache.images))
