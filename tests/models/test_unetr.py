@@ -64,7 +64,7 @@ def test_the_steps_upsample_by_the_patch_size(patch_size: int, strides: list[int
 def test_what_no_decoder_can_be_built_for_is_one_line() -> None:
     with pytest.raises(EncoderError, match=r"power of two.*14$"):
         made(14, 56)
-    with pytest.raises(EncoderError, match=r"four blocks.*has 3$"):
+    with pytest.raises(EncoderError, match=r"four blocks.*has 3; give another$"):
         made(depth=3)
 
 
