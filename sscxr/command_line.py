@@ -95,6 +95,8 @@ def _explained(error: Exception, going_on: str) -> tuple[str, int]:
     if is_full_disk(error):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' of {place}' if place else ''}: make room; {going_on}", FAILED
+    if isinstance(error, MemoryError):
+        return f"not enough memory: free some, or ask for less at a time; {going_on}", FAILED
     if isinstance(error, SscxrError):
         return str(error), FAILED
     if isinstance(error, click.ClickException):

@@ -70,6 +70,7 @@ def ended(
             OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1,
             "error: no space left on the disk of /x/y: make room; go on: program work\n",
         ),
+        (MemoryError(), 1, "error: not enough memory: free some, or ask for less at a time; go on: program work\n"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "error: no space left on the disk:"),
     ],
 )  # fmt: skip

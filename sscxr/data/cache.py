@@ -16,6 +16,7 @@ A cache is a folder:
 `sscxr.data.prepare` writes it.
 """
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,8 +164,12 @@ def read_index(folder: Path) -> "pd.DataFrame":
 
     text = dict.fromkeys(TEXT_COLUMNS, str)
     try:
-        index = pd.read_csv(folder / columns.INDEX, dtype=text, keep_default_na=False, na_values={})
+        # Read by Python: what pandas cannot read, for want of memory too, it takes for damaged.
+        lines = io.BytesIO((folder / columns.INDEX).read_bytes())
+        index = pd.read_csv(lines, dtype=text, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
+        if "out of memory" in str(error) or "read(nbytes)" in str(error):
+            raise MemoryError("not enough memory for the index of the cache") from None
         raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
     for name in LATER_COLUMNS:
         if name not in index.columns:

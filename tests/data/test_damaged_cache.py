@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from caches import make_cache
 
-from sscxr.data.cache import CacheError, open_cache
+from sscxr.data.cache import CacheError, open_cache, read_index
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
 
@@ -26,6 +26,20 @@ def test_a_label_is_present_absent_or_unknown(value: str, folder: Path) -> None:
     index.to_csv(folder / "index.csv", index=False)
     with pytest.raises(CacheError, match=rf"label 'edema' has {float(value):g}, .*prepare it again"):
         open_cache(folder).label("edema")
+
+
+@pytest.mark.parametrize("long", [False, True], ids=["the file", "its table"])
+def test_want_of_memory_is_no_damage(long: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where reading the file fails, and where pandas' parser does."""
+
+    def fail(*_: object, **__: object) -> None:
+        if long:
+            raise pd.errors.ParserError("Error tokenizing data. C error: out of memory")
+        raise MemoryError
+
+    monkeypatch.setattr(*((pd, "read_csv", fail) if long else (Path, "read_bytes", fail)))
+    with pytest.raises(MemoryError):
+        read_index(folder)
 
 
 def test_labels_as_they_should_be_are_read(folder: Path) -> None:
