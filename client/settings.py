@@ -7,12 +7,11 @@ import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING
 
-from sscxr import wire
+from sscxr import wire, yaml_text
 from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.files import refuse_file
@@ -100,24 +99,11 @@ def _content(file: Path) -> str:
 @functools.lru_cache(maxsize=512)  # a simulation's sites are read at every message
 def _parsed(file: Path, text: str) -> SiteSettings:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SiteSettings), OmegaConf.create(text))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise SiteError("settings", f"{file}: no value for {', '.join(missing)}")
-        settings = cast(SiteSettings, OmegaConf.to_object(merged))
+        settings = yaml_text.load(SiteSettings, text, foreign=False)
         wire.check_name(settings.name, "site")
-        problem = _problem(settings)
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if error.full_key else ""
-        raise SiteError("settings", f"{file}: {key}{str(error).splitlines()[0]}") from None
-    except wire.WireError as error:
+    except (yaml_text.YamlError, wire.WireError) as error:
         raise SiteError("settings", f"{file}: {str(error).splitlines()[0]}") from None
-    except SiteError:
-        raise
-    except Exception as error:
-        mark = getattr(error, "problem_mark", None)  # of YAML's own errors
-        place = f", at line {mark.line + 1}" if mark else ""
-        raise SiteError("settings", f"{file}: not readable as YAML{place} ({type(error).__name__})") from None
+    problem = _problem(settings)
     if problem:
         raise SiteError("settings", f"{file}: {problem}")
     return settings
@@ -213,7 +199,7 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
 
 
 def _scalar(value: Any) -> str:
-    return OmegaConf.to_yaml([value]).removeprefix("- ").rstrip("\n")
+    return yaml_text.dump([value]).removeprefix("- ").rstrip("\n")
 
 
 def _write_key(file: Path) -> None:

@@ -53,9 +53,10 @@ def main(grid: Grid, context: Context) -> None:
     resume = str(settings.get("resume") or "")
     out = status.folder_of(resume or str(settings.get("out") or ""))
     recipe = str(settings.get("config") or "default")
-    if resume and (out / "config.yaml").exists():
+    stored = bool(resume) and (out / "config.yaml").exists()
+    if stored:
         recipe = str(out / "config.yaml")
-    config = stages.load_config(recipe, overrides)
+    config = stages.load_config(recipe, overrides, foreign=stored)
     if not (resume or settings.get("out")):
         out = status.folder_of(config.run.name)
     run(grid, config, out, resume=bool(resume), tracking=str(settings.get("tracking") or ""))

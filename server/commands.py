@@ -55,9 +55,7 @@ def describe(
         ConfigError: settings that cannot be used.
         OSError: no such CA.
     """
-    from omegaconf import OmegaConf
-
-    from sscxr import codecs, wire
+    from sscxr import codecs, wire, yaml_text
     from sscxr import config as configs
     from sscxr.join import PROBE, Join, Payload, installed
     from sscxr.training import stages
@@ -74,7 +72,7 @@ def describe(
         else "",  # `Join.write` refuses what is no PEM
         versions=installed(),
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
-        recipe=OmegaConf.to_yaml(OmegaConf.create(configs.recipe(config))),
+        recipe=yaml_text.dump(configs.recipe(config)),
         payload=Payload(
             up_mb=round(codecs.payload_bytes(federation.uplink, shared) / 1e6, 3),
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),

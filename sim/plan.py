@@ -102,7 +102,7 @@ def main(
     if (out / "partition.csv").exists() and not force:
         raise ConfigError(f"{out} holds a plan already; give --force to replace it, or another --out")
     overrides = [item for item in data if "=" in item]
-    overrides += [f"sim.partition={partition_name}"] if partition_name else []
+    overrides += [configs.setting("sim.partition", partition_name)] if partition_name else []
     overrides += [f"run.seed={seed}"] if seed is not None else []
     config = configs.load("default", overrides)
     paths = [Path(item) for item in data if "=" not in item]

@@ -75,9 +75,9 @@ def run(
         "run.seed": seed,
         "run.stage": stage,
         "encoder.start": encoder and _located(encoder),
-        "classify.labels": label and f"[{label}]",
+        "classify.labels": label and [name.strip() for name in label.split(",")],
     }
-    given = [f"{key}={value}" for key, value in short.items() if value is not None]
+    given = [configs.setting(key, value) for key, value in short.items() if value is not None]
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [])

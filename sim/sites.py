@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from omegaconf import OmegaConf
 
 from client.settings import METRICS
 from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
+from sscxr import yaml_text
 from sscxr.config import Config, ConfigError
 from sscxr.data import columns, phantom
 from sscxr.data import published as tested
@@ -158,7 +158,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "metrics": list(METRICS),
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
         }
-        (folder / "site.yaml").write_text(OmegaConf.to_yaml(settings), encoding="utf-8")
+        (folder / "site.yaml").write_text(yaml_text.dump(settings), encoding="utf-8")
     return sorted(parts)
 
 

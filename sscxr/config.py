@@ -10,6 +10,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sscxr import ranges
+from sscxr import ranges, yaml_text
 from sscxr.errors import SscxrError
 
 
@@ -210,6 +211,8 @@ class Config:
     sim: SimConfig = MISSING
 
 
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9._/-]+")  # reads the same with and without quotes
+
 # What must be the same at every site and at the server for an update to mean the same thing, by stage.
 RECIPE_SECTIONS = {
     "pretrain": ("data", "encoder", "augment", "pretrain", "gmml"),
@@ -218,52 +221,61 @@ RECIPE_SECTIONS = {
 }
 
 
-def load(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe on top of the defaults, then `key=value` overrides on top of both.
+def load(file: str | Path = "default", overrides: Sequence[str] = (), *, foreign: bool = False) -> Config:
+    """Return a recipe's settings on top of the defaults, with `key=value` overrides on top of both.
 
     Args:
         file: a shipped recipe by name (`demo`) or the path of a YAML file.
-        overrides: dotted settings, e.g. `["pretrain.lr=1e-3"]`; values are YAML.
+        overrides: dotted settings, e.g. `["pretrain.lr=1e-3"]`; values are YAML, but a text is taken as it is
+            written. `setting` makes one from a value.
+        foreign: the file may be somebody else's, as in a run's folder: "${" in it is refused.
 
     Raises:
         ConfigError: unknown key (with the nearest known one), wrong type, or a value out of its range.
     """
-    layers = [] if str(file) == "default" else [(str(file), _read(_find(file)))]
-    layers += [(f"override '{item}'", _override(item)) for item in overrides]
+    layers = [] if str(file) == "default" else [(str(file), _read(_find(file), foreign=foreign))]
+    layers += [(f"override {_short(item)}", _override(item)) for item in overrides]
     merged = copy.deepcopy(_defaults())
     for origin, layer in layers:
         _fill(merged, origin, layer)
     return _checked(merged)
 
 
-def loads(text: str) -> Config:
-    """The settings from the YAML text of a resolved config (as `dumps` wrote it).
+def loads(text: str, *, partial: bool = False) -> Config:
+    """Return the settings in the YAML text of a resolved config, as `dumps` wrote it, whoever sent it.
+
+    Args:
+        partial: settings that it does not have are at their defaults.
 
     Raises:
-        ConfigError: as for `load`.
+        ConfigError: as for `load`; "${" in it, however it is written.
     """
-    return copy.deepcopy(_loaded(text))
+    return copy.deepcopy(_loaded(text, partial))
 
 
 @functools.lru_cache(maxsize=4)  # every message of a run carries the same text; reading it takes 50 ms
-def _loaded(text: str) -> Config:
-    if "${" in text:  # would be filled in from this machine's environment
-        raise ConfigError("resolved config: '${' has no place in it")
+def _loaded(text: str, partial: bool) -> Config:
+    merged = copy.deepcopy(_defaults()) if partial else OmegaConf.structured(Config)
+    _fill(merged, "resolved config", _layer("resolved config", text, foreign=True))
     try:
-        layer = OmegaConf.create(text)
-    except Exception as error:
-        raise ConfigError(f"resolved config: not readable as YAML ({type(error).__name__})") from None
-    if not OmegaConf.is_dict(layer):
-        raise ConfigError("resolved config: expected sections such as 'pretrain:', found a list")
-    try:
-        return _checked(OmegaConf.merge(OmegaConf.structured(Config), layer))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"resolved config: {_explain(error)}") from None
+        return _checked(merged)
+    except ConfigError as error:
+        raise ConfigError(f"resolved config: {error}") from None
 
 
 def dumps(config: Config) -> str:
-    """The settings as YAML, complete and resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+    """Return the settings as YAML, complete and resolved."""
+    return yaml_text.dump(as_dict(config))
+
+
+def setting(key: str, value: object) -> str:
+    """Return the override that gives a setting exactly this value: a text, a number, None, or a list of texts."""
+    plain = [yaml_text.escaped(str(item)) for item in value] if isinstance(value, list) else value
+    if isinstance(plain, str | Path):
+        plain = yaml_text.escaped(str(plain))
+        if _PLAIN_TEXT.fullmatch(plain) and plain.lower() != "null":
+            return f"{key}={plain}"
+    return f"{key}={json.dumps(plain, ensure_ascii=False)}"
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -329,35 +341,59 @@ def _defaults() -> Any:
     return schema
 
 
-def _fill(merged: Any, origin: str, layer: Any) -> None:
+def _fill(merged: Any, origin: str, layer: dict[str, Any]) -> None:
     try:
         for key, value in layer.items():
-            if key in merged and not OmegaConf.is_dict(value):
-                raise ConfigError(f"{origin}: {key!r} is a section of settings, not {_short(value)}")
+            if key in merged and not isinstance(value, dict):
+                found = value[:80] if isinstance(value, str) else _short(value)
+                raise ConfigError(f"{origin}: {key!r} is a section of settings, not {found}")
         merged.merge_with(layer)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{origin}: {_explain(error)}") from None
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, foreign: bool = False) -> dict[str, Any]:
     try:
-        layer = OmegaConf.load(path)
-    except Exception as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    # OmegaConf takes a bare text for a key without a value.
-    if not OmegaConf.is_dict(layer) or any(len(str(key).split()) != 1 for key in layer):
-        raise ConfigError(f"{path}: expected sections such as 'pretrain:', found a bare value or a list")
-    return layer
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise ConfigError(f"{path}: {reason}") from None
+    return _layer(str(path), text, foreign=foreign)
 
 
-def _override(item: str) -> Any:
-    key, sign, _ = item.partition("=")
-    if not sign or not key.strip():
+def _layer(origin: str, text: str, *, foreign: bool) -> dict[str, Any]:
+    try:
+        node = yaml_text.parse_foreign(text) if foreign else yaml_text.parse(text)
+    except yaml_text.YamlError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    if not isinstance(node, dict) or any(len(key.split()) != 1 for key in node):
+        raise ConfigError(f"{origin}: expected sections such as 'pretrain:', found a bare value or a list")
+    return cast(dict[str, Any], yaml_text.typed(node, Config, literal=foreign))
+
+
+def _override(item: str) -> dict[str, Any]:
+    key, sign, text = (part.strip() for part in item.partition("="))
+    if not sign or not key:
         raise ConfigError(f"override {item!r} is not of the form key=value, such as pretrain.lr=1e-3")
+    kind = yaml_text.kind_of(Config, key)
     try:
-        return OmegaConf.from_dotlist([item])
-    except Exception as error:
-        raise ConfigError(f"override {item!r}: {' '.join(str(error).split())}") from None
+        value = yaml_text.typed(_value(text, kind), kind, literal=False)
+    except yaml_text.YamlError as error:
+        raise ConfigError(f"override {item!r}: {error}") from None
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return cast(dict[str, Any], value)
+
+
+def _value(text: str, kind: Any) -> yaml_text.Node:
+    """Return what stands behind "key="; for a text all of it, colons and hashes included, unless it is quoted."""
+    if kind not in (str, str | None):
+        return yaml_text.parse(text) if text else yaml_text.Scalar("")
+    try:
+        node = yaml_text.parse(text) if text[:1] in ("'", '"') else None
+    except yaml_text.YamlError:
+        node = None
+    return node if isinstance(node, yaml_text.Scalar) else yaml_text.Scalar(text)
 
 
 def _explain(error: OmegaConfBaseException) -> str:
@@ -376,12 +412,24 @@ def _explain(error: OmegaConfBaseException) -> str:
     return f"setting {key!r}: {first_line}" if key else first_line
 
 
+def _of_reference(key: str, error: Exception) -> str:
+    """One line on a "${" that leads nowhere."""
+    if isinstance(error, RecursionError):
+        reason = "refers to itself, directly or through another setting"
+    else:
+        reason = (
+            str(error).strip().splitlines()[0].rpartition("while resolving interpolation: ")[2].strip('"')
+        )
+    return f"setting {key!r}: {reason}; correct the '${{...}}' in it, or write the value itself"
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _checked(merged: Any) -> Config:
+    _resolve(merged, "")
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise ConfigError(f"settings without a value: {', '.join(missing)}")
@@ -391,3 +439,25 @@ def _checked(merged: Any) -> Config:
     if problem:
         raise ConfigError(problem)
     return config
+
+
+def _resolve(node: Any, prefix: str) -> None:
+    """Put values in the place of references, one by one, so that a fault names its setting."""
+    names = list(node.keys()) if OmegaConf.is_dict(node) else range(len(node))
+    for name in names:
+        key = f"{prefix}{name}"
+        try:
+            refers = OmegaConf.is_interpolation(node, name)
+            value = node[name]
+            if refers:
+                node[name] = value
+        except MissingMandatoryValue:
+            continue  # all of them are listed together
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise ConfigError(_of_reference(key, error)) from None
+        if OmegaConf.is_config(value):
+            _resolve(value, f"{key}.")
+        elif isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                f"{key}={_short(value)}: '${{' cannot be sent to a site; rename the file or folder"
+            )

@@ -28,6 +28,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from sscxr import __version__, files, release, seeds, signing
+from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.errors import SscxrError
 from sscxr.models import encoder as encoders
@@ -110,7 +111,7 @@ def encoder_settings(folder: str | Path) -> list[str]:
     settings = {f"encoder.{name}": args.get(name) for name in ("img_size", "patch_size", "depth")}
     settings |= {"encoder.name": facts["architecture"], "encoder.in_chans": 1}
     settings |= {"data.mean": facts["mean"], "data.std": facts["std"], "gmml.align": 1}
-    return [f"{name}={'null' if value is None else value}" for name, value in settings.items()]
+    return [configs.setting(name, value) for name, value in settings.items()]
 
 
 def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:

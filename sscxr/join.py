@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from textwrap import indent
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
-from sscxr import __version__
+from sscxr import __version__, yaml_text
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
 PROBE = "/v1/probe"  # what deploy/nginx.conf serves: GET gives, POST takes incompressible bytes
 PACKAGES = ("python", "sscxr", "flwr", "torch", "timm")  # whose versions a site compares with its own
 
-_MOST_BYTES = 1_000_000  # of the file; one is a few thousand
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 _PATH = re.compile(r"/[A-Za-z0-9._/-]*")
 
@@ -100,7 +99,7 @@ class Join:
         """
         file = Path(file)
         try:
-            if file.stat().st_size > _MOST_BYTES:
+            if file.stat().st_size > yaml_text.MOST_BYTES:
                 raise JoinError(f"{file}: {file.stat().st_size} bytes are too many for a join file")
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -148,18 +147,10 @@ def _block(name: str, text: str) -> str:
 
 
 def _parsed(file: Path, text: str) -> Join:
-    if "${" in text:  # would be filled in from this machine's environment
-        raise JoinError(f"{file}: '${{' has no place in a join file")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Join), OmegaConf.create(text))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise JoinError(f"{file}: no value for {', '.join(missing)}; is this a join file?")
-        join = cast(Join, OmegaConf.to_object(merged))
-    except JoinError:
-        raise
-    except Exception as error:
-        raise JoinError(f"{file}: not a join file: {str(error).strip().splitlines()[0]}") from None
+        join = yaml_text.load(Join, text, foreign=True)
+    except yaml_text.YamlError as error:
+        raise JoinError(f"{file}: not a join file: {error}") from None
     for name in ("ca", "fingerprint", "recipe"):
         setattr(join, name, getattr(join, name).strip())
     return join
@@ -194,9 +185,9 @@ def _problem_of_texts(join: Join) -> str:
     if not isinstance(_mapping(join.fingerprint), Mapping):
         return "the fingerprint is no JSON object"
     try:
-        recipe = OmegaConf.to_container(OmegaConf.create(join.recipe))
-    except Exception:
-        recipe = None
+        recipe = yaml_text.parse_foreign(join.recipe)
+    except yaml_text.YamlError:
+        recipe = []
     if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
         return "the recipe is no YAML of settings"
     if join.ca:

@@ -62,7 +62,7 @@ def open_model(folder: str | Path) -> Opened:
     model, spec = finetuned.load(folder)
     file = folder / finetuned.SETTINGS
     # As a recipe: a setting that a later sscxr has added is at its default.
-    settings = configs.load(file) if file.is_file() else configs.load()
+    settings = configs.load(file, foreign=True) if file.is_file() else configs.load()
     settings.run.device = "auto"  # the device of another machine is of no use here
     return Opened(folder, model, spec, settings, set_up(settings))
 

@@ -136,7 +136,7 @@ class Run:
         """Its settings, every one; those that were added since it was made are at their defaults."""
         from sscxr import config as configs
 
-        return configs.load(self.folder / CONFIG)
+        return configs.load(self.folder / CONFIG, foreign=True)
 
     @property
     def sites(self) -> "pd.DataFrame":

@@ -74,7 +74,7 @@ def test_what_cannot_be_is_not_written(tmp_path: Path, change: dict[str, Any], s
         ('issued: "2026-11-22"\n', "", "no value for issued"),
         ("deadline_s: 7200.0", "deadline_s: soon", "not a join file"),
         ("deadline_s: 7200.0", "deadline_s: -3", "deadline_s=-3"),
-        ('"lungs"', '"${oc.env:HOME}"', "no place in a join file"),
+        ('"lungs"', '"${oc.env:HOME}"', "has no place in it"),
         ("payload:", "payload: [", "not a join file"),
     ],
 )
@@ -102,7 +102,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(JoinError, match="too many"):
         Join.read(tmp_path / "huge")
     (tmp_path / "empty").write_text("")
-    with pytest.raises(JoinError, match="is this a join file"):
+    with pytest.raises(JoinError, match="not a join file: no value for"):
         Join.read(tmp_path / "empty")
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from client.doctor import bandwidth, data, fleet, machine, network
 from client.doctor.checks import Check, failed, guarded, warning
 from client.doctor.network import Server
@@ -64,8 +62,7 @@ def examine(asked: Asked) -> Iterator[Check]:
 
 def _recipe(join: Join) -> Config:
     """The run's settings as far as the join file tells them."""
-    told = OmegaConf.merge(OmegaConf.create(configs.dumps(configs.load())), OmegaConf.create(join.recipe))
-    return configs.loads(OmegaConf.to_yaml(told))
+    return configs.loads(join.recipe, partial=True)
 
 
 def _machine(

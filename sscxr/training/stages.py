@@ -30,18 +30,20 @@ PRETRAIN = "pretrain"
 log = logging.getLogger("sscxr.server")
 
 
-def load_config(file: str | Path = "default", overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    file: str | Path = "default", overrides: Sequence[str] = (), *, foreign: bool = False
+) -> Config:
     """A run's settings; a fine-tuning from a released encoder's folder (`encoder.start`) has that encoder's sizes.
 
     Raises:
         ConfigError, FinetunedError: see `config.load`; no released encoder there.
     """
-    config = configs.load(file, overrides)
+    config = configs.load(file, overrides, foreign=foreign)
     start = Path(config.encoder.start or "").expanduser()
     if config.run.stage != PRETRAIN and config.encoder.start and start.is_dir():
         from sscxr import finetuned
 
-        config = configs.load(file, [*overrides, *finetuned.encoder_settings(start)])
+        config = configs.load(file, [*overrides, *finetuned.encoder_settings(start)], foreign=foreign)
     if config.run.stage == "classify" and not config.classify.labels:
         raise ConfigError(
             "classify.labels is empty: name the labels to tell, as in classify.labels=[pneumonia]"

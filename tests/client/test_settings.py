@@ -74,7 +74,7 @@ def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path) -> None:
         ("metrics: [loss]", "there are: held_out_loss, held_out_score, counts"),
         ("threads: -1", "threads=-1"),
         ("memory_gb: -1", "memory_gb=-1"),
-        ("memory_gb: .nan", "memory_gb=nan"),
+        ("memory_gb: nan", "memory_gb=nan"),
         ("min_cell: 0", "min_cell=0"),
         ("min_images: -5", "min_images=-5"),
         ("paused: maybe", "paused"),
@@ -95,7 +95,7 @@ def test_a_setting_that_cannot_be_used_is_one_line(tmp_path: Path, line: str, wo
 def test_text_that_is_no_yaml_names_the_line(tmp_path: Path) -> None:
     file = tmp_path / "site.yaml"
     file.write_text("name: a\nstages: pretrain]\nmetrics: 'x' y\n")
-    with pytest.raises(SiteError, match=r"not readable as YAML, at line 3 "):
+    with pytest.raises(SiteError, match=r"not readable as YAML at line 3: "):
         read_settings(file)
 
 

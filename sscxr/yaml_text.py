@@ -1,0 +1,228 @@
+"""YAML as it was written: a value is taken as its setting's type, never as what YAML makes of it.
+
+YAML reads `007` as 7, `no` as False and `2026-11-29` as a date. Here a scalar keeps its text until the schema gives
+it a type. There are no anchors, no tags and no references to variables, unless a person's own recipe has them.
+"""
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sscxr.errors import SscxrError
+
+MOST_BYTES, _MOST_VALUES, _MOST_LEVELS = 1_000_000, 100_000, 20  # settings of 10,000 sites are 300 kB
+_NULLS = ("", "~", "null", "Null", "NULL")
+_TEXT_TAGS = (None, "!", "tag:yaml.org,2002:str")
+
+T = TypeVar("T")
+
+
+class YamlError(SscxrError):
+    """A text that cannot be used: one line that says what is wrong, and where."""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A single value.
+
+    Attributes:
+        text: as written; of a quoted one, what is between the quotes.
+        plain: whether it was written without quotes.
+    """
+
+    text: str
+    plain: bool = True
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it stands for no value, where a setting may have none."""
+        return self.plain and self.text in _NULLS
+
+
+Node: typing.TypeAlias = Scalar | list["Node"] | dict[str, "Node"]
+
+
+def parse(text: str) -> Node:
+    """Return the only document in `text`; an empty text is an empty mapping.
+
+    Raises:
+        YamlError: not YAML, too large or too deep, several documents, a key that is there twice or is not a single
+            value, an anchor, an alias or a tag.
+    """
+    if len(text.encode("utf-8", "replace")) > MOST_BYTES:
+        raise YamlError(f"{len(text)} characters are too many; at most {MOST_BYTES} bytes")
+    try:
+        return _built(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise YamlError(f"not readable as YAML{place}: {problem or type(error).__name__}") from None
+    except (UnicodeError, RecursionError) as error:
+        raise YamlError(f"not readable as YAML: {type(error).__name__}") from None
+
+
+def parse_foreign(text: str) -> Node:
+    """Return the document in a text that somebody else wrote.
+
+    Raises:
+        YamlError: see `parse`; "${" in a value or a key, however it is escaped: it could be filled in from this
+            machine's environment.
+    """
+    node = parse(text)
+    if any("${" in value for value in _texts(node)):
+        raise YamlError("'${' has no place in it: settings that are sent refer to nothing on this machine")
+    return node
+
+
+def typed(node: Node, kind: Any, *, literal: bool = True) -> Any:
+    """Return plain values that OmegaConf checks against `kind`: texts (numbers too), None, lists, dictionaries.
+
+    Args:
+        kind: the type of a setting, or a dataclass of settings; None where the schema has no such setting.
+        literal: take "${" as text; otherwise OmegaConf fills it in.
+    """
+    if isinstance(node, dict):
+        hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
+        inner = _arguments(kind, dict)[-1]
+        return {key: typed(value, hints.get(key, inner), literal=literal) for key, value in node.items()}
+    if isinstance(node, list):
+        inner = _arguments(kind, list)[-1]
+        return [typed(value, inner, literal=literal) for value in node]
+    if node.is_null and (kind is not str or not node.text):
+        return None
+    return escaped(node.text) if literal else node.text
+
+
+def load(schema: type[T], text: str, *, foreign: bool) -> T:
+    """Return an object of the dataclass `schema`, filled from a text; "${" in it is only text.
+
+    Raises:
+        YamlError: see `parse` and `parse_foreign`; a key that is unknown or missing; a value of another type.
+    """
+    node = parse_foreign(text) if foreign else parse(text)
+    if not isinstance(node, dict):
+        raise YamlError("expected lines such as 'key: value', found a bare value or a list")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), typed(node, schema))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise YamlError(f"no value for {', '.join(missing)}")
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise YamlError(f"{key}{str(error).strip().splitlines()[0]}") from None
+
+
+def dump(value: Any) -> str:
+    """Return dictionaries, lists, texts and numbers as YAML, in their order."""
+    return cast(str, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))
+
+
+def escaped(text: str) -> str:
+    """Return a text that OmegaConf reads as `text`, although "${" is in it."""
+    head, *rest = text.split("${")
+    for piece in rest:
+        backslashes = len(head) - len(head.rstrip("\\"))
+        head += "\\" * backslashes + "\\${" + piece
+    return head
+
+
+def kind_of(schema: type[Any], key: str) -> Any:
+    """Return the type of the setting with a dotted name; None where there is none."""
+    kind: Any = schema
+    for name in key.split("."):
+        if is_dataclass(kind):
+            known = {field.name for field in fields(kind)}
+            kind = typing.get_type_hints(kind)[name] if name in known else None
+        else:
+            kind = _arguments(kind, dict)[-1]
+    return kind
+
+
+def _arguments(kind: Any, container: type[Any]) -> tuple[Any, ...]:
+    """Return the types inside `list[...]` or `dict[..., ...]`; `(None,)` where `kind` is not of that type."""
+    if isinstance(kind, types.UnionType):  # of a type and None
+        kind = next(one for one in typing.get_args(kind) if one is not types.NoneType)
+    return typing.get_args(kind) if typing.get_origin(kind) is container else (None,)
+
+
+def _texts(node: Node) -> Iterator[str]:
+    if isinstance(node, Scalar):
+        yield node.text
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield key
+            yield from _texts(value)
+    else:
+        for value in node:
+            yield from _texts(value)
+
+
+def _built(events: Iterator[Any]) -> Node:
+    """Build the tree without recursion, and stop as soon as the text has something that it may not have."""
+    documents: list[Node] = []
+    open_: list[list[Node] | dict[str, Node]] = []
+    keys: list[str | None] = []  # of each open mapping: the key that waits for its value
+    for count, event in enumerate(events):
+        where = f"line {event.start_mark.line + 1}"
+        if count > _MOST_VALUES:
+            raise YamlError(f"more than {_MOST_VALUES} values")
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise YamlError(
+                f"{where}: anchors and aliases (& and *) have no place here; quote or repeat the text"
+            )
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            node = _node(event, where)
+            _place(node, documents, open_, keys, where)
+            if not isinstance(node, Scalar):
+                open_.append(node)
+                keys.append(None)
+                if len(open_) > _MOST_LEVELS:
+                    raise YamlError(f"{where}: more than {_MOST_LEVELS} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            open_.pop()
+            keys.pop()
+    if len(documents) > 1:
+        raise YamlError("more than one document ('---')")
+    if not documents or documents == [Scalar("")]:
+        return {}
+    return documents[0]
+
+
+def _node(event: Any, where: str) -> Node:
+    if event.tag not in (_TEXT_TAGS if isinstance(event, yaml.ScalarEvent) else (None,)):
+        raise YamlError(f"{where}: the tag {event.tag!r} has no place here")
+    if isinstance(event, yaml.ScalarEvent):
+        return Scalar(event.value, plain=not event.style and event.tag is None)
+    return {} if isinstance(event, yaml.MappingStartEvent) else []
+
+
+def _place(
+    node: Node,
+    documents: list[Node],
+    open_: list[list[Node] | dict[str, Node]],
+    keys: list[str | None],
+    where: str,
+) -> None:
+    """Put a value where it belongs; a mapping's values come as key, value, key, value."""
+    if not open_:
+        documents.append(node)
+        return
+    inside = open_[-1]
+    if isinstance(inside, list):
+        inside.append(node)
+    elif keys[-1] is not None:
+        inside[keys[-1]] = node
+        keys[-1] = None
+    elif not isinstance(node, Scalar):
+        raise YamlError(f"{where}: a key is a single name")
+    elif node.text in inside:
+        raise YamlError(f"{where}: {node.text[:80]!r} is there twice")
+    else:
+        keys[-1] = node.text
