@@ -19,10 +19,10 @@ from flwr.clientapp import ClientApp
 
 from client.settings import SiteError, SiteSettings, check_allowed, limit_memory, read_settings
 from client.site import Rows, Site
-from sscxr import codecs, seeds, wire
+from sscxr import codecs, printable, seeds, wire
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
-from sscxr.files import is_full_disk
+from sscxr.files import expanded, is_full_disk
 from sscxr.training import stages
 from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
@@ -33,6 +33,8 @@ _RESIDUAL = "residual."  # begins the names, in the site's state, of what the co
 _PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: of a virtual node that has no site of its own
 
 log = logging.getLogger("sscxr.site")
+if logging.lastResort is not None:  # what shows this log in a process of Flower's, where nobody set one up
+    logging.lastResort.setFormatter(printable.Formatter())
 app = ClientApp()
 
 
@@ -215,7 +217,7 @@ def _settings(context: Context) -> SiteSettings:
     """What the site that this node is allows: its `site.yaml`, or one of the simulation's virtual sites."""
     file = context.node_config.get("site")
     if file:
-        return read_settings(Path(str(file)).expanduser())
+        return read_settings(expanded(str(file)))
     number = context.node_config.get("partition-id")
     if number is None:
         raise SiteError(
@@ -224,7 +226,7 @@ def _settings(context: Context) -> SiteSettings:
     _check_own_code()
     folder = context.run_config.get("sites")
     if folder:
-        files = sorted(Path(str(folder)).expanduser().glob("*/site.yaml"))
+        files = sorted(expanded(str(folder)).glob("*/site.yaml"))
         if int(number) >= len(files):
             raise SiteError("settings", f"{folder} has {len(files)} virtual sites, this is number {number}")
         return read_settings(files[int(number)])
@@ -263,7 +265,7 @@ def _phantom_hospital(number: int) -> SiteSettings:
     from sscxr.data import phantom
     from sscxr.data.prepare import prepare
 
-    folder = Path("~/.sscxr/phantoms").expanduser() / f"hospital-{number}"
+    folder = expanded("~/.sscxr/phantoms") / f"hospital-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one

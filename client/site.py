@@ -25,7 +25,7 @@ from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
 from sscxr.data.cache import COMMIT, LABEL_PREFIX, NEXT, Cache, CacheError, open_cache
-from sscxr.files import settle, write_atomically
+from sscxr.files import private_folder, settle, write_atomically
 from sscxr.training import stages
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class StateStore:
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(file.parent)
     partial = file.with_suffix(".tmp")
     safetensors.torch.save_file(dict(tensors), partial, metadata={"crc32": _checksum(tensors)})
     settle(partial, file)

@@ -20,7 +20,7 @@ from server.reporting import Reporter
 from server.rounds import Federation, Listener
 from server.watch import committed
 from sscxr import config as configs
-from sscxr import release, runs, seeds
+from sscxr import printable, release, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
@@ -67,7 +67,7 @@ def _log_to_stderr() -> None:
     ours = logging.getLogger("sscxr")
     if not (ours.handlers or logging.getLogger().handlers):
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(printable.Formatter("%(asctime)s %(levelname)s %(message)s"))
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
 

@@ -19,9 +19,10 @@ import safetensors.torch
 from torch import Tensor
 
 from sscxr import config as configs
+from sscxr import printable
 from sscxr.config import Config
 from sscxr.errors import SscxrError
-from sscxr.files import settle, sweep, write_atomically
+from sscxr.files import save_tensors, settle, sweep, write_atomically
 from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
 
 FORMAT_VERSION = 1
@@ -177,8 +178,8 @@ class Ledger:
         folder = self.checkpoints / f"round-{state.round:05d}"
         partial = folder.with_suffix(".tmp")
         partial.mkdir()
-        safetensors.torch.save_file(_sorted(state.encoder), partial / "encoder.safetensors")
-        safetensors.torch.save_file(_sorted(state.optimiser), partial / "optimiser.safetensors")
+        save_tensors(_sorted(state.encoder), partial / "encoder.safetensors")
+        save_tensors(_sorted(state.optimiser), partial / "optimiser.safetensors")
         saved = {name: getattr(state, name) for name in _SAVED}
         saved["format_version"] = FORMAT_VERSION
         saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
@@ -208,8 +209,7 @@ def _plain(value: object) -> str:
     """A table cell on one line; a text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = " ".join(str(value).split())
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return printable.cell(" ".join(value.split()) if isinstance(value, str) else value)
 
 
 def may_change(config: Config) -> list[str]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
-from sscxr.files import refuse_file, try_lock, write_atomically
+from sscxr.files import expanded, refuse_file, try_lock, write_atomically
 from sscxr.runs import LOCK, STATUS, USUAL, Status
 
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
@@ -21,8 +21,8 @@ _LOOKERS = 1.0  # seconds; one who asks how the run stands has the lock for an i
 
 def folder_of(run: str) -> Path:
     """Where a server writes a run that is given by its path or by its name; `sscxr.runs.find` looks for one."""
-    path = Path(run).expanduser()
-    return path if len(path.parts) > 1 else Path(USUAL).expanduser() / run
+    path = expanded(run)
+    return path if len(path.parts) > 1 else expanded(USUAL, "give an absolute path") / run
 
 
 @contextmanager

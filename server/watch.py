@@ -21,7 +21,7 @@ from rich.text import Text
 
 from server import status
 from sscxr import runs
-from sscxr.display import Line, duration
+from sscxr.display import Line, PlainConsole, duration
 from sscxr.runs import RunError, Status
 
 LOOK_EVERY = 1.0  # seconds
@@ -110,7 +110,7 @@ def watch(out: Path, *, once: bool, as_json: bool) -> int:
     """
     if once or not out.is_dir():
         runs.read_status(out)  # says what is wrong
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = PlainConsole()
     if once:
         seen = look(out)
         typer.echo(json.dumps(seen.as_dict(), indent=1)) if as_json else console.print(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from client.site import StateStore
 from server.app import Hooks
 from server.rounds import Listener
-from sscxr import inference, seeds
+from sscxr import inference, printable, seeds
 from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation.tasks import HEALTHY
@@ -136,7 +136,7 @@ def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Se
     )
     table = pd.DataFrame(plane(found, config.run.seed), columns=["x", "y"]).round(2)
     table["site"], table["label"] = homes, kinds(cache, rows)
-    write_atomically(out / record.EMBEDDING, table.to_csv(index=False).encode())
+    write_atomically(out / record.EMBEDDING, printable.frame(table, index=False).encode())
 
 
 def plane(features: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:

@@ -13,7 +13,6 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
-from rich.console import Console
 
 from sscxr import command_line, files
 from sscxr import config as configs
@@ -21,6 +20,7 @@ from sscxr.config import Config, ConfigError
 from sscxr.data import corpora, groups
 from sscxr.data.cache import LATERAL_VIEWS
 from sscxr.data.corpora import Found
+from sscxr.display import PlainConsole
 
 PROGRAM = "python -m sim.plan"
 
@@ -106,7 +106,7 @@ def main(
     overrides += [f"run.seed={seed}"] if seed is not None else []
     config = configs.load("default", overrides)
     paths = [Path(item) for item in data if "=" not in item]
-    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 120)
     for line in plan(config, paths, clients, out, absent=absent):
         console.print(line, soft_wrap=True)
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sim.partition import Groups, PartitionError, check_minimum
+from sscxr import printable
 from sscxr.ranges import PLAIN_NAME
 
 COLUMNS = ("source", "image", "site", "part")
@@ -38,7 +39,7 @@ def text(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], parts: Mapping[st
         }
     )
     table = table.dropna(subset=["site"]).sort_values(["source", "image"])
-    return str(table.to_csv(index=False, lineterminator="\n"))
+    return printable.frame(table, index=False)
 
 
 def _ids(index: pd.DataFrame) -> "pd.Series[str]":
@@ -98,7 +99,7 @@ def read(
 
 def _table(file: Path) -> pd.DataFrame:
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(file, dtype=str, keep_default_na=False).map(printable.plain)
     except FileNotFoundError:
         raise PartitionError(f"{file}: no such partition file") from None
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sscxr import command_line
+from sscxr import command_line, printable
 from sscxr import config as configs
 from sscxr.command_line import examples
 from sscxr.config import ConfigError
@@ -149,7 +149,6 @@ def _simulate(
     tracking: str,
 ) -> None:
     import torch
-    from rich.console import Console
 
     import client.app
     from server.app import app as server_app
@@ -159,6 +158,7 @@ def _simulate(
     from sim.pictures import Pictures
     from sim.progress import Show
     from sim.sites import check_labelled, gather, write_config, write_sites
+    from sscxr.display import PlainConsole
 
     cache = gather(data, out, config, clients)
     check_labelled(cache, config)
@@ -182,7 +182,7 @@ def _simulate(
             here = str(client.app.__file__)
             engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
     width = None if sys.stdout.isatty() else _WIDTH
-    finish(cache, config, out, Console(width=width, markup=False, emoji=False))
+    finish(cache, config, out, PlainConsole(width=width, highlight=True))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -211,7 +211,9 @@ class _Handler(logging.Handler):
 
 def main() -> None:
     """The command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Handler()])
+    handler = _Handler()
+    handler.setFormatter(printable.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("sscxr.server").setLevel(logging.CRITICAL)  # what becomes of a run is said here anyway
     command_line.main(app, PROGRAM, _going_on)
 

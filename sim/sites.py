@@ -14,7 +14,7 @@ from client.settings import METRICS
 from sim import asked, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
-from sscxr import yaml_text
+from sscxr import printable, yaml_text
 from sscxr.config import Config, ConfigError
 from sscxr.data import columns, phantom
 from sscxr.data import published as tested
@@ -88,12 +88,12 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
         )
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(0o700, parents=True)
     _write(partial / "images.npy", caches, [cache.images for cache in caches])
     if any(cache.masks is not None for cache in caches):
         _write(partial / "masks.npy", caches, [cache.masks for cache in caches])
     index = pd.concat([cache.index for cache in caches], ignore_index=True)
-    index.to_csv(partial / "index.csv", index=False)
+    (partial / "index.csv").write_text(printable.frame(index, index=False), encoding="utf-8")
     columns.write(partial, read_index(partial))
     sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
     summary = {"format_version": caches[0].summary["format_version"], "sources": sources}
@@ -197,7 +197,7 @@ def describe(
     trained = [group for members in parts.values() for group in members]
     notes = [*notes, *tested.lines(index, held_out, trained), *holdings.warnings(index, held_out, home)]
     (out / "partition.csv").write_text(published.text(index, held_out, parts), encoding="utf-8")
-    counts.to_csv(out / "holdings.csv")
+    (out / "holdings.csv").write_text(printable.frame(counts), encoding="utf-8")
     (out / HOLDINGS).write_bytes(holdings.picture(index, home, counts))
     (out / NOTES).write_text(json.dumps(notes, indent=1) + "\n")
     return notes

@@ -95,13 +95,13 @@ def list_corpora(
     ] = None,
 ) -> None:
     """List the public corpora that can be named as NAME:FOLDER. What they hold, whom to ask, how they lie."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from sscxr.data import corpora
+    from sscxr.display import PlainConsole
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(markup=True, width=None if sys.stdout.isatty() else 160)
     chosen = [corpora.known(name)] if name else list(corpora.CORPORA.values())
     for corpus in chosen:
         table = Table(
@@ -149,10 +149,11 @@ def _show(cache: "Cache", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False)
+    from sscxr.display import PlainConsole
+
+    console = PlainConsole(highlight=True)
     table = Table("", "", "images", title=repr(cache), title_justify="left", title_style="bold", box=None)
     for name, label in (
         ("sources", "source"),

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
 import click
 import typer
@@ -20,6 +20,7 @@ from typer.models import ArgumentInfo
 from typer.utils import get_params_from_function
 
 import sscxr
+from sscxr import printable
 from sscxr.errors import SscxrError
 from sscxr.files import is_full_disk
 
@@ -53,6 +54,15 @@ def main(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
         program: what is typed before the arguments.
         going_on: what to say after Ctrl-C or on a full disk.
     """
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, printable.Stream(stream)) for stream in streams)
+    try:
+        _run(app, program, going_on)
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+def _run(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
     stopped: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -99,12 +109,21 @@ def _explained(error: Exception, going_on: str) -> tuple[str, int]:
         return f"not enough memory: free some, or ask for less at a time; {going_on}", FAILED
     if isinstance(error, SscxrError):
         return str(error), FAILED
+    if _is_homeless(error):
+        return "this account has no home folder: set HOME to a folder that it may write to", FAILED
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED
     kind = type(error).__name__
     return f"{kind}: {error}; this is a defect: --debug shows where, please report it", DEFECT
+
+
+def _is_homeless(error: Exception) -> bool:
+    """Whether a library looked for the home folder, or the name, of an account that has none."""
+    return (isinstance(error, RuntimeError) and "home directory" in str(error)) or (
+        isinstance(error, KeyError) and "getpwuid" in str(error)
+    )
 
 
 def _command(app: typer.Typer, debug: list[bool]) -> click.Command:

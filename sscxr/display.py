@@ -5,14 +5,18 @@ A display is never a reason for the work to fail: where nobody reads it any more
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from sscxr.printable import printable
 
 EVERY = 30.0  # seconds between plain lines
 _BAR = (8, 40)  # columns, at least and at most
@@ -62,7 +66,7 @@ class Board:
     """
 
     def __init__(self) -> None:
-        self.console = _Console(stderr=True, markup=False, highlight=False, emoji=False)
+        self.console = PlainConsole(stderr=True)
         self.in_terminal = self.console.is_terminal and not self.console.is_dumb_terminal
         self.lines: Sequence[Line] = ()
         self._live = Live(
@@ -127,7 +131,17 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class _Console(Console):
+class PlainConsole(Console):
+    """A console that takes text as text: no markup, no control characters, whoever wrote it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments; what rich itself wants of the terminal is not in their text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
     def on_broken_pipe(self) -> None:
         """Be silent: whoever read this has gone, the work has not."""
         self.quiet = True

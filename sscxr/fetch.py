@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sscxr import release, signing
 from sscxr.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.errors import SscxrError
-from sscxr.files import settle, write_atomically
+from sscxr.files import expanded, settle, write_atomically
 from sscxr.release import FILES, WEIGHTS
 from sscxr.signing import SIGNATURE, SUMS
 
@@ -116,8 +116,10 @@ def located(
 def cache_folder() -> Path:
     """Where fetched releases are kept: $SSCXR_CACHE, else `sscxr` in the user's cache folder."""
     if os.environ.get("SSCXR_CACHE"):
-        return Path(os.environ["SSCXR_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sscxr"
+        return expanded(os.environ["SSCXR_CACHE"])
+    return (
+        expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "SSCXR_CACHE to one for encoders") / "sscxr"
+    )
 
 
 class _Folder:

@@ -1,17 +1,92 @@
-"""Files that are there whole or not at all, also after the power failed."""
+"""Files that are there whole or not at all, also after the power failed; and who may read them.
+
+What is a site's (its cache, its state) is its owner's alone from the first byte, whatever the umask. What is made
+to be shared (runs, models, releases, predictions) follows the umask, weights like the files beside them.
+"""
 
 import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from sscxr.errors import SscxrError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ExistsError(SscxrError):
     """A file that would have been written over."""
+
+
+class HomeError(SscxrError):
+    """A path below a home folder that nobody knows."""
+
+
+class NotReadableError(SscxrError):
+    """A file that is there, and that this account may not read."""
+
+
+def expanded(path: str | Path, instead: str = "give a path without '~'") -> Path:
+    """Return a path with the home folder in the place of "~".
+
+    Raises:
+        HomeError: this account has none, as in a container with an arbitrary user id.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise HomeError(f"{path}: no such home folder; set HOME to a folder of yours, or {instead}") from None
+
+
+def check_readable(place: Path, names: Iterable[str] = ()) -> None:
+    """See that a file, or a folder and the files in it that are named and there, can be read.
+
+    Raises:
+        NotReadableError: the first that is there and cannot.
+    """
+    for path in (place, *(place / name for name in names)):
+        for step in (*reversed(path.absolute().parents), path):
+            needed = os.X_OK if step != path else os.R_OK | (os.X_OK if path.is_dir() else 0)
+            if not os.access(step, os.F_OK):
+                break  # absent: a matter for whoever wants it
+            if not os.access(step, needed, effective_ids=True):
+                found = step.stat()
+                raise NotReadableError(
+                    f"{path}: not readable by this account ({step} has mode {found.st_mode & 0o7777:o} and belongs "
+                    f"to user {found.st_uid}, group {found.st_gid}); ask its owner for the right to read it"
+                )
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are absent, for its owner alone; one that is there stays as it is."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def privately() -> Iterator[None]:
+    """Make what this process creates its owner's alone; the umask is the process's, so that threads share it."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def save_tensors(tensors: "Mapping[str, Tensor]", file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, readable as any new file is: safetensors itself makes it its owner's alone."""
+    import safetensors.torch  # here: most commands that touch files want no torch
+
+    file.touch()
+    mode = file.stat().st_mode & 0o777
+    safetensors.torch.save_file(dict(tensors), file, metadata=metadata)
+    file.chmod(mode)
 
 
 def refuse_existing(file: Path, *, force: bool) -> None:

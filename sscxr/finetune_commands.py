@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sscxr.command_line import examples
+from sscxr.display import PlainConsole
 from sscxr.model_commands import CacheOption, Source, figures_of, names
 
 if TYPE_CHECKING:
@@ -210,7 +211,6 @@ def _job(
 
 def _finish(tuned: "Tuned") -> None:
     """The figures on the test patients, and where the model lies."""
-    from rich.console import Console
     from rich.table import Table
 
     found = tuned.figures
@@ -223,7 +223,7 @@ def _finish(tuned: "Tuned") -> None:
             for source, figures in sources.items():
                 table.add_section()
                 _add_figures(table, figures, f"{source}: ")
-        Console(markup=False, emoji=False).print(table)
+        PlainConsole().print(table)
     typer.echo(tuned.folder)
 
 

@@ -231,7 +231,7 @@ def save(
     fresh = place.with_name(f".{place.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    safetensors.torch.save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
+    files.save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
     text = json.dumps(dataclasses.asdict(spec), indent=2, ensure_ascii=False)
     (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
     (fresh / signing.SUMS).write_bytes(signing.sums_of(fresh, (WEIGHTS, CONFIG)))
@@ -277,6 +277,7 @@ def read_spec(folder: str | Path) -> Spec:
         FinetunedError: see `load`.
     """
     folder = Path(folder)
+    files.check_readable(folder, (WEIGHTS, CONFIG))
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise FinetunedError(
@@ -317,6 +318,7 @@ def _is_well(spec: Spec) -> bool:
 
 def _released(folder: Path) -> dict[str, Any]:
     """What of a released encoder's config matters: architecture, model_args, mean, std."""
+    files.check_readable(folder, (WEIGHTS, CONFIG))
     if is_model(folder):
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
+from sscxr import printable
 from sscxr.command_line import examples
 from sscxr.encoder_commands import Force
 
@@ -179,7 +180,7 @@ def embed(
         table, failed = neighbours.embed_files(embedder, files or [])
     for file in failed:
         typer.echo(_failed(file), err=True)
-    text = table.to_csv(index=False, float_format="%.7g", lineterminator="\n")
+    text = printable.frame(table, index=False, float_format="%.7g")
     writing.write_atomically(out, text.encode("utf-8", "surrogateescape"))
     typer.echo(f"{out}: {len(table)} rows of {table.shape[1] - 1} features")
     if failed:
@@ -248,9 +249,9 @@ def _table(*headings: str) -> "Table":
 
 
 def _print(table: "Table") -> None:
-    from rich.console import Console
+    from sscxr.display import PlainConsole
 
-    Console(markup=False, emoji=False).print(table)
+    PlainConsole().print(table)
 
 
 def names(text: str) -> list[str]:

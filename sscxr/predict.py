@@ -7,8 +7,6 @@ NAME_overlay.png    segment: the lungs' outline, the image upright as a viewer s
 NAME_seg.dcm        segment, where asked for, of DICOM files: the mask as DICOM Segmentation
 """
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,18 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sscxr import dicom_seg, files, finetuned, inference, judge, overlay, reading, saliency, signing
+from sscxr import (
+    dicom_seg,
+    files,
+    finetuned,
+    inference,
+    judge,
+    overlay,
+    printable,
+    reading,
+    saliency,
+    signing,
+)
 from sscxr.data import augment, decode, dicom
 from sscxr.data.decode import Prepared
 from sscxr.data.greyscale import turn_back
@@ -204,8 +213,5 @@ def _refuse(out: Path, *, overwrite: bool) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    files.write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    text = printable.table(columns, ([row.get(name, "") for name in columns] for row in rows))
+    files.write_atomically(path, text.encode("utf-8", "surrogateescape"))

@@ -27,7 +27,7 @@ from torch import nn
 from sscxr import signing
 from sscxr.card import Card, released, render
 from sscxr.errors import SscxrError
-from sscxr.files import replace_folder
+from sscxr.files import check_readable, replace_folder, save_tensors
 from sscxr.ranges import PLAIN_NAME
 from sscxr.runs import PROBES, SCORES
 
@@ -74,7 +74,7 @@ def write_encoder(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     config = _timm_config(encoder, architecture, dict(model_args), mean=mean, std=std)
-    safetensors.torch.save_file(state, fresh / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
     (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (fresh / CARD).write_text(render(card, config), encoding="utf-8")
     try:
@@ -99,6 +99,7 @@ def load_encoder(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     if (folder / signing.SUMS).is_file():
         verify(folder)
+    check_readable(folder, (WEIGHTS, CONFIG))
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(
@@ -272,6 +273,8 @@ def _check_run(run: Path) -> int:
     if (run / "sites").is_dir() and not any((run / name).is_file() for name in (PROBES, SCORES)):
         raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
     last = max(checkpoints)
+    check_readable(last, ["encoder.safetensors"])
+    check_readable(run / "encoder", FILES)
     try:
         trained = safetensors.torch.load_file(last / "encoder.safetensors")
         weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)

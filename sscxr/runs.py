@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sscxr.errors import SscxrError
-from sscxr.files import try_lock
+from sscxr.files import expanded, try_lock
 
 if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
     import pandas as pd
@@ -113,7 +113,7 @@ class Run:
         Raises:
             RunError: no run has started there.
         """
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         if not (self.folder / CONFIG).is_file():
             raise RunError(f"{self.folder}: no run has started there (no {CONFIG})")
 
@@ -233,8 +233,10 @@ def find(run: str | Path) -> Path:
     Raises:
         RunError: there is no such folder; it says where it was looked for.
     """
-    here = Path(run).expanduser()
-    places = [here, Path(USUAL).expanduser() / here] if len(here.parts) == 1 else [here]
+    here = expanded(run)
+    places = [here]
+    if len(here.parts) == 1 and not here.is_dir():  # where it is, an account without a home need have none
+        places.append(expanded(USUAL, "give the run's path, with a slash in it") / here)
     for place in places:
         if (place / STATUS).is_file() or (place / CONFIG).is_file():
             return place

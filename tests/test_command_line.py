@@ -71,6 +71,8 @@ def ended(
             "error: no space left on the disk of /x/y: make room; go on: program work\n",
         ),
         (MemoryError(), 1, "error: not enough memory: free some, or ask for less at a time; go on: program work\n"),
+        (RuntimeError("Could not determine home directory."), 1, "error: this account has no home folder: "),
+        (KeyError("getpwuid(): uid not found: 12345"), 1, "error: this account has no home folder: set HOME"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "error: no space left on the disk:"),
     ],
 )  # fmt: skip

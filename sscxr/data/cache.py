@@ -29,6 +29,8 @@ import numpy.typing as npt
 from sscxr.data import columns
 from sscxr.data.columns import Columns
 from sscxr.errors import SscxrError
+from sscxr.files import check_readable
+from sscxr.printable import plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,12 +167,16 @@ def read_index(folder: Path) -> "pd.DataFrame":
     text = dict.fromkeys(TEXT_COLUMNS, str)
     try:
         # Read by Python: what pandas cannot read, for want of memory too, it takes for damaged.
-        lines = io.BytesIO((folder / columns.INDEX).read_bytes())
-        index = pd.read_csv(lines, dtype=text, keep_default_na=False, na_values={})
+        content = (folder / columns.INDEX).read_bytes()
+        index = pd.read_csv(io.BytesIO(content), dtype=text, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
         if "out of memory" in str(error) or "read(nbytes)" in str(error):
             raise MemoryError("not enough memory for the index of the cache") from None
         raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    if b"'" in content:  # rare, and a large index has many cells
+        index = index.rename(columns=plain)
+        for name in index.columns.intersection(list(TEXT_COLUMNS)):
+            index[name] = index[name].map(plain)
     for name in LATER_COLUMNS:
         if name not in index.columns:
             index[name] = ""
@@ -186,6 +192,7 @@ def open_cache(folder: str | Path) -> Cache:
         CacheError: no cache there, another format version, or files that do not belong together.
     """
     folder = Path(folder)
+    check_readable(folder, ("summary.json", columns.INDEX, "images.npy", "masks.npy"))
     if (folder / NEXT / COMMIT).exists():
         raise CacheError(
             f"cache {folder} is being written, or that was interrupted; `sscxr cache info {folder}` ends it"

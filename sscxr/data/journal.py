@@ -9,12 +9,14 @@ import csv
 import json
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sscxr import printable
 from sscxr.data.cache import CacheError
 from sscxr.data.tables import with_kind
 
@@ -45,7 +47,7 @@ class Journal:
         self._reasons = (folder / "quarantine.csv").open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
         )
-        csv.writer(self._reasons, lineterminator="\n").writerows(reasons.items())
+        self._write_reasons(reasons.items())
         self._reasons.flush()
         self._pixels = (folder / "pixels.bin").open("ab")
         self._lines = (folder / "journal.jsonl").open("ab")
@@ -88,7 +90,7 @@ class Journal:
         try:
             text = (self._folder / "quarantine.csv").read_bytes().decode("utf-8", "replace")
             whole = text.split("\n")[:-1]
-            return {row[0]: row[1] for row in csv.reader(whole) if len(row) == 2}
+            return {row[0]: printable.plain(row[1]) for row in csv.reader(whole) if len(row) == 2}
         except (OSError, csv.Error):
             return {}
 
@@ -100,10 +102,14 @@ class Journal:
             self._pixels.flush()
             entry = {**entry, "end": self._pixels.tell(), "bytes": len(data), "crc": zlib.crc32(data)}
         if entry.get("reason"):
-            csv.writer(self._reasons, lineterminator="\n").writerow([entry["key"], entry["reason"]])
+            self._write_reasons([(entry["key"], entry["reason"])])
             self._reasons.flush()
         self._write_line(with_kind(entry))
         self.entries[entry["key"]] = entry
+
+    def _write_reasons(self, rows: Iterable[tuple[str, str]]) -> None:
+        writer = csv.writer(self._reasons, lineterminator="\n")
+        writer.writerows((key, printable.cell(reason)) for key, reason in rows)
 
     def _write_line(self, entry: dict[str, Any]) -> None:
         self._lines.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.cache import COMMIT, NEXT, CacheError
-from sscxr.files import sync, try_lock
+from sscxr.files import privately, sync, try_lock
 
 SALT_BYTES = 32
 _FIRST = {"lock", "salt.part"}  # what lies in a cache's folder before its salt does
@@ -53,7 +53,7 @@ def create(folder: Path, salt: bytes | None) -> Secret:
     if not file.is_file():
         if folder.exists() and not (folder.is_dir() and {name.name for name in folder.iterdir()} <= _FIRST):
             raise CacheError(f"{folder} is there and is not a cache; give --out an empty or a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
         with _locked(folder):  # of two salts, one would be lost, and with it what was hashed by it
             if not file.is_file():
                 _draw(file, salt)
@@ -86,7 +86,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as lock:
+    with privately(), (folder / "lock").open("w") as lock:
         if not try_lock(lock, fcntl.LOCK_EX):
             raise CacheError(f"another process is writing to {folder}; wait for it to end")
         yield

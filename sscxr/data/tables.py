@@ -11,6 +11,8 @@ from typing import Any
 
 from sscxr.data import columns
 from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheError, read_index
+from sscxr.files import check_readable
+from sscxr.printable import plain, table
 
 Entry = dict[str, Any]
 Row = dict[str, str]
@@ -59,6 +61,7 @@ def load(folder: Path) -> Tables:
         CacheError: a file of the cache does not parse.
     """
     tables = Tables()
+    check_readable(folder, ("index.csv", "summary.json", *PRIVATE))
     try:
         if (folder / "index.csv").exists():
             tables.rows = _read_csv(folder / "index.csv")
@@ -133,11 +136,9 @@ def shown_path(path: Path) -> str:
 def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(1 << 24)
     with path.open(newline="", encoding="utf-8") as file:
-        return [dict(row) for row in csv.DictReader(file)]
+        names, *rows = ([plain(cell) for cell in row] for row in csv.reader(file) if row)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    path.write_text(table(columns, rows), encoding="utf-8")

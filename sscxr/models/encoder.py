@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from sscxr.errors import SscxrError
+from sscxr.files import check_readable
 
 # Wrappers under which training scripts save a ViT, outermost first (DeiT, DINO, MAE, MoCo, lightning).
 _WRAPPERS = ("model", "state_dict", "teacher", "student")
@@ -135,6 +136,7 @@ def sum_channels(state: dict[str, torch.Tensor]) -> None:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
+    check_readable(file)
     if not file.is_file():
         raise EncoderError(f"no checkpoint {file}; give the path of a .safetensors or .pth file")
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.data.cache import Cache
+from sscxr.files import expanded
 from sscxr.models import encoder as encoders
 from sscxr.training import pretrain
 from sscxr.training.parts import Parts
@@ -39,7 +40,7 @@ def load_config(
         ConfigError, FinetunedError: see `config.load`; no released encoder there.
     """
     config = configs.load(file, overrides, foreign=foreign)
-    start = Path(config.encoder.start or "").expanduser()
+    start = expanded(config.encoder.start or "")
     if config.run.stage != PRETRAIN and config.encoder.start and start.is_dir():
         from sscxr import finetuned
 
@@ -95,7 +96,7 @@ def start(config: Config) -> dict[str, Tensor]:
     """
     begun = parts(config)
     if config.encoder.start:
-        encoder, place = cast("VisionTransformer", begun.encoder), Path(config.encoder.start).expanduser()
+        encoder, place = cast("VisionTransformer", begun.encoder), expanded(config.encoder.start)
         if place.is_dir():
             from sscxr import finetuned
 

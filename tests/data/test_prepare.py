@@ -27,6 +27,8 @@ def test_a_mixed_folder(export: Path, tmp_path: Path) -> None:
     assert cache.index["group"].nunique() == 7  # two images of P-1
     for name in ("salt", *PRIVATE):
         assert (cache.folder / name).stat().st_mode & 0o777 == 0o600, "not for the user that trains"
+    assert {file.stat().st_mode & 0o777 for file in cache.folder.iterdir()} == {0o600}, "whatever the umask"
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
     assert Image.open(cache.folder / "sheet.png").size[0] > 100
 
 

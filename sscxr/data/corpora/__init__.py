@@ -21,6 +21,7 @@ from sscxr.data.corpora.base import COLUMNS, Corpus, CorpusError, Folder
 from sscxr.data.facts import age_band, normal_sex, normal_view
 from sscxr.data.manifest import Record
 from sscxr.data.vocabulary import UNCERTAIN
+from sscxr.files import expanded
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
@@ -69,7 +70,7 @@ def named(given: str | Path) -> tuple[Corpus, Path] | None:
     match = _SPEC.fullmatch(text)
     if match is None or Path(text).exists():
         return None
-    return known(match[1]), Path(match[2]).expanduser()
+    return known(match[1]), expanded(match[2])
 
 
 def known(name: str) -> Corpus:

@@ -1,0 +1,102 @@
+"""Others' text made harmless where it is shown: no control characters in a terminal or log, no formulas in a table.
+
+Names from manifests, headers, files, releases and join files are whatever their author made them.
+"""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Control characters but newline and tab, and what turns the direction of writing or breaks a line unseen.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+_EASY = re.compile("(?:[A-Za-z0-9_.][A-Za-z0-9_.:/ -]*)?")  # most cells: nothing in them to look for
+_FORMULA = "=+-@\t\r"  # what a spreadsheet takes for the start of one
+
+
+def printable(text: str) -> str:
+    """Return the text with "?" in the place of each control character; newlines and tabs stay."""
+    return _CONTROL.sub("?", text)
+
+
+class Stream:
+    """A text stream that shows no control characters; rich, which filters for itself, goes to the one behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream  # the name by which rich looks for it
+
+    def write(self, text: str) -> int:
+        """Write the printable text."""
+        if not isinstance(text, str):
+            raise TypeError("this stream takes text")
+        return self.rich_proxied_file.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+class Formatter(logging.Formatter):
+    """A logging formatter without control characters: a message is one line, whatever is in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """Return the line, less the traceback."""
+        return printable(super().formatMessage(record)).replace("\n", " ")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback below it."""
+        return printable(super().format(record))
+
+
+def cell(value: object) -> str:
+    """Return what a CSV file has for a value; a text that a spreadsheet would run is preceded by "'"."""
+    if value is None:
+        return ""
+    if isinstance(value, str) and _EASY.fullmatch(value):
+        return value
+    text = printable(str(value).replace("\r", " ").replace("\n", " "))
+    return f"'{text}" if _is_formula(text.lstrip("'")) and isinstance(value, str) else text
+
+
+def plain(text: str) -> str:
+    """Return the text that `cell` was given."""
+    return text[1:] if text[:1] == "'" and _is_formula(text.lstrip("'")) else text
+
+
+def _is_formula(text: str) -> bool:
+    if len(text) < 2 or text[0] not in _FORMULA:
+        return False
+    if text[0] != "-":
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False  # a number below zero
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([cell(name) for name in columns])
+    writer.writerows([cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def frame(data: "pd.DataFrame", **options: Any) -> str:
+    """Return a CSV text as pandas writes it, texts and names as `cell` does."""
+    safe = data.copy(deep=False)
+    for name in safe.columns:
+        if safe[name].dtype.kind not in "biuf":
+            safe[name] = safe[name].map(_cell_of)
+    safe = safe.rename(columns=_cell_of, index=_cell_of)
+    return str(safe.to_csv(lineterminator="\n", **options))
+
+
+def _cell_of(name: Any) -> Any:
+    return cell(name) if isinstance(name, str) else name
