@@ -22,6 +22,7 @@ FORMULAS = (
     '=HYPERLINK("http://x")',
     "@SUM(1)",
     "+1+2",
+    "+3",
     "-2+3+cmd|' /C calc'!A0",
     "\t=1",
     "-a",
@@ -30,7 +31,6 @@ FORMULAS = (
 )
 NUMBERS = (
     "-1",
-    "+3",
     "-1.5e-3",
     "-inf",
     "0",
