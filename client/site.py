@@ -24,7 +24,7 @@ from torch import Tensor
 from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
-from sscxr.data.cache import COMMIT, LABEL_PREFIX, NEXT, Cache, CacheError, open_cache
+from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache, stamps
 from sscxr.files import private_folder, settle, write_atomically
 from sscxr.training import stages
 
@@ -54,7 +54,7 @@ class Site:
         """
         self.name, self.settings = settings.name, settings
         try:
-            self.cache: Cache = _opened(settings.cache, _stamps(Path(settings.cache)))
+            self.cache: Cache = _opened(settings.cache, stamps(Path(settings.cache)))
         except CacheError as error:
             raise SiteError("cache", str(error)) from None
         self._mine = np.ones(len(self.cache), dtype=bool)
@@ -175,21 +175,9 @@ def _by_patient(groups: "pd.Series[Any]") -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=4)  # a simulation's sites share one, message after message
-def _opened(folder: str, stamps: tuple[object, ...]) -> Cache:
+def _opened(folder: str, state: tuple[object, ...]) -> Cache:
     """A cache as long as its files are the same; nobody writes to what is shared so."""
     return open_cache(folder)
-
-
-def _stamps(folder: Path) -> tuple[object, ...]:
-    """What tells one state of a cache's files from the next, without reading them."""
-    found: list[object] = [(folder / NEXT / COMMIT).exists()]
-    for name in ("summary.json", "images.npy", "masks.npy", "index.csv"):
-        try:
-            file = (folder / name).stat()
-            found.append((file.st_ino, file.st_size, file.st_mtime_ns))
-        except OSError:
-            found.append(None)
-    return tuple(found)
 
 
 def _tally(values: "pd.Series[Any]", cells: tuple[str, ...]) -> dict[str, int]:

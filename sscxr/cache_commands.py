@@ -178,6 +178,7 @@ def _show(cache: "Cache", as_json: bool) -> None:
 def describe(cache: "Cache") -> dict[str, Any]:
     """What a cache holds, in counts: nothing of it names a patient or a file of the export."""
     from sscxr.data.cache import LABEL_PREFIX
+    from sscxr.data.tables import doubts, unusable
 
     index = cache.index
 
@@ -189,7 +190,6 @@ def describe(cache: "Cache") -> dict[str, Any]:
         cells = index[LABEL_PREFIX + name]
         with_it, without, unknown = (cells == 1).sum(), (cells == 0).sum(), cells.isna().sum()
         labels[name] = {"with": int(with_it), "without": int(without), "unknown": int(unknown)}
-    doubts = Counter(doubt for cell in index["warnings"] for doubt in str(cell).split("; ") if doubt)
     return {
         "cache": str(cache.folder),
         "images": len(cache),
@@ -201,15 +201,8 @@ def describe(cache: "Cache") -> dict[str, Any]:
         "grey_ranges": counted("grey_range"),
         "labels": labels,
         "masks": int((index["has_mask"] == 1).sum()),
-        "warnings": dict(sorted(doubts.items())),
-        "quarantined": dict(_quarantined(cache).most_common()),
+        "warnings": doubts(cache),
+        "quarantined": unusable(cache),
         "quarantine": str(cache.folder / "quarantine.csv"),
         "sheet": str(cache.folder / "sheet.png"),
     }
-
-
-def _quarantined(cache: "Cache") -> Counter[str]:
-    """Files in quarantine by the kind of reason: what stands before the colon."""
-    from sscxr.data.tables import load
-
-    return Counter(reason.split(":")[0] for reason in load(cache.folder).quarantine.values())

@@ -13,14 +13,19 @@ A cache is a folder:
     ledger.jsonl    every file that was looked at, by salted hashes, so that it is not looked at again
     removed.json    what was removed on request, by salted hashes, so that it does not come back
 
-`sscxr.data.prepare` writes it.
+`sscxr.data.prepare` writes it, at any time: an open cache stays as it was when it was opened. What lasts longer
+than a process, such as a simulation's run, reads it through a view (`sscxr.data.view` writes one): a folder with the
+index of one moment and the cache's place. What is removed on request is missing from the view, too.
 """
 
+import fcntl
 import io
 import json
+import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +34,7 @@ import numpy.typing as npt
 from sscxr.data import columns
 from sscxr.data.columns import Columns
 from sscxr.errors import SscxrError
-from sscxr.files import check_readable
+from sscxr.files import check_readable, try_lock
 from sscxr.printable import plain
 
 if TYPE_CHECKING:
@@ -70,6 +75,8 @@ TEXT_COLUMNS = (
 )
 LATER_COLUMNS = ("hospital", "published", "public_id")  # caches written before have none of them
 LATERAL_VIEWS = ("L",)
+VIEWED = "cache"  # in the summary of a view: the cache's folder
+_PATIENCE = 10.0  # seconds to wait for a writer that is putting new files in their places
 
 
 class CacheError(SscxrError):
@@ -86,6 +93,7 @@ class Cache:
         masks: uint8 [N, S, S], memory-mapped, read only; None where no image has one.
         summary: what `summary.json` says.
         columns: of the index, where they need no parsing.
+        text: `index.csv`, memory-mapped; like the images, it stays what it was when the cache was opened.
     """
 
     folder: Path
@@ -93,6 +101,7 @@ class Cache:
     masks: npt.NDArray[np.uint8] | None
     summary: dict[str, Any]
     columns: Columns | None
+    text: mmap.mmap
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,7 +118,7 @@ class Cache:
     @cached_property
     def index(self) -> "pd.DataFrame":
         """One row an image, in the images' order; parsed when it is first asked for."""
-        return read_index(self.folder)
+        return read_index(self.folder, self.text)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """[N], one column of the index, without parsing where that can be; numbers, or text as objects."""
@@ -156,19 +165,23 @@ class Cache:
         return self.column("split").astype(np.float64) < test_share
 
 
-def read_index(folder: Path) -> "pd.DataFrame":
+def read_index(folder: Path, text: mmap.mmap | None = None) -> "pd.DataFrame":
     """The index of a cache, parsed: text as it stands, numbers as numbers.
+
+    Args:
+        folder: the cache's.
+        text: its `index.csv`, if that is open already.
 
     Raises:
         CacheError: it cannot be read.
     """
     import pandas as pd  # imported here: a site's message rarely needs it
 
-    text = dict.fromkeys(TEXT_COLUMNS, str)
+    words = dict.fromkeys(TEXT_COLUMNS, str)
     try:
         # Read by Python: what pandas cannot read, for want of memory too, it takes for damaged.
-        content = (folder / columns.INDEX).read_bytes()
-        index = pd.read_csv(io.BytesIO(content), dtype=text, keep_default_na=False, na_values={})
+        content = (folder / columns.INDEX).read_bytes() if text is None else text[:]
+        index = pd.read_csv(io.BytesIO(content), dtype=words, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
         if "out of memory" in str(error) or "read(nbytes)" in str(error):
             raise MemoryError("not enough memory for the index of the cache") from None
@@ -186,17 +199,89 @@ def read_index(folder: Path) -> "pd.DataFrame":
 
 
 def open_cache(folder: str | Path) -> Cache:
-    """Open a prepared cache without reading its images.
+    """Open a prepared cache, or a view of one, without reading its images.
+
+    All that is opened is of one version, and stays so while `prepare` adds to the cache.
 
     Raises:
         CacheError: no cache there, another format version, or files that do not belong together.
     """
-    folder = Path(folder)
+    folder, until = Path(folder), monotonic() + _PATIENCE
     check_readable(folder, ("summary.json", columns.INDEX, "images.npy", "masks.npy"))
+    while True:
+        before = stamps(folder)
+        try:
+            cache = _open(folder)
+            if stamps(folder) == before:
+                return cache
+        except CacheError:
+            moving = stamps(folder) != before or _is_committing(folder)
+            if not moving or monotonic() > until:
+                raise
+        sleep(0.02)
+
+
+def stamps(folder: Path) -> tuple[object, ...]:
+    """What differs between one state of a cache's files and the next; read without reading them."""
+    found: list[object] = [(folder / NEXT / COMMIT).exists()]
+    for name in ("summary.json", "images.npy", "masks.npy", "index.csv"):
+        try:
+            file = (folder / name).stat()
+            found.append((file.st_ino, file.st_size, file.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    try:
+        viewed = None if (folder / "images.npy").exists() else _summary(folder).get(VIEWED)
+    except CacheError:
+        viewed = None
+    return (*found, *(stamps(Path(viewed)) if viewed else ()))
+
+
+def _is_committing(folder: Path) -> bool:
+    """Whether a living process is putting new files in their places."""
+    try:
+        with (folder / "lock").open() as lock:
+            return (folder / NEXT / COMMIT).exists() and not try_lock(lock, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _open(folder: Path) -> Cache:
     if (folder / NEXT / COMMIT).exists():
         raise CacheError(
             f"cache {folder} is being written, or that was interrupted; `sscxr cache info {folder}` ends it"
         )
+    summary = _summary(folder)
+    if VIEWED in summary:
+        return _through(folder, summary)
+    images = mapped(folder / "images.npy")
+    masks = mapped(folder / "masks.npy") if (folder / "masks.npy").exists() else None
+    return _checked(folder, images, masks, summary)
+
+
+def _through(folder: Path, summary: dict[str, Any]) -> Cache:
+    """A cache as a view has it: the rows of then, with the pixels of now.
+
+    Masks that were corrected since are the corrected ones.
+
+    Raises:
+        CacheError: images were removed since.
+    """
+    source, count = open_cache(summary[VIEWED]), int(summary["images"])
+    masks = None if source.masks is None or not summary["masks"] else source.masks[:count]
+    cache = _checked(folder, source.images[:count], masks, summary)
+    if source.text[:] != cache.text[:]:
+        then, now = cache.index["image"], source.index["image"]
+        gone = len(set(then) - set(now))
+        if gone or list(now[:count]) != list(then):
+            raise CacheError(
+                f"{gone or 'some'} of the {count} images that {folder} began with were removed from cache "
+                f"{source.folder} since; what began with them cannot go on: begin anew"
+            )
+    return cache
+
+
+def _summary(folder: Path) -> dict[str, Any]:
     try:
         summary = json.loads((folder / "summary.json").read_text())
     except FileNotFoundError:
@@ -212,9 +297,19 @@ def open_cache(folder: str | Path) -> Cache:
         raise CacheError(
             f"cache {folder} has format version {version}, this sscxr reads {FORMAT_VERSION}; prepare it again"
         )
-    images = mapped(folder / "images.npy")
-    masks = mapped(folder / "masks.npy") if (folder / "masks.npy").exists() else None
-    cache = Cache(folder, images, masks, summary, columns.read(folder))
+    return dict(summary)
+
+
+def _checked(
+    folder: Path, images: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8] | None, summary: dict[str, Any]
+) -> Cache:
+    """The cache of these parts, which have to fit its index."""
+    try:
+        with (folder / columns.INDEX).open("rb") as opened:
+            text = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise CacheError(f"cache {folder} is damaged ({error}); prepare it again") from None
+    cache = Cache(folder, images, masks, summary, columns.read(folder), text)
     if cache.columns is not None:
         names, rows = cache.columns.names, cache.columns.rows
     else:

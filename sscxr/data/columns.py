@@ -32,18 +32,18 @@ class Columns:
         rows: how many the text has.
     """
 
-    def __init__(self, file: Path, about: dict[str, Any], kept: set[str]) -> None:
+    def __init__(self, opened: Any, about: dict[str, Any]) -> None:
+        """Take an open `index.safetensors`: it stays what it is while another takes its place, as the text does."""
         self.names: list[str] = about["names"]
         self.rows = int(about["rows"])
-        self._file, self._words, self._kept = file, about["words"], kept
+        self._opened, self._words, self._kept = opened, about["words"], set(opened.keys())
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """[N], the column's own dtype; text as objects."""
-        with safetensors.safe_open(self._file, framework="np") as opened:
-            values: npt.NDArray[Any] = opened.get_tensor(name)
+        values: npt.NDArray[Any] = self._opened.get_tensor(name)
         if name not in self._words:
             return values
         words: npt.NDArray[Any] = np.array(self._words[name], dtype=object)[values]
@@ -83,11 +83,11 @@ def write(folder: Path, index: "pd.DataFrame") -> None:
 def read(folder: Path) -> Columns | None:
     """The columns of the folder's `index.csv`; None where they are absent, or were taken from another text."""
     try:
-        with safetensors.safe_open(folder / FILE, framework="np") as opened:
-            about, kept = json.loads((opened.metadata() or {})["about"]), set(opened.keys())
+        opened = safetensors.safe_open(folder / FILE, framework="np")
+        about = json.loads((opened.metadata() or {})["about"])
         if about["version"] != _VERSION or not _is_of(folder, about["bytes"], about["sha256"]):
             return None
-        return Columns(folder / FILE, about, kept)
+        return Columns(opened, about)
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError):
         return None
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sscxr.data import columns
-from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, CacheError, read_index
-from sscxr.files import check_readable
+from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, Cache, CacheError, read_index
+from sscxr.files import NotReadableError, check_readable
 from sscxr.printable import plain, table
 
 Entry = dict[str, Any]
@@ -121,6 +121,24 @@ def summarise(tables: Tables, size: int) -> dict[str, Any]:
         "labels": {name: dict(sorted(count.items())) for name, count in labels.items()},
         "licences": dict(sorted(Counter(row["licence"] for row in rows).items())),
     }
+
+
+def unusable(cache: Cache) -> dict[str, int]:
+    """Files that could not be used, by the kind of reason (what stands before the colon), most frequent first."""
+    if "unusable" in cache.summary:  # a view, or several caches as one
+        return dict(cache.summary["unusable"])
+    try:
+        reasons = load(cache.folder).quarantine.values()
+    except (CacheError, NotReadableError):  # the reasons are for the owner of the cache alone
+        total = int(cache.summary.get("quarantined", 0))
+        return {"reason not readable by this account": total} if total else {}
+    return dict(Counter(reason.split(":")[0] for reason in reasons).most_common())
+
+
+def doubts(cache: Cache) -> dict[str, int]:
+    """Images with each kind of warning."""
+    found = Counter(doubt for cell in cache.column("warnings") for doubt in str(cell).split("; ") if doubt)
+    return dict(sorted(found.items()))
 
 
 def with_kind(entry: Entry) -> Entry:
