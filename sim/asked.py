@@ -3,7 +3,8 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data import corpora
 from sscxr.data.cache import Cache
+from sscxr.data.store import is_cache
 from sscxr.files import refuse_file, try_lock, write_atomically
 from sscxr.runs import PROBES, SCORES
+
+# What phantoms depend on, and the cache that is made of them.
+_DRAWN = {"--clients", "run.seed", "sim.phantoms", "sim.uncertain", "sim.train_on_test", "data.cache_size"}
 
 
 def is_started(out: Path) -> bool:
@@ -72,7 +77,7 @@ def _placed(path: Path) -> str:
 def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None:
     """Note what a new run is asked for in `out/asked.json`; hold one to go on with to what is noted.
 
-    A folder with prepared data only is held to the data.
+    A start that came to nothing holds the next one to nothing but files that it had prepared, if it had any.
 
     Raises:
         LedgerError: something else was asked for, named; nothing was changed then.
@@ -84,17 +89,32 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
         "settings": configs.as_dict(config),
     }
     if file.exists():
-        before = json.loads(file.read_text())
-        prepared = any((out / name).exists() for name in ("phantoms", "cache", "prepared"))
+        keys = [key.removeprefix("settings.") for key in differing(json.loads(file.read_text()), asked)]
         if not is_started(out):
-            before = asked | ({"--data": before["--data"]} if prepared else {})
-        keys = [key.removeprefix("settings.") for key in differing(before, asked)]
-        keys = [key for key in keys if key not in MAY_CHANGE]
-        if keys:
+            _make_way(out, keys, drawn=not json.loads(file.read_text())["--data"])
+        elif refused := [key for key in keys if key not in MAY_CHANGE]:
             raise LedgerError(
-                f"{out} was started with other settings ({', '.join(keys[:5])}); "
+                f"{out} was started with other settings ({', '.join(refused[:5])}); "
                 "resume with the same ones, or give another --out"
             )
         if is_started(out):
             return
     write_atomically(file, json.dumps(asked, indent=1, sort_keys=True).encode())
+
+
+def _make_way(out: Path, keys: Collection[str], *, drawn: bool) -> None:
+    """Delete what a start that came to nothing made, as far as the next one asks for another.
+
+    Args:
+        keys: what differs.
+        drawn: whether it was made of phantoms.
+    """
+    of_files = [out / name for name in ("cache", "prepared") if is_cache(out / name) and not drawn]
+    if "--data" in keys and of_files:
+        raise LedgerError(
+            f"{of_files[0]} was prepared from other --data; delete it to begin with these, or give another --out"
+        )
+    shutil.rmtree(out / "sites", ignore_errors=True)
+    if "--data" in keys or (drawn and not _DRAWN.isdisjoint(keys)):
+        for name in ("phantoms", "cache", "prepared"):
+            shutil.rmtree(out / name, ignore_errors=True)

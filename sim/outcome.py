@@ -78,8 +78,9 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     data = [_site_data(cache, out, name, config) for name in state.roster]
     notes = runs.read_list(out / NOTES)
     folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
-    pictures.show(cache, config, out, state.round)
-    pictures.place(training.objective.encoder, cache, out, config, state.roster)
+    with pictures.guarded():
+        pictures.show(cache, config, out, state.round)
+        pictures.place(training.objective.encoder, cache, out, config, state.roster)
     page = report.write(out, probes=probes)
     # Last of all: a folder that has it is that of a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())

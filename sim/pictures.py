@@ -4,7 +4,9 @@ Both lie in the run's folder, from where the report takes them.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -37,6 +39,17 @@ _LABELS = 5  # that have a colour of their own on the map
 _PERPLEXITY = 30.0  # t-SNE's usual number of neighbours (van der Maaten and Hinton 2008: 5 to 50)
 Rows = npt.NDArray[np.int64]
 
+log = logging.getLogger("sscxr.sim")
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Report what goes wrong with a picture, and go on: the rounds are worth more."""
+    try:
+        yield
+    except Exception as error:  # a full disk, a font, a defect
+        log.warning("a picture for the report was not drawn (%s: %s)", type(error).__name__, error)
+
 
 class Pictures:
     """Keeps pictures of a pretraining, while it is open."""
@@ -60,7 +73,8 @@ class Pictures:
         pass  # whoever set the listener first takes it away
 
     def _show(self, number: int) -> None:
-        show(self._cache, self._config, self._out, number)
+        with guarded():
+            show(self._cache, self._config, self._out, number)
 
 
 def is_shown(number: int, rounds: int) -> bool:

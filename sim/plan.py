@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import typer
 
+from sim.typed import sorted_out
 from sscxr import command_line, files
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
@@ -101,11 +102,10 @@ def main(
     files.refuse_file(out)
     if (out / "partition.csv").exists() and not force:
         raise ConfigError(f"{out} holds a plan already; give --force to replace it, or another --out")
-    overrides = [item for item in data if "=" in item]
+    overrides, paths = sorted_out(data)
     overrides += [configs.setting("sim.partition", partition_name)] if partition_name else []
     overrides += [f"run.seed={seed}"] if seed is not None else []
     config = configs.load("default", overrides)
-    paths = [Path(item) for item in data if "=" not in item]
     console = PlainConsole(width=None if sys.stdout.isatty() else 120)
     for line in plan(config, paths, clients, out, absent=absent):
         console.print(line, soft_wrap=True)

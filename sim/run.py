@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from sim.typed import sorted_out
 from sscxr import command_line, printable
 from sscxr import config as configs
 from sscxr.command_line import examples
 from sscxr.config import ConfigError
+from sscxr.runs import CONFIG
 from sscxr.tracking import kinds_of
 
 PROGRAM = "python -m sim.run"
@@ -80,7 +82,7 @@ def run(
     given = [configs.setting(key, value) for key, value in short.items() if value is not None]
     if engine_name not in _ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
-    overrides, paths = _sorted_out(arguments or [], data or [])
+    overrides, paths = _sorted_out(arguments or [], data or [], begun=resume and (out / CONFIG).exists())
     settings = _settings(config, [*overrides, *given])
     if label and settings.run.stage != "classify":
         raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; it wants --stage classify")
@@ -104,15 +106,21 @@ def _settings(config: str, overrides: list[str]) -> configs.Config:
     return stages.load_config(config, overrides)
 
 
-def _sorted_out(arguments: list[str], data: list[Path]) -> tuple[list[str], list[Path]]:
-    """Settings and paths: a shell spreads `--data FOLDER/*` over several arguments, the option takes the first."""
+def _sorted_out(arguments: list[str], data: list[Path], *, begun: bool) -> tuple[list[str], list[Path]]:
+    """Settings and paths: a shell spreads `--data FOLDER/*` over several arguments, the option takes the first.
+
+    Args:
+        begun: the run has its own copy of the data, so that it need not be there.
+    """
     from sscxr.data import corpora
 
-    paths = [*data, *(Path(item) for item in arguments if data and "=" not in item)]
+    if not data:
+        return arguments, []
+    overrides, more = sorted_out(arguments)
+    paths = [*data, *more]
     for path in paths:
-        if corpora.named(path) is None and not path.exists():
+        if corpora.named(path) is None and not path.exists() and not begun:
             raise ConfigError(f"--data {path}: no such cache, manifest or folder")
-    overrides = [item for item in arguments if "=" in item or not data]
     return overrides, paths
 
 
@@ -154,10 +162,11 @@ def _simulate(
     from server.app import app as server_app
     from server.ledger import may_change
     from sim import engine
+    from sim.data import gather
     from sim.outcome import finish
     from sim.pictures import Pictures
     from sim.progress import Show
-    from sim.sites import check_labelled, gather, write_config, write_sites
+    from sim.sites import check_labelled, write_config, write_sites
     from sscxr.display import PlainConsole
 
     cache = gather(data, out, config, clients)

@@ -14,7 +14,7 @@ A cache is a folder:
     removed.json    what was removed on request, by salted hashes, so that it does not come back
 
 `sscxr.data.prepare` writes it, at any time: an open cache stays as it was when it was opened. What lasts longer
-than a process, such as a simulation's run, reads it through a view (`sscxr.data.view` writes one): a folder with the
+than a process, such as a simulation, reads it through a view (`sscxr.data.view` writes one): a folder with the
 index of one moment and the cache's place. What is removed on request is missing from the view, too.
 """
 
@@ -268,17 +268,16 @@ def _through(folder: Path, summary: dict[str, Any]) -> Cache:
         CacheError: images were removed since.
     """
     source, count = open_cache(summary[VIEWED]), int(summary["images"])
-    masks = None if source.masks is None or not summary["masks"] else source.masks[:count]
-    cache = _checked(folder, source.images[:count], masks, summary)
-    if source.text[:] != cache.text[:]:
-        then, now = cache.index["image"], source.index["image"]
-        gone = len(set(then) - set(now))
-        if gone or list(now[:count]) != list(then):
-            raise CacheError(
-                f"{gone or 'some'} of the {count} images that {folder} began with were removed from cache "
-                f"{source.folder} since; what began with them cannot go on: begin anew"
-            )
-    return cache
+    same = source.text[:] == (folder / columns.INDEX).read_bytes()
+    then, now = ([], []) if same else (list(table["image"]) for table in (read_index(folder), source.index))
+    if now[:count] != then:
+        gone = len(set(then) - set(now)) or "some"  # none: they were taken back, to another place
+        raise CacheError(
+            f"{gone} of the {count} images that {folder} began with were removed from cache {source.folder} "
+            "since; what began with them cannot go on: begin anew"
+        )
+    masks = source.masks[:count] if source.masks is not None and summary["masks"] else None
+    return _checked(folder, source.images[:count], masks, summary)
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -104,6 +104,28 @@ def prepare(
     return open_cache(out)
 
 
+def count_new(
+    sources: Sequence[str | Path],
+    out: Path,
+    *,
+    size: int,
+    uncertain: str = "ignore",
+    train_on_test: bool = False,
+) -> int:
+    """How many files of the sources a cache has not seen as they are now; nothing is changed.
+
+    Args:
+        sources, out, size, uncertain, train_on_test: as they were given to `prepare`.
+
+    Raises:
+        SourceError, ManifestError, CorpusError, CacheError: the sources or the cache cannot be read.
+    """
+    paths = [Path(source) for source in sources]
+    listed = listing.collect(paths, labels=None, skip=out, uncertain=uncertain, train_on_test=train_on_test)
+    secret, header, known = store.create(out, None), _header(size, MAX_PIXELS), tables.load(out).ledger
+    return sum(_key(item, header, secret) not in known for item in listed.items if not item.problem)
+
+
 def _header(size: int, max_pixels: int) -> dict[str, Any]:
     """What every outcome depends on besides the file itself."""
     detector = hashlib.sha256(posture.WEIGHTS.read_bytes()).hexdigest()[:16]

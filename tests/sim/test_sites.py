@@ -10,8 +10,9 @@ from caches import make_cache
 
 from client.settings import read_settings
 from server.ledger import Ledger
+from sim.data import gather
 from sim.outcome import _site_data
-from sim.sites import check_labelled, gather, write_config, write_sites
+from sim.sites import check_labelled, write_config, write_sites
 from sscxr import config as configs
 from sscxr.config import ConfigError
 from sscxr.data.cache import CacheError, open_cache

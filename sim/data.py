@@ -1,0 +1,161 @@
+"""The data of a run: gathered when it begins, and the run's own from then on, whatever becomes of its sources.
+
+`OUT/cache` is a cache that was prepared from files or phantoms, several caches as one, or a view of a single cache.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sim import asked
+from sscxr import printable
+from sscxr.config import Config
+from sscxr.data import columns, phantom, view
+from sscxr.data.cache import Cache, CacheError, open_cache, read_index
+from sscxr.data.prepare import count_new, prepare
+from sscxr.data.progress import Display
+from sscxr.data.tables import unusable
+from sscxr.errors import SscxrError
+
+log = logging.getLogger("sscxr.sim")
+
+
+def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cache:
+    """One cache of all data: phantoms where none is given, else the caches as they are and anything else prepared.
+
+    Of a run that has begun, the cache that it began with.
+
+    Raises:
+        PrepareError, ManifestError, SourceError, CacheError, PhantomError: one line that says what is wrong.
+    """
+    own = out / "cache"
+    caches = [path for path in data if (path / "summary.json").is_file()]
+    others = [path for path in data if path not in caches]
+    files = out / ("prepared" if caches else "cache")
+    if asked.is_started(out) and (own.exists() or not caches or others):
+        return _kept(caches, others, own, files, config)
+    if not data:
+        others = _draw(out / "phantoms", config.sim.phantoms, clients, config.run.seed)
+    if others:
+        prepared = prepare(
+            others,
+            files,
+            size=config.data.cache_size,
+            uncertain=config.sim.uncertain,
+            train_on_test=config.sim.train_on_test,
+        )
+        caches.append(prepared.folder)
+    if len(caches) > 1:
+        return _joined(caches, own)
+    cache = open_cache(caches[0])
+    if cache.folder.resolve() == own.resolve() or asked.is_started(out):  # by a version that kept no view
+        return cache
+    shutil.rmtree(own, ignore_errors=True)
+    return view.write(cache, own)
+
+
+def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:
+    """The cache that a run began with; a line on the log where its sources have more by now.
+
+    Raises:
+        CacheError: it is gone, or images of it were removed from its sources on request.
+    """
+    if not own.exists():
+        raise CacheError(
+            f"{own} is gone, the images that the run began with; give another --out to begin anew"
+        )
+    cache = open_cache(own)
+    joined = "joined" in cache.summary
+    try:
+        sources = [open_cache(path) for path in (*caches, *([files] if joined and others else ()))]
+        there = {image for source in sources for image in source.index["image"]}
+        new = len(there - set(cache.index["image"]))
+        if others:
+            asked_for = {"uncertain": config.sim.uncertain, "train_on_test": config.sim.train_on_test}
+            new += count_new(others, files, size=config.data.cache_size, **asked_for)
+    except SscxrError as error:
+        log.warning("%s; the run goes on with its own copy, %s", error, own)
+        return cache
+    gone = len(set(cache.index["image"]) - there) if joined else 0
+    if gone:
+        raise CacheError(
+            f"{gone} of the {len(cache)} images of {own} were removed from their caches since; the run cannot go "
+            "on: give another --out to begin anew"
+        )
+    if new:
+        what = "files of the data are new or changed" if others else "images are new in the data"
+        log.warning("%d %s since the run began, and left out; the next run takes them", new, what)
+    return cache
+
+
+def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:
+    with Display(shown=True).counting(0, images, "drawing phantoms", "images") as counter:
+        return phantom.write(folder, images=images, sites=sites, seed=seed, on_image=counter.step)
+
+
+def _joined(folders: Sequence[Path], out: Path) -> Cache:
+    """Several caches as one.
+
+    Patients cannot be matched across caches, since each has a salt of its own.
+
+    Raises:
+        CacheError: other sizes, or an image that is in two of them: its patient could be trained on and tested on.
+    """
+    caches = [open_cache(folder) for folder in folders]
+    _check_apart(caches)
+    sizes = {cache.size for cache in caches}
+    if len(sizes) > 1:
+        raise CacheError(
+            f"the caches have {sorted(sizes)} px a side; prepare them with one --size to join them"
+        )
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(0o700, parents=True)
+    _write(partial / "images.npy", caches, [cache.images for cache in caches])
+    if any(cache.masks is not None for cache in caches):
+        _write(partial / "masks.npy", caches, [cache.masks for cache in caches])
+    index = pd.concat([cache.index for cache in caches], ignore_index=True)
+    (partial / "index.csv").write_text(printable.frame(index, index=False), encoding="utf-8")
+    columns.write(partial, read_index(partial))
+    sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
+    summary: dict[str, Any] = {"format_version": caches[0].summary["format_version"], "sources": sources}
+    summary["images"] = sum(len(cache) for cache in caches)
+    lost = sum((Counter(unusable(cache)) for cache in caches), Counter())
+    summary |= {"joined": len(caches), "unusable": dict(lost.most_common())}
+    (partial / "summary.json").write_text(json.dumps(summary, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+    return open_cache(out)
+
+
+def _write(file: Path, caches: Sequence[Cache], parts: Sequence[npt.NDArray[np.uint8] | None]) -> None:
+    """Write what the caches have, one after the other; where one has none, zeros."""
+    shape = (sum(len(cache) for cache in caches), caches[0].size, caches[0].size)
+    joined = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    for cache, part in zip(caches, parts, strict=True):
+        if part is not None:
+            joined[start : start + len(cache)] = part
+        start += len(cache)
+    joined.flush()
+
+
+def _check_apart(caches: Sequence[Cache]) -> None:
+    seen: set[bytes] = set()
+    for cache in caches:
+        own = {hashlib.sha256(image.tobytes()).digest() for image in cache.images}
+        if seen & own:
+            raise CacheError(
+                f"{len(seen & own)} images of {cache.folder} are in another of the caches too, and patients cannot "
+                "be matched across caches; prepare their sources into one cache"
+            )
+        seen |= own
