@@ -31,6 +31,7 @@ from sscxr import __version__, files, release, seeds, signing
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.errors import SscxrError
+from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
 from sscxr.models.classifier import Classifier
 
@@ -167,7 +168,7 @@ def load_encoder(encoder: VisionTransformer, folder: str | Path) -> None:
     _released(Path(folder))
     state = release.load_encoder(folder).state_dict()
     state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    encoders.sum_channels(state)
+    checkpoint.sum_channels(state)
     try:
         encoder.load_state_dict(checkpoint_filter_fn(state, encoder), strict=True)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -28,6 +28,7 @@ from sscxr import signing
 from sscxr.card import Card, released, render
 from sscxr.errors import SscxrError
 from sscxr.files import check_readable, replace_folder, save_tensors
+from sscxr.models.encoder import POOLING
 from sscxr.ranges import PLAIN_NAME
 from sscxr.runs import PROBES, SCORES
 
@@ -316,8 +317,7 @@ def _timm_config(
         "num_classes": 0,
         "num_features": int(cast(Any, encoder).num_features),
         "global_pool": "avg",
-        # timm moves the final norm behind average pooling and renames it; ours stays where it was trained.
-        "model_args": {**model_args, "global_pool": "avg", "fc_norm": False},
+        "model_args": {**model_args, **POOLING},
         "pretrained_cfg": {
             "tag": "sscxr",
             "custom_load": False,

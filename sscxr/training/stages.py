@@ -15,6 +15,7 @@ from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.data.cache import Cache
 from sscxr.files import expanded
+from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
 from sscxr.training import pretrain
 from sscxr.training.parts import Parts
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Training: TypeAlias = SiteTraining | SiteFineTuning
 
 PRETRAIN = "pretrain"
-log = logging.getLogger("sscxr.server")
+log = logging.getLogger(__name__)
 
 
 def load_config(
@@ -97,14 +98,13 @@ def start(config: Config) -> dict[str, Tensor]:
     begun = parts(config)
     if config.encoder.start:
         encoder, place = cast("VisionTransformer", begun.encoder), expanded(config.encoder.start)
-        if place.is_dir():
+        if place.is_dir() and not checkpoint.is_from_a_hub(place):
             from sscxr import finetuned
 
             finetuned.load_encoder(encoder, place)
         else:
-            missing = encoders.load_start(encoder, place)
-            if missing:
-                log.warning("the start has no %s; they begin at random", ", ".join(missing))
+            for note in checkpoint.load_start(encoder, place):
+                log.warning("%s: %s", place, note)
     return {name: tensor.clone() for name, tensor in begun.shared().items()}
 
 

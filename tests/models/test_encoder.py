@@ -1,40 +1,24 @@
-"""The encoder: timm's ViTs by name, and public three-channel checkpoints as a start."""
+"""The encoder: timm's ViTs by name, of every family, through training and a release."""
 
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sscxr.models.encoder import EncoderError, build, load_start, patch_tokens, project
+from sscxr import release
+from sscxr.card import Card
+from sscxr.models.encoder import EncoderError, build, model_args, patch_tokens, project
 
 NAME = "vit_tiny_patch16_224"
-State = dict[str, Tensor]
 
 
 def made(**settings: Any) -> Any:
     """A fresh encoder, unlike any checkpoint here."""
     torch.manual_seed(1)
     return build(NAME, **{"img_size": 64, "patch_size": 8, "depth": 2, **settings}).eval()
-
-
-@pytest.fixture(scope="module")
-def public() -> Any:
-    """A three-channel ViT with a classifier as timm makes it, two blocks deep; biases and norms not at zero."""
-    torch.manual_seed(0)
-    model = timm.create_model(NAME, depth=2, num_classes=7).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
-
-
-# ---- build
 
 
 @pytest.mark.parametrize(
@@ -82,173 +66,71 @@ def test_patch_tokens_are_the_mean_of_the_blocks_after_the_norm() -> None:
     torch.testing.assert_close(both, encoder.norm((outputs[0] + outputs[1]) / 2))
 
 
-# ---- checkpoints as a start
+# ---- every family of timm's
 
 
-def deit(state: State, file: Path) -> None:
-    torch.save({"model": state}, file)
-
-
-def bare(state: State, file: Path) -> None:
-    torch.save(state, file)
-
-
-def dino(state: State, file: Path) -> None:
-    teacher = {f"backbone.{name}": tensor for name, tensor in state.items() if not name.startswith("head.")}
-    torch.save(
-        {"teacher": {**teacher, "head.mlp.0.weight": torch.zeros(3)}, "student": {}, "epoch": 99}, file
-    )
-
-
-def parallel(state: State, file: Path) -> None:
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, file)
-
-
-def safe(state: State, file: Path) -> None:
-    safetensors.torch.save_file(state, file)
-
-
-SAVED: dict[str, Callable[[State, Path], None]] = {
-    "deit.pth": deit,
-    "bare.pth": bare,
-    "dino.pth": dino,
-    "parallel.pth": parallel,
-    "plain.safetensors": safe,
+# The narrowest name of each kind: how tokens are normalised, pooled and scaled, and what stands in a block.
+FAMILIES = {
+    "class token": "vit_tiny_patch16_224",
+    "class token, norm after pooling": "vit_base_patch32_clip_224",
+    "layer scale": "deit3_small_patch16_224",
+    "class token, layer scale": "vit_small_patch14_dinov2",
+    "registers, layer scale": "vit_small_patch14_reg4_dinov2",
+    "registers, pooled mean": "vit_wee_patch16_reg1_gap_256",
+    "registers, pooled mean, parallel blocks": "vit_pwee_patch16_reg1_gap_256",
+    "registers, differential attention": "vit_dpwee_patch16_reg1_gap_256",
+    "registers, norms in the attention": "vit_dlittle_patch16_reg1_gap_256",
+    "registers, mean, another shape": "vit_so150m2_patch16_reg1_gap_256",
+    "pooled mean": "vit_base_patch16_gap_224",
+    "pooled mean, no class token": "vit_betwixt_patch16_gap_256",
+    "attention pooling": "vit_base_patch16_siglip_224",
+    "attention pooling, small": "test_vit2",
+    "RMS norms": "test_vit4",
+    "SwiGLU": "vit_giant_patch14_dinov2",
+    "SwiGLU, RMS norms": "aimv2_large_patch14_224",
+    "no final norm": "vit_base_patch16_radio_v3",
+    "norm after the block": "vit_base_patch16_rpn_224",
+    "parallel blocks, RMS norms": "vit_base_patch16_xp_224",
+    "two branches": "vit_small_patch16_18x2_224",
+    "no bias of q, k and v": "vit_base_patch16_224_miil",
+    "sub-norms": "beit3_base_patch16_224",
+    "odd width": "vit_so400m_patch14_siglip_224",
 }
 
 
-@pytest.mark.parametrize("name", SAVED)
-def test_a_public_checkpoint_gives_a_grey_image_the_features_of_its_three_channels(
-    tmp_path: Path, public: Any, name: str
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_a_vit_of_every_family_trains_and_is_released_with_its_own_features(
+    tmp_path: Path, name: str
 ) -> None:
-    SAVED[name](public.state_dict(), tmp_path / name)
-    encoder = made(img_size=224, patch_size=16)
-    assert load_start(encoder, tmp_path / name) == []
-    grey = torch.randn(1, 1, 224, 224, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    sizes = model_args(img_size=32, patch_size=16, in_chans=1, depth=1)
+    encoder, images = build(name, **sizes), torch.randn(2, 1, 32, 32)
+    tokens = patch_tokens(encoder, images, [1])
+    (tokens * torch.randn(tokens.shape)).mean().backward()
+    before = [parameter.detach().clone() for parameter in encoder.parameters()]
+    torch.optim.SGD(encoder.parameters(), lr=1.0).step()
+    assert any(not torch.equal(*pair) for pair in zip(before, encoder.parameters(), strict=True))
+    folder = tmp_path / "encoder"
+    card = Card(name="a", data=[], rounds=1, settings="", code_version="0")
+    release.write_encoder(encoder, folder, architecture=name, model_args=sizes, mean=0.5, std=0.25, card=card)
     with torch.no_grad():
-        expected = public.forward_features(grey.expand(1, 3, 224, 224))
-        torch.testing.assert_close(encoder.forward_features(grey), expected, rtol=1e-4, atol=1e-4)
+        found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+        tokens = patch_tokens(encoder.eval(), images, [1])
+        torch.testing.assert_close(found, tokens.mean(dim=1))
+        torch.testing.assert_close(release.load_encoder(folder)(images), found)
 
 
-@pytest.mark.parametrize("name", SAVED)
-def test_a_public_checkpoint_loads_into_other_sizes(tmp_path: Path, public: Any, name: str) -> None:
-    SAVED[name](public.state_dict(), tmp_path / name)
-    encoder = made()
-    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
-    assert load_start(encoder, tmp_path / name) == []
-    after, given = encoder.state_dict(), public.state_dict()
-    resampled = {"pos_embed", "patch_embed.proj.weight"}
-    assert all(torch.equal(after[key], given[key]) for key in after.keys() - resampled)
-    assert not any(torch.equal(after[key], before[key]) for key in resampled)
-    assert torch.isfinite(encoder.forward_features(torch.zeros(1, 1, 64, 64))).all()
-
-
-def test_a_uniform_patch_meets_the_same_filters_at_another_patch_size(tmp_path: Path, public: Any) -> None:
-    """Resampling a filter keeps what it answers to an image of one grey."""
-    deit(public.state_dict(), tmp_path / "a.pth")
-    encoder = made()
-    load_start(encoder, tmp_path / "a.pth")
-    with torch.no_grad():
-        small = encoder.patch_embed.proj(torch.ones(1, 1, 8, 8)).flatten()
-        large = public.patch_embed.proj(torch.ones(1, 3, 16, 16)).flatten()
-    assert torch.corrcoef(torch.stack([small, large]))[0, 1] > 0.9
-
-
-def test_three_channels_stay_three_where_the_encoder_has_them(tmp_path: Path, public: Any) -> None:
-    deit(public.state_dict(), tmp_path / "a.pth")
-    encoder = made(img_size=224, patch_size=16, in_chans=3)
-    load_start(encoder, tmp_path / "a.pth")
-    kept = encoder.state_dict()["patch_embed.proj.weight"]
-    assert torch.equal(kept, public.state_dict()["patch_embed.proj.weight"])
-
-
-def test_our_own_encoder_loads_as_it_was(tmp_path: Path) -> None:
-    one, other = made(), made()
-    with torch.no_grad():
-        one.norm.bias.add_(1)
-    safe(one.state_dict(), tmp_path / "a.safetensors")
-    assert load_start(other, tmp_path / "a.safetensors") == []
-    assert all(torch.equal(other.state_dict()[key], value) for key, value in one.state_dict().items())
-
-
-def test_a_deeper_checkpoint_gives_its_first_blocks(tmp_path: Path, public: Any) -> None:
-    deit(public.state_dict(), tmp_path / "a.pth")
-    encoder = made(depth=1)
-    assert load_start(encoder, tmp_path / "a.pth") == []
-
-
-def test_what_the_checkpoint_lacks_is_told_and_keeps_its_initialisation(tmp_path: Path, public: Any) -> None:
-    state = {key: tensor for key, tensor in public.state_dict().items() if not key.startswith("norm.")}
-    deit(state, tmp_path / "a.pth")
-    assert load_start(made(), tmp_path / "a.pth") == ["norm.bias", "norm.weight"]
-
-
-# ---- what cannot be a start
-
-
-class Evil:
-    """Unpickled, it would write a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.file,)
-
-
-def refused(encoder: Any, file: Path) -> str:
-    before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
-    with pytest.raises(EncoderError) as error:
-        load_start(encoder, file)
-    assert all(torch.equal(encoder.state_dict()[key], tensor) for key, tensor in before.items())
-    assert "\n" not in str(error.value)
-    assert str(file) in str(error.value)
-    return str(error.value)
-
-
-def test_a_checkpoint_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    assert "no checkpoint" in refused(made(), tmp_path / "none.pth")
-    assert "no checkpoint" in refused(made(), tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\x80\x02garbage"])
-def test_garbage_is_one_line(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert "not readable as plain weights" in refused(made(), tmp_path / name)
-
-
-def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "ran"
-    (tmp_path / "a.pth").write_bytes(pickle.dumps(Evil(target), protocol=2))
-    torch.save({"model": Evil(target)}, tmp_path / "b.pth")
-    for name in ("a.pth", "b.pth"):
-        assert "not readable as plain weights" in refused(made(), tmp_path / name)
-    assert not target.exists()
-
-
-def test_a_checkpoint_of_another_width_names_the_tensor(tmp_path: Path) -> None:
-    deit(build("vit_small_patch16_224", img_size=64, patch_size=8, depth=2).state_dict(), tmp_path / "a.pth")
-    assert "choose encoder.name to match" in refused(made(), tmp_path / "a.pth")
-
-
-def test_a_checkpoint_of_fewer_blocks_is_refused(tmp_path: Path, public: Any) -> None:
-    deit(public.state_dict(), tmp_path / "a.pth")
-    assert "has no blocks.2." in refused(made(depth=3), tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        {"fc.weight": torch.zeros(2)},
-        {},
-        {"model": {}},
-        [torch.zeros(2)],
-        torch.zeros(2),
-    ],
-    ids=["other model", "empty", "empty model", "list", "tensor"],
-)
-def test_what_is_no_vit_is_one_line(tmp_path: Path, saved: Any) -> None:
-    torch.save(saved, tmp_path / "a.pth")
-    line = refused(made(), tmp_path / "a.pth")
-    assert "no ViT of timm's names" in line or "not tensors by name" in line
+def test_every_vit_that_timm_names_is_built_as_a_release_describes_it_or_refused_at_once() -> None:
+    refused = {}
+    for name in timm.list_models(["vit_*", "deit*", "beit3*", "aimv2*", "test_vit*", "eva*", "samvit*"]):
+        with torch.device("meta"):
+            try:
+                encoder = build(name, img_size=32, patch_size=16, depth=1)
+            except EncoderError as error:
+                refused[name] = str(error)
+                continue
+            assert encoder.global_pool == "avg"
+            assert isinstance(encoder.fc_norm, nn.Identity), name
+    assert all(name in text and "\n" not in text for name, text in refused.items())
+    assert {"deit_tiny_distilled_patch16_224", "vit_relpos_small_patch16_224"} <= refused.keys()
+    assert not refused.keys() & set(FAMILIES.values())
