@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("?", text)
 
 
+def line(text: str) -> str:
+    """Return the printable text on one line."""
+    return printable(text.replace("\r", " ").replace("\n", " "))
+
+
 class Stream:
     """A text stream that shows no control characters; rich, which filters for itself, goes to the one behind it."""
 
@@ -58,7 +63,7 @@ def cell(value: object) -> str:
         return ""
     if isinstance(value, str) and _EASY.fullmatch(value):
         return value
-    text = printable(str(value).replace("\r", " ").replace("\n", " "))
+    text = line(str(value))
     return f"'{text}" if _is_formula(text.lstrip("'")) and isinstance(value, str) else text
 
 

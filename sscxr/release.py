@@ -211,6 +211,7 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
         ReleaseError: weights in another form than safetensors: a pickle, which could run code, is never loaded.
     """
     folder = Path(folder)
+    check_readable(folder, (*FILES, signing.SUMS, signing.SIGNATURE))
     if not (folder / signing.SUMS).is_file():
         raise ReleaseError(f"{folder} is no release: it has no {signing.SUMS}")
     sums = (folder / signing.SUMS).read_bytes()
@@ -264,6 +265,7 @@ def one_line(text: object) -> str:
 
 def _check_run(run: Path) -> int:
     """The rounds of a finished run, whose encoder is that of its ledger."""
+    check_readable(run, ("checkpoints", "encoder"))
     checkpoints = [path for path in run.glob("checkpoints/round-*") if path.name[6:].isdigit()]
     if not checkpoints:
         raise ReleaseError(f"{run} is no run's folder: it has no checkpoints")

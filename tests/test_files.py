@@ -21,7 +21,7 @@ from sscxr import fetch, files, finetuned, release, runs
 from sscxr.data import tables
 from sscxr.data.cache import open_cache
 from sscxr.files import ExistsError
-from sscxr.models import encoder as encoders
+from sscxr.models import checkpoint
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "sim.plan": lambda out: plan.main(data=[], out=out),
@@ -111,7 +111,7 @@ def test_what_may_not_be_read_is_said_to_be_so_and_not_damaged(place: Path) -> N
         release.CONFIG: lambda: finetuned.load(place),
         "summary.json": lambda: open_cache(place),
         "ledger.jsonl": lambda: tables.load(place),
-        "start.pth": lambda: encoders.load_start(torch.nn.Module(), place / "start.pth"),
+        "start.pth": lambda: checkpoint._weights_of(place / "start.pth"),
         "": lambda: open_cache(place),
     }
     for name, read in readers.items():

@@ -30,6 +30,7 @@ import pandas as pd
 from sscxr.data.cache import LABEL_PREFIX
 from sscxr.data.facts import NO_VALUE, age_band, dicom_age, normal_sex, normal_view
 from sscxr.errors import SscxrError
+from sscxr.printable import line
 
 FILE_COLUMNS = ("file", "image", "path")
 KNOWN_COLUMNS = (
@@ -93,6 +94,14 @@ class Record:
     held_out: bool = field(default=False, repr=False)
     public_id: str = field(default="", repr=False)
     place: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        """Make names fit to be shown and read back: on one line, without control characters."""
+        for name in ("source", "licence", "hospital", "public_id"):
+            if not getattr(self, name).isprintable():
+                object.__setattr__(self, name, line(getattr(self, name)))
+        if not all(name.isprintable() for name in self.labels):
+            object.__setattr__(self, "labels", {line(name): value for name, value in self.labels.items()})
 
     @property
     def added(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from sscxr.data import columns
 from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, LABEL_PREFIX, Cache, CacheError, read_index
 from sscxr.files import NotReadableError, check_readable
-from sscxr.printable import plain, table
+from sscxr.printable import line, plain, table
 
 Entry = dict[str, Any]
 Row = dict[str, str]
@@ -147,8 +147,8 @@ def with_kind(entry: Entry) -> Entry:
 
 
 def shown_path(path: Path) -> str:
-    """A path as text that any file can hold, whatever bytes its name has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that any file can hold and any terminal show, whatever bytes its name has."""
+    return line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _read_csv(path: Path) -> list[Row]:

@@ -32,6 +32,26 @@ def test_a_mixed_folder(export: Path, tmp_path: Path) -> None:
     assert Image.open(cache.folder / "sheet.png").size[0] > 100
 
 
+def test_a_file_with_a_name_that_no_terminal_may_see_is_in_the_list_once(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "good.png", picture(0, 60, 120))
+    (tmp_path / "in" / "=b\x1b[2J\nd.dcm").write_bytes(b"no")
+    for _ in range(2):  # prepared again, it is found in what was written before
+        cache = run(tmp_path / "in", tmp_path / "cache")
+        (name,) = quarantine(cache.folder)
+        assert name.endswith("=b?[2J d.dcm")
+        assert len((cache.folder / "quarantine.csv").read_text().splitlines()) == 2
+
+
+def test_names_of_a_manifest_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", picture(0, 60, 120))
+    (tmp_path / "m.csv").write_text("file,source,licence,label:x\x1b[2J\na.png,=1+2\x1b[31m,@SUM(1),1\n")
+    for _ in range(2):
+        cache = run(tmp_path / "m.csv", tmp_path / "cache")
+        assert cache.summary["sources"] == list(cache.index["source"]) == ["=1+2?[31m"]
+        assert cache.index["label:x?[2J"].tolist() == [1]
+        assert "@SUM(1)" in cache.summary["licences"]
+
+
 def test_what_names_files_is_its_owner_s_before_anything_is_in_it(
     export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
