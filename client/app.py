@@ -70,8 +70,8 @@ Reply = tuple[wire.Message, bytes | None]
 
 
 def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
-    site.training_rows(config)  # with too few, this site does not join
-    return wire.Hello(site.name, wire.fingerprint(configs.recipe_hash(config))), None
+    images = len(site.training_rows(config))  # with too few, this site does not join
+    return wire.Hello(site.name, wire.fingerprint(configs.recipe_hash(config)), images), None
 
 
 def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
@@ -168,7 +168,7 @@ def _answer(
         except (wire.WireError, ConfigError, KeyError) as error:
             log.error("request refused: %s", error)
             if do is _hello:  # asked by other code, perhaps: its server can tell from the fingerprint
-                return _message(wire.Hello(name, wire.fingerprint("")), None, message)
+                return _message(wire.Hello(name, wire.fingerprint(""), 0), None, message)
             return _message(wire.Failure(name, "request"), None, message)
         own = wire.fingerprint(configs.recipe_hash(config))
         if do is not _hello and task.fingerprint != own:

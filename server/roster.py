@@ -129,6 +129,9 @@ class Roster:
         if problem:
             self._failed[site] = ("refused", problem)
             return ""
+        if not 1 <= hello.images <= wire.MAX_COUNT:
+            self._failed[site] = ("failed", f"it reports {hello.images} images to train on")
+            return ""
         if registered:
             self._state.keys[site] = hashlib.sha256(nodes[node].public_key).hexdigest()
         self._nodes[site] = node

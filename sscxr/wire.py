@@ -21,7 +21,7 @@ from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 RECORD = "sscxr"  # the name of the record that holds a message's fields
 ARRAYS = "encoder"  # the name of the record that holds an encoder or an update, and of the one array in it
 
@@ -136,10 +136,13 @@ class Hello:
         site: its name.
         fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty where it
             could not read what came.
+        images: how many it will train on in one epoch, as its `TrainReply` repeats it; 0 where it could not read
+            what came.
     """
 
     site: str
     fingerprint: str
+    images: int
 
 
 @dataclass(frozen=True)

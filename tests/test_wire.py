@@ -13,7 +13,7 @@ from sscxr import wire
 from sscxr.wire import WireError
 
 TASK = wire.Task("run", 3, 1, "r00002-a00", "run: {}", "{}", 60.0)
-HELLO = wire.Hello("site-1", "{}")
+HELLO = wire.Hello("site-1", "{}", 40)
 TRAIN = wire.TrainReply("site-1", 3, 1, "{}", 40, 3, 0.5, 1.5, "kept")
 EVALUATE = wire.EvaluateReply("site-1", 3, 12, 0.25, 0.75, "{}")
 FAILURE = wire.Failure("site-1", "memory")
@@ -31,7 +31,7 @@ def test_what_leaves_a_site_is_this_list() -> None:
     """A field added to a reply is a decision on privacy: change docs/privacy.md with this list."""
     replies = (wire.Hello, wire.TrainReply, wire.EvaluateReply, wire.Failure)
     assert {kind.__name__: [item.name for item in fields(kind)] for kind in replies} == {
-        "Hello": ["site", "fingerprint"],
+        "Hello": ["site", "fingerprint", "images"],
         "TrainReply": [
             *("site", "round", "attempt", "fingerprint", "images", "steps", "loss", "seconds", "state"),
         ],

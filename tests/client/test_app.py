@@ -15,7 +15,7 @@ from sscxr import config as configs
 def test_hello_says_who_it_is_and_no_more(site: Path) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False)
     hello = wire.from_record(wire.Hello, said(reply))
-    assert hello == wire.Hello("anna", wire.fingerprint(configs.recipe_hash(fed.settings())))
+    assert hello == wire.Hello("anna", wire.fingerprint(configs.recipe_hash(fed.settings())), 8)
     assert set(reply.content) == {RECORD}
     assert not states(site)
 

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message
 from client import app as client
 from server.mail import RunStopped
 from sim.engine import InlineGrid
+from sscxr import wire
 from sscxr.wire import RECORD
 
 
@@ -95,8 +96,8 @@ def test_a_name_once_registered_is_not_given_to_a_node_without_one(tmp_path: Pat
     assert "register it with --name" in second[2][2]
 
 
-def other_code(told: str) -> Any:
-    """A client of other code: its hello tells `told`, and it trains like any other."""
+def other_code(told: str, **more: object) -> Any:
+    """A client of other code: its hello tells `told` and `more`, and it trains like any other."""
     app = fed.ClientApp()
 
     @app.query()
@@ -104,7 +105,9 @@ def other_code(told: str) -> Any:
         reply = client.hello(message, context)
         fields = dict(reply.content.config_records[RECORD])
         if fields["site"] == "bona":
-            reply.content[RECORD] = ConfigRecord({**fields, "fingerprint": told})
+            reply.content[RECORD] = ConfigRecord(
+                {**fields, "fingerprint": told or fields["fingerprint"], **more}
+            )
         return reply
 
     app.train()(client.train)
@@ -137,6 +140,15 @@ def test_a_site_of_other_code_is_refused_with_both_fingerprints(
     assert "DOE" not in found["bona"][1]
     if shown.startswith("{"):
         assert running.fingerprint in found["bona"][1]
+
+
+@pytest.mark.parametrize("images", [0, -1, wire.MAX_COUNT + 1])
+def test_a_site_of_an_impossible_number_of_images_does_not_join(tmp_path: Path, images: int) -> None:
+    config = fed.settings("federation.sites=[anna,bona]", "federation.rounds=1", "federation.quorum=0.5")
+    nodes = grid(tmp_path, {1: "anna", 2: "bona"}, ["anna", "bona"], app=other_code("", images=images))
+    fed.federation(nodes, config, tmp_path / "out").run()
+    found = {site: (outcome, why) for _, site, outcome, why in rows(tmp_path / "out")}
+    assert found == {"anna": ("folded", ""), "bona": ("failed", f"it reports {images} images to train on")}
 
 
 def test_why_no_site_could_join_is_said(tmp_path: Path) -> None:
