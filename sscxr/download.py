@@ -3,7 +3,9 @@
 Proxies and CAs are those of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE), as `requests` reads them.
 """
 
+import ipaddress
 import re
+import socket
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -166,8 +168,20 @@ class Server:
                 raise FetchError(
                     f"{_without_password(url)}: redirected from {before} to {after or 'nowhere'}, which is refused"
                 )
+            if _is_internal(target) and not self._is_named(target):
+                raise FetchError(
+                    f"{_without_password(url)}: redirected to {_without_password(target)}, an address inside this "
+                    "network, which is refused; give that address yourself if it is meant"
+                )
             url = target
         raise FetchError(f"{self}/{name}: redirected more than {_REDIRECTS} times")
+
+    def _is_named(self, url: str) -> bool:
+        """Whether an address is at the server that the user named, or at its usual port for https."""
+        named, other = _split(self._url), _split(url)
+        usual = named.scheme == "http" and other.scheme == "https" and not (named.port or other.port)
+        same = (named.scheme, named.port) == (other.scheme, other.port)
+        return named.hostname == other.hostname and (same or usual)
 
     def _check_status(self, response: requests.Response, name: str) -> None:
         status = f"status {response.status_code}"
@@ -175,6 +189,21 @@ class Server:
             raise _BrokenError(status)
         if response.status_code not in (200, 206):
             raise FetchError(f"{self}/{name}: {status}, where a file was expected")
+
+
+def _is_internal(url: str) -> bool:
+    """Whether a host is, or resolves to, an address that is not on the public internet (RFC 6890).
+
+    A name that does not resolve here is left to the request, or to the proxy, which resolves it elsewhere.
+    """
+    host = _split(url).hostname or ""
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError):
+        return False
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    mapped = [getattr(address, "ipv4_mapped", None) or address for address in addresses]
+    return any(not address.is_global or address.is_multicast for address in mapped)
 
 
 def is_url(source: str | Path) -> bool:

@@ -22,6 +22,7 @@ import safetensors.torch
 import timm
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sscxr import signing
@@ -34,6 +35,8 @@ from sscxr.runs import PROBES, SCORES
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
+# Whole numbers in a release's model_args, lowest and highest; beside them it has encoder.POOLING and nothing else.
+ARGS = {"img_size": (8, 4096), "patch_size": (1, 512), "in_chans": (1, 3), "depth": (1, 256)}
 
 
 class ReleaseError(SscxrError):
@@ -79,10 +82,8 @@ def write_encoder(
     (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (fresh / CARD).write_text(render(card, config), encoding="utf-8")
     try:
-        loaded = load_encoder(fresh)
-        same = all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-        if not same:
-            raise ReleaseError(f"timm loads other weights into {architecture!r} than the encoder has")
+        load_encoder(fresh)
+        _check_timm(fresh, state)
     except ReleaseError:
         shutil.rmtree(fresh)
         raise
@@ -106,17 +107,74 @@ def load_encoder(folder: str | Path) -> nn.Module:
         raise ReleaseError(
             f"{folder} is no released encoder: it has no {' and no '.join(absent)}{below(folder)}"
         )
-    read_config(folder)
+    config = read_config(folder)
+    architecture, args = config["architecture"], _model_args(folder, config)
     try:
         with torch.random.fork_rng(devices=[]):
-            encoder = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
+            # Without memory first: a config of a few bytes cannot ask for more than the weights beside it fill.
+            with torch.device("meta"):
+                _refuse_others(
+                    timm.create_model(architecture, num_classes=0, weight_init="skip", **args), folder
+                )
+            encoder = timm.create_model(architecture, num_classes=0, **args)
+        encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS), strict=True)
+    except ReleaseError:
+        raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ReleaseError(f"timm cannot load the encoder in {folder}: {reason}") from None
+        reason = one_line(error) or type(error).__name__
+        raise ReleaseError(f"timm cannot load the encoder in {folder}: {reason[:300]}") from None
+    about = config["pretrained_cfg"]
+    cast(Any, encoder).pretrained_cfg = {name: about[name] for name in ("input_size", "mean", "std")}
     bad = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ReleaseError(f"the encoder in {folder} is of no use: {bad[0]} holds NaN or Inf")
     return encoder.eval()
+
+
+def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds the encoder: the arguments that a release may have, each in its range, and no others."""
+    args = config.get("model_args")
+    if not isinstance(args, dict):
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
+    if not timm.is_model(config["architecture"]):
+        raise ReleaseError(f"{folder / CONFIG}: timm has no model {one_line(config['architecture'])[:80]!r}")
+    for name, value in args.items():
+        low, high = ARGS.get(name, (1, 0))
+        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        if not (whole or (name in POOLING and value == POOLING[name]) or (name, value) == ("depth", None)):
+            raise ReleaseError(
+                f"{folder / CONFIG}: model_args has {one_line(name)[:40]}={one_line(repr(value))[:40]}, "
+                "which no release has; it is refused"
+            )
+    return args
+
+
+def _refuse_others(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that are not the model's, by the names and shapes in the file's head."""
+    if not isinstance(model, VisionTransformer):
+        raise ReleaseError(
+            f"{folder / CONFIG} names a {type(model).__name__}, not a plain vision transformer"
+        )
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a dict
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ReleaseError(
+                f"timm cannot load the encoder in {folder}: {one_line(name)[:80]} is "
+                f"{found.get(name, 'absent')} in {WEIGHTS} and {wanted.get(name, 'absent')} by {CONFIG}"
+            )
+
+
+def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Check that timm by itself loads these weights."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).state_dict()
+    except Exception as error:
+        raise ReleaseError(f"timm cannot load the encoder in {folder}: {one_line(error)[:300]}") from None
+    if loaded.keys() != state.keys() or not all(torch.equal(loaded[name], state[name]) for name in state):
+        raise ReleaseError(f"timm loads other weights from {folder} than the encoder has")
 
 
 def below(folder: Path) -> str:

@@ -90,6 +90,11 @@ def test_more_bytes_than_allowed_are_refused(site: Site, cache: Path) -> None:
         ("file:///etc/", "from http to file, which is refused"),
         ("ftp://127.0.0.1/", "from http to ftp, which is refused"),
         ("{url}/", "redirected more than 5 times"),
+        ("http://127.0.0.1:9/", "an address inside this network, which is refused"),
+        ("http://localhost:9/", "an address inside this network, which is refused"),
+        ("http://169.254.169.254/latest/", "an address inside this network, which is refused"),
+        ("http://[::ffff:10.0.0.1]/", "an address inside this network, which is refused"),
+        ("http://[fd00::1]/", "an address inside this network, which is refused"),
         ("http://[", "redirected to an address that cannot be"),
     ],
 )
