@@ -14,7 +14,7 @@ def decode(runs: str, side: int = SIDE) -> npt.NDArray[np.bool_]:
     """bool [side, side]: the union of an image's masks.
 
     Raises:
-        ValueError: an odd number of numbers, or runs that lead out of the image.
+        ValueError: no whole numbers, an odd number of them, or runs that lead out of the image.
     """
     mask = np.zeros(side * side, dtype=bool)
     for start, end in _runs(runs, side):
@@ -25,11 +25,14 @@ def decode(runs: str, side: int = SIDE) -> npt.NDArray[np.bool_]:
 def _runs(runs: str, side: int) -> npt.NDArray[np.int64]:
     found = []
     for one in runs.split("|"):
-        numbers = np.array(one.split(), dtype=np.int64)
+        try:
+            numbers = np.array(one.split(), dtype=np.int64)
+        except (ValueError, OverflowError):
+            raise ValueError("a run-length code with what is no whole number") from None
         if len(numbers) % 2 or (numbers < 0).any():
             raise ValueError(f"a run-length code of {len(numbers)} numbers; it has pairs of skip and length")
         ends = np.cumsum(numbers)[1::2]
-        if len(ends) and ends[-1] > side * side:
+        if len(ends) and (numbers.max() > side * side or ends[-1] > side * side):  # the sum may overflow
             raise ValueError(f"a run-length code that leads out of an image of {side} x {side} px")
         found.append(np.stack([ends - numbers[1::2], ends], axis=1))
     return np.concatenate(found)

@@ -235,33 +235,44 @@ OPENI_WORDS: Words = {
     "tuberculosis": ("tuberculosis",),
 }
 OPENI_SILENT = frozenset({"", "no indexing", "technical quality of image unsatisfactory"})
-# The parts of the COVID-19 collection's `finding`, such as "Pneumonia/Viral/COVID-19".
-COVID_WORDS: Words = {
-    "no finding": (HEALTHY,),
-    "pneumonia": ("pneumonia",),
-    "bacterial": ("bacterial_pneumonia",),
-    "viral": ("viral_pneumonia",),
-    "fungal": ("fungal_pneumonia",),
-    "covid-19": ("covid19",),
-    "tuberculosis": ("tuberculosis",),
-    "todo": UNMAPPED,
-    "unknown": UNMAPPED,
-} | dict.fromkeys(
-    (
-        *(
-            "aspergillosis",
-            "aspiration",
-            "chlamydophila",
-            "e.coli",
-            "h1n1",
-            "herpes",
-            "influenza",
-            "klebsiella",
-        ),
-        *("legionella", "lipoid", "mers-cov", "mrsa", "mycoplasma", "nocardia", "pneumocystis", "sars"),
-        *("staphylococcus", "streptococcus", "varicella"),
-    ),
-    UNMAPPED,
+# What a kind of a finding is a kind of: who has it has these too.
+PARENTS: Words = {
+    "bacterial_pneumonia": ("pneumonia",),
+    "viral_pneumonia": ("pneumonia",),
+    "fungal_pneumonia": ("pneumonia",),
+    "covid19": ("viral_pneumonia", "pneumonia"),
+    "active_tuberculosis": ("tuberculosis",),
+    "latent_tuberculosis": ("tuberculosis",),
+}
+
+
+def _kind(name: str) -> tuple[str, ...]:
+    return (name, *PARENTS[name])
+
+
+_BACTERIA = (
+    *("bacterial", "bacterial pneumonia", "chlamydophila", "e.coli", "klebsiella", "legionella", "mrsa"),
+    *("mycoplasma", "mycoplasma bacterial pneumonia", "nocardia", "staphylococcus", "streptococcus"),
+)
+_VIRUSES = (
+    *("viral", "viral pneumonia", "h1n1", "herpes", "influenza", "mers", "mers-cov", "sars", "varicella"),
+)
+_FUNGI = ("fungal", "fungal pneumonia", "aspergillosis", "pneumocystis")
+# The parts of the COVID-19 collection's `finding`: "Pneumonia/Viral/COVID-19", before August 2020 "COVID-19, ARDS".
+# Any part alone says all that is above it.
+COVID_WORDS: Words = (
+    {
+        "no finding": (HEALTHY,),
+        "pneumonia": ("pneumonia",),
+        "aspiration": ("pneumonia",),
+        "lipoid": ("pneumonia",),
+        "covid-19": _kind("covid19"),
+        "tuberculosis": ("tuberculosis",),
+    }
+    | dict.fromkeys(_BACTERIA, _kind("bacterial_pneumonia"))
+    | dict.fromkeys(_VIRUSES, _kind("viral_pneumonia"))
+    | dict.fromkeys(_FUNGI, _kind("fungal_pneumonia"))
+    | dict.fromkeys(("ards", "todo", "unknown"), UNMAPPED)
 )
 # COVIDx: three classes (the A lists), or two (the B lists), which say no more than COVID-19 or not.
 COVIDX_CLASSES: Mapping[str, Mapping[str, float]] = {
@@ -279,14 +290,18 @@ def spelled(
     split: Callable[[str], Sequence[str]],
     *,
     silent: frozenset[str] = frozenset({""}),
+    others: bool = False,
 ) -> tuple[dict[str, Matrix], set[str]]:
     """Labels of rows whose findings are listed by name: 1 where named, 0 where others are, NaN where none is said.
+
+    A word that nobody has looked at leaves unknown what is not named beside it: it may be another spelling of that.
 
     Args:
         cells: the lists as text.
         words: lower-case word -> labels.
         split: a cell into its words.
         silent: words that say nothing; a cell of these alone leaves every label unknown.
+        others: the words that are not in `words` are known to name other findings.
 
     Returns:
         label -> float32 [N], and the words that are not in `words`.
@@ -298,8 +313,9 @@ def spelled(
     unknown: set[str] = set()
     for row, text in enumerate(texts):
         found = {" ".join(word.lower().split()) for word in split(str(text))}
-        unknown |= {word for word in found if word not in words}
-        if found <= silent:
+        strange = {word for word in found if word not in words} - silent
+        unknown |= strange
+        if (strange and not others) or found <= silent:
             table[row] = np.nan
         for word in found:
             for label in words.get(word, ()):

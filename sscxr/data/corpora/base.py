@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from sscxr.data import csv_text
 from sscxr.data.cache import LABEL_PREFIX
+from sscxr.data.parts import TEST
 from sscxr.errors import SscxrError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
-TEST, VALID, TRAIN = "test", "valid", "train"
 # What an entry's table may have besides `label:NAME`; the first is needed.
 COLUMNS = (
     "image", "file", "patient_id", "study_id", "view", "age", "age_group", "sex", "hospital", "split", "mask",
@@ -177,6 +178,8 @@ def reading_table(path: Path) -> Iterator[None]:
         yield
     except CorpusError:
         raise
+    except UnicodeDecodeError:
+        raise CorpusError(f"{path}: {csv_text.NOT_UNICODE}") from None
     except (OSError, ValueError, EOFError, zlib.error, BadZipFile) as error:
         raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
 
@@ -188,14 +191,13 @@ def column_names(path: Path, *, header: int = 0) -> list[str]:
         CorpusError: no readable table.
     """
     with reading_table(path):
-        table = pd.read_csv(path, nrows=0, encoding="utf-8-sig", header=header)
-    return [str(name).strip() for name in table.columns]
+        return csv_text.names(path, header=header)
 
 
 def read_csv(
     path: Path, columns: Iterable[str], *, optional: Iterable[str] = (), header: int = 0
 ) -> pd.DataFrame:
-    """Some columns of a table as text, blanks before a cell left out.
+    """Some columns of a table as text, blanks before a cell left out; and `line`, the number of each row's line.
 
     Raises:
         CorpusError: no readable table, or a column that is not there.
@@ -203,23 +205,14 @@ def read_csv(
     needed = list(columns)
     wanted = {*needed, *optional}
     with reading_table(path):
-        table = pd.read_csv(
-            path,
-            usecols=lambda name: str(name).strip() in wanted,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            header=header,
-            skipinitialspace=True,
-        )
-    table.columns = table.columns.str.strip()
+        table = csv_text.frame(path, header=header, wanted=wanted.__contains__, blanks=True)
     missing = [name for name in needed if name not in table.columns]
     if missing:
         found = ", ".join(map(repr, column_names(path, header=header)[:12]))
         raise CorpusError(f"{path}: no column {missing[0]!r}; the columns found are {found}")
     if table.empty:
         raise CorpusError(f"{path}: no rows below the header")
-    return table.fillna("")  # of rows that are too short
+    return table.rename_axis("line").reset_index()
 
 
 def lines(path: Path) -> list[str]:

@@ -8,9 +8,6 @@ import numpy as np
 import pandas as pd
 
 from sscxr.data.corpora.base import (
-    TEST,
-    TRAIN,
-    VALID,
     Corpus,
     CorpusError,
     Folder,
@@ -21,11 +18,12 @@ from sscxr.data.corpora.base import (
     read_csv,
     unknown_words,
 )
+from sscxr.data.parts import TEST, TRAIN, VALID
 from sscxr.data.vocabulary import COVID_WORDS, COVIDX_CLASSES, PNEUMONIA_KINDS, spelled
 
 
 def _parts(text: str) -> Sequence[str]:
-    return text.split("/")
+    return re.split(r"[/,;]", text)
 
 
 def covid19(folder: Folder, uncertain: str) -> pd.DataFrame:
@@ -48,15 +46,17 @@ def covid19(folder: Folder, uncertain: str) -> pd.DataFrame:
         table[column] = found[name] if name in found.columns else ""
     table["age"] = number(found["age"]) if "age" in found.columns else np.nan
     labels, unknown = spelled(
-        found["finding"], COVID_WORDS, _parts, silent=frozenset({"", "todo", "unknown"})
+        found["finding"], COVID_WORDS, _parts, silent=frozenset({"", "ards", "todo", "unknown"})
     )
     unknown_words(folder, unknown)
     # A pneumonia whose cause is not told may be of any kind; a viral one may be COVID-19.
-    depth = found["finding"].str.count("/").to_numpy()
-    pneumonia = found["finding"].str.startswith("Pneumonia").to_numpy()
+    said = found["finding"].map(
+        lambda text: {" ".join(part.lower().split()) for part in _parts(text)} - {"ards"}
+    )
     for kind in PNEUMONIA_KINDS:
-        labels[kind][pneumonia & (depth == 0)] = np.nan
-    labels["covid19"][(found["finding"] == "Pneumonia/Viral").to_numpy()] = np.nan
+        labels[kind][(said == {"pneumonia"}).to_numpy()] = np.nan
+    viral = {"pneumonia", "viral", "viral pneumonia"}
+    labels["covid19"][said.map(lambda parts: bool(parts) and parts <= viral).to_numpy()] = np.nan
     return add_labels(table, labels)
 
 
@@ -83,7 +83,9 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
         if path is not None:
             parts.append(_covidx_rows(path).assign(split=split))
     if not any((part["split"] == TRAIN).any() for part in parts):
-        raise CorpusError(f"{folder.path}: train.txt or train_COVIDx9A.txt was looked for and not found")
+        raise CorpusError(
+            f"{folder.path}: train.txt, train_COVIDx.txt or train_COVIDx9A.txt was looked for and not found"
+        )
     table = pd.concat(parts, ignore_index=True)
     table = first_rows(table.assign(image=table["split"] + "/" + table["name"]), folder)
     table["file"] = _covidx_files(folder, table)
@@ -101,11 +103,11 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _covidx_list(folder: Folder, kind: str) -> Path | None:
-    """A part's list: `train.txt`, or `train_COVIDx9A.txt` by version, of which the last one counts."""
+    """A part's list: `train.txt`, or by version `train_COVIDx.txt`, `train_COVIDx9A.txt`; the last one counts."""
     found = folder.has(f"{kind}.txt")
     if found is not None:
         return found
-    versions = [name for name in folder.names if re.fullmatch(rf"{kind}_COVIDx\w+\.txt", name)]
+    versions = [name for name in folder.names if re.fullmatch(rf"{kind}_COVIDx\w*\.txt", name)]
     latest = max(
         versions, key=lambda name: [int(part) for part in re.findall(r"\d+", name)] or [0], default=""
     )

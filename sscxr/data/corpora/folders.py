@@ -5,11 +5,21 @@ import re
 import numpy as np
 import pandas as pd
 
-from sscxr.data.corpora.base import TEST, TRAIN, VALID, Corpus, CorpusError, Folder, add_labels
-from sscxr.data.vocabulary import LABELS
+from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels
+from sscxr.data.parts import part_of
+from sscxr.data.vocabulary import LABELS, PARENTS
 
 MAX_CLASSES = 50  # folders; more are patients or studies, not classes (ours)
-_PARTS = {"train": TRAIN, "training": TRAIN, "val": VALID, "valid": VALID, "validation": VALID, "test": TEST}
+# Folders that say what lies in them and not what it shows; `256x256` and `1024` as well.
+_PICTURES = {
+    "image", "images", "img", "imgs", "picture", "pictures", "png", "pngs", "jpg", "jpgs", "jpeg", "jpegs", "dcm",
+    "dicom", "dicoms", "data", "xray", "xrays", "x-ray", "x-rays", "cxr", "cxrs", "original", "originals",
+}  # fmt: skip
+_MASKS = {
+    "mask", "masks", "ground_truth", "ground_truths", "ground-truth", "groundtruth", "gt", "label", "labels",
+    "segmentation", "segmentations", "lung_mask", "lung_masks", "annotation", "annotations",
+}  # fmt: skip
+_RESOLUTION = re.compile(r"\d{2,4}(?:\s*[x_-]\s*\d{2,4})?(?:\s*px)?")
 # Words that class folders are commonly called by, and the label each is.
 _CLASSES = {
     "bacteria": "bacterial_pneumonia",
@@ -33,7 +43,7 @@ def kermany(folder: Folder, uncertain: str) -> pd.DataFrame:
     table = pd.DataFrame({"file": sorted(found)})
     parts = table["file"].str.split("/")
     kind, part, name = parts.str[-2].str.upper(), parts.str[-3].fillna("").str.lower(), parts.str[-1]
-    table["split"] = part.map(_PARTS).fillna("")
+    table["split"] = part.map(lambda word: part_of(word) or "")
     table["image"] = part + "/" + kind + "/" + name
     # person23_bacteria_78.jpeg, BACTERIA-1008087-0001.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-0518-0001.jpeg. Numbers
     # begin anew with the test part, and whether person23 with a virus is person23 with bacteria is not said.
@@ -71,16 +81,18 @@ KERMANY = Corpus(
 
 
 def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
-    """A folder a class: `CLASS/image`, or `train/CLASS/image`."""
-    found = [file for file in folder.below() if "/" in file]
-    if not found:
+    """A folder a class: `CLASS/image`, `train/CLASS/image`, or `CLASS/images/image` beside `CLASS/masks/image`."""
+    within = [file for file in folder.below() if "/" in file]
+    if not within:
         raise CorpusError(f"{folder.path}: folders of images, one a class, were looked for and not found")
-    table = pd.DataFrame({"file": sorted(found), "image": sorted(found)})
+    masks = {file for file in within if any(name.lower() in _MASKS for name in file.split("/")[:-1])}
+    found = sorted(set(within) - masks)
+    if not found:
+        raise CorpusError(f"{folder.path}: all of its folders are of masks, by their names")
+    table = pd.DataFrame({"file": found, "image": found})
     above = table["file"].str.split("/").str[:-1]
-    table["split"] = above.map(
-        lambda names: next((_PARTS[n.lower()] for n in names if n.lower() in _PARTS), "")
-    )
-    classes = above.map(lambda names: next((n for n in reversed(names) if n.lower() not in _PARTS), ""))
+    table["split"] = above.map(lambda names: next((part for n in names if (part := part_of(n))), ""))
+    classes = above.map(lambda names: next((n for n in reversed(names) if _is_class(n)), ""))
     if (classes == "").any():
         raise CorpusError(f"{folder.path}: images lie outside of any class's folder")
     names = sorted(set(classes))
@@ -89,10 +101,41 @@ def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
             f"{folder.path}: {len(names)} folders hold images, more than {MAX_CLASSES}; they are no classes. "
             "Without `folders:` before it, the folder is read without labels"
         )
+    if masks:
+        table["mask"] = _masks(folder, table["file"], masks)
     label = classes.map({name: _label(name) for name in names})
-    return add_labels(
-        table, {name: (label == name).to_numpy(dtype=np.float32) for name in sorted(set(label))}
-    )
+    labels = {name: (label == name).to_numpy(dtype=np.float32) for name in sorted(set(label))}
+    for kind in set(label):  # a COVID-19 is a pneumonia too, where there is a class of those
+        for parent in set(PARENTS.get(kind, ())) & set(labels):
+            labels[parent] = np.maximum(labels[parent], labels[kind])
+    return add_labels(table, labels)
+
+
+def _is_class(name: str) -> bool:
+    return not (part_of(name) or _says_no_class(name))
+
+
+def _says_no_class(name: str) -> bool:
+    low = name.strip().lower()
+    return low in _PICTURES or _RESOLUTION.fullmatch(low) is not None
+
+
+def _masks(folder: Folder, images: "pd.Series[str]", masks: set[str]) -> "pd.Series[str]":
+    """The mask of each image: of the same path with `masks` for `images`, the name's ending and `_mask` aside."""
+    known = {_place(file): file for file in sorted(masks)}
+    found = images.map(lambda file: known.get(_place(file), ""))
+    left_out = len(masks) - int((found != "").sum())
+    if left_out:
+        folder.warnings.append(
+            f"{left_out} files of folders of masks belong to no image by name and are left out"
+        )
+    return found
+
+
+def _place(file: str) -> str:
+    *above, name = file.lower().split("/")
+    plain = [part for part in above if part not in _MASKS and not _says_no_class(part)]
+    return "/".join([*plain, re.sub(r"[ _-]?(?:mask|label|gt)$", "", name.rpartition(".")[0])])
 
 
 def _label(name: str) -> str:
@@ -109,8 +152,8 @@ FOLDERS = Corpus(
     labels="the names of the folders",
     licence="your own",
     where="-",
-    layout="CLASS/image, or train/CLASS/image and test/CLASS/image; each image is a patient of its own unless its "
-    "DICOM header says whose it is",
+    layout="CLASS/image, or train/CLASS/image and test/CLASS/image, or CLASS/images/image and its mask "
+    "CLASS/masks/image; each image is a patient of its own unless its DICOM header says whose it is",
     read=folders,
     signs=(),
     public=False,

@@ -1,19 +1,20 @@
 """The corpora whose labels the CheXpert labeller wrote: CheXpert, MIMIC-CXR-JPG, BRAX."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from sscxr.data.corpora.base import (
-    TEST,
-    TRAIN,
-    VALID,
     Corpus,
+    CorpusError,
     Folder,
     add_labels,
     first_rows,
     number,
     read_csv,
 )
+from sscxr.data.parts import TEST, TRAIN, VALID, part_of
 from sscxr.data.vocabulary import CHEXPERT_WORDS, from_labeller
 
 FINDINGS = (
@@ -78,6 +79,13 @@ CHEXPERT = Corpus(
 )
 
 
+def _mimic_part(path: Path, word: str) -> str:
+    part = part_of(word) if word else ""
+    if part is None:
+        raise CorpusError(f"{path}: column 'split' holds {word!r}; it has train, validate, test")
+    return part
+
+
 def mimic(folder: Folder, uncertain: str) -> pd.DataFrame:
     metadata = folder.table("mimic-cxr-2.0.0-metadata.csv")
     labels = folder.table("mimic-cxr-2.0.0-chexpert.csv", "mimic-cxr-2.0.0-negbio.csv")
@@ -91,7 +99,8 @@ def mimic(folder: Folder, uncertain: str) -> pd.DataFrame:
         dealt = (
             read_csv(parts, ("dicom_id", "split")).drop_duplicates("dicom_id").set_index("dicom_id")["split"]
         )
-        split = found["dicom_id"].map(dealt).fillna("").replace({"validate": VALID})
+        words = found["dicom_id"].map(dealt).fillna("")
+        split = words.map({word: _mimic_part(parts, word) for word in set(words)})
     else:
         folder.warnings.append(
             "mimic-cxr-2.0.0-split.csv.gz is not there, so the official test images are not held out"

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sscxr.data import rle
+from sscxr.data import csv_text, rle
 from sscxr.data.corpora.base import (
-    TEST,
-    TRAIN,
     Corpus,
     CorpusError,
     Folder,
@@ -24,6 +22,7 @@ from sscxr.data.corpora.base import (
     reading_table,
     unknown_words,
 )
+from sscxr.data.parts import TEST, TRAIN
 from sscxr.data.vocabulary import NIH_WORDS, spelled
 
 
@@ -80,7 +79,9 @@ def _official(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
 def _nih_boxes(path: Path) -> "pd.Series[str]":
     # The header is broken: `Bbox [x`, `y`, `w`, `h]`, and empty columns behind.
     with reading_table(path):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=range(6))
+        table = csv_text.frame(path).iloc[:, :6].reset_index(drop=True)
+        if table.shape[1] < 6:
+            raise ValueError("fewer than 6 columns: image, label, x, y, w, h")
     table.columns = pd.Index(["image", "label", "x", "y", "w", "h"])
     return boxes(table, "image", "label", ("x", "y", "w", "h"))
 
@@ -165,11 +166,26 @@ RSNA = Corpus(
 )
 
 
+_NOT_DRAWN = ("-1", "-1.0")  # as published, and as a table saved again has it
+
+
+def _check_runs(path: Path, rows: pd.DataFrame) -> None:
+    """Refuse a table with a cell that is neither a run-length code nor -1."""
+    for line, cell in zip(rows["line"], rows["EncodedPixels"], strict=True):
+        try:
+            if not cell.strip():
+                raise ValueError("an empty cell, which may mean no mask or an unknown one")
+            rle.box(cell)
+        except ValueError as error:
+            raise CorpusError(f"{path}: line {line}, EncodedPixels: {error}; -1 stands for no mask") from None
+
+
 def siim(folder: Folder, uncertain: str) -> pd.DataFrame:
     path = folder.table("train-rle.csv", "stage_2_train.csv", shipped="siim-pneumothorax-train-rle.csv.gz")
     # The first is published with a blank before EncodedPixels.
     rows = read_csv(path, ("ImageId", "EncodedPixels"))
-    drawn = rows["EncodedPixels"] != "-1"
+    drawn = ~rows["EncodedPixels"].str.strip().isin(_NOT_DRAWN)
+    _check_runs(path, rows[drawn])
     present = drawn.groupby(rows["ImageId"], sort=True).any()
     table = pd.DataFrame({"image": present.index.to_numpy(dtype=str), "split": TRAIN})
     runs = rows[drawn].groupby("ImageId")["EncodedPixels"].agg("|".join)

@@ -10,8 +10,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from sscxr.data.corpora.base import (
-    TEST,
-    TRAIN,
     Corpus,
     CorpusError,
     Folder,
@@ -24,6 +22,7 @@ from sscxr.data.corpora.base import (
     read_csv,
     unknown_words,
 )
+from sscxr.data.parts import TEST, TRAIN
 from sscxr.data.vocabulary import (
     OPENI_SILENT,
     OPENI_WORDS,
@@ -186,8 +185,10 @@ def openi(folder: Folder, uncertain: str) -> pd.DataFrame:
     else:
         for column in ("view", "hospital", "sex"):
             table[column] = table["image"].map(headers[column]).fillna("")
-    labels, unknown = spelled(found["codes"], OPENI_WORDS, lambda text: text.split("|"), silent=OPENI_SILENT)
-    del unknown  # MeSH has some hundred heads that are no findings of the lung
+    # MeSH has some hundred heads that are no findings of the lung.
+    labels, _ = spelled(
+        found["codes"], OPENI_WORDS, lambda text: text.split("|"), silent=OPENI_SILENT, others=True
+    )
     return add_labels(table, labels)
 
 
