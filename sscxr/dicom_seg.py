@@ -4,6 +4,9 @@ Through `highdicom`, an optional extra: `pip install 'sscxr[seg]'`.
 """
 
 import importlib.util
+import logging
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,8 @@ _MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
 )  # fmt: skip
+_DATE = re.compile(r"(\d{4})[-./]?(0[1-9]|1[0-2])[-./]?(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?(\.\d{1,6})?")
 _WANTED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
 
 
@@ -54,7 +59,18 @@ def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) 
         DicomSegError: highdicom is not there, or the source lacks what a segmentation has to refer to.
     """
     require()
-    import highdicom
+    library = logging.getLogger("highdicom")
+    level = library.level
+    library.setLevel(logging.CRITICAL)
+    try:  # warnings and log of both libraries quote names and dates
+        with warnings.catch_warnings(action="ignore"):
+            _write(source, mask, file, model)
+    finally:
+        library.setLevel(level)
+
+
+def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) -> None:
+    import highdicom  # takes a second to import, and is an extra
     from pydicom.sr.codedict import codes
 
     image = _complete(dcmread(source, force=True, stop_before_pixels=True))
@@ -91,17 +107,36 @@ def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) 
             series_description="Lung segmentation (sscxr)",
             omit_empty_frames=False,  # an empty mask is a finding too
         )
+        # Type 2C: of an image that has no place in a patient's coordinates (PS3.3 C.7.6.1).
+        segmentation.PatientOrientation = header.get(image, "PatientOrientation") or ""
         segmentation.save_as(file)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DicomSegError(f"no DICOM SEG: {' '.join(str(error).split())[:200]}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        # Not the library's words, which quote the header.
+        raise DicomSegError(
+            f"no DICOM SEG: the source's header has what a segmentation cannot refer to ({type(error).__name__})"
+        ) from None
 
 
 def _complete(image: Dataset) -> Dataset:
-    """The header with what may be empty added as such; nothing that is there is changed."""
+    """The header in UTF-8, with what may be empty added as such, and left empty where it is not as DICOM has it."""
     missing = [name for name in _WANTED if header.get(image, name) is None]
     if missing:
         raise DicomSegError(f"no DICOM SEG: the source has no {missing[0]}, which it has to refer to")
-    for name in _MAY_BE_EMPTY:
-        if name not in image:
-            setattr(image, name, "")
+    text = {name: str(header.get(image, name) or "") for name in (*_MAY_BE_EMPTY, "ReferringPhysicianName")}
+    for name in ("PatientBirthDate", "StudyDate"):
+        text[name] = _digits(text[name], _DATE)
+    text["StudyTime"] = _digits(text["StudyTime"], _TIME)
+    if text["PatientSex"] not in ("M", "F", "O"):
+        text["PatientSex"] = ""
+    # Decoded by the source's own character set, and written in one that has every letter (PS3.3 C.12.1.1.2).
+    image.decode()
+    image.SpecificCharacterSet = "ISO_IR 192"
+    for name, value in text.items():
+        setattr(image, name, value)
     return image
+
+
+def _digits(text: str, form: re.Pattern[str]) -> str:
+    """A date or time as DICOM writes it (PS3.5 6.2), of one with or without separators; empty of anything else."""
+    found = form.fullmatch(text.strip())
+    return "".join(part or "" for part in found.groups()) if found else ""

@@ -1,6 +1,9 @@
 """Predictions of files: as on the cache, at the files' own geometry, and none stopped by another."""
 
 import csv
+import shutil
+import subprocess
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,55 @@ def test_the_same_prediction_is_one_dicom_instance(folder: Path, tmp_path: Path)
     assert len(set(uids)) == 3
     dicom_seg.write(folder / "plain.dcm", mask & False, tmp_path / "none.dcm", model="ab")
     assert not highdicom.seg.segread(tmp_path / "none.dcm").pixel_array.any()
+
+
+HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "Japanese": (
+        {
+            "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+            "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        },
+        "Yamada^Tarou=山田^太郎=やまだ^たろう",
+    ),
+    "Korean": (
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 149"], "PatientName": "Hong^Gildong=洪^吉洞=홍^길동"},
+        "Hong^Gildong=洪^吉洞=홍^길동",
+    ),
+    "Cyrillic": ({"SpecificCharacterSet": "ISO_IR 144", "PatientName": "Иванов^Иван"}, "Иванов^Иван"),
+    "Chinese": ({"SpecificCharacterSet": "GB18030", "PatientName": "王^小东"}, "王^小东"),
+    "unknown set": ({"SpecificCharacterSet": "Not Supplied", "PatientName": "DOE^JANE"}, "DOE^JANE"),
+    "no carets": ({"PatientName": "MUSTERMANN ERIKA"}, "MUSTERMANN ERIKA"),
+}
+
+
+@pytest.mark.parametrize(("changes", "name"), HEADERS.values(), ids=HEADERS)
+def test_a_header_of_any_script_gives_a_segmentation_and_shows_no_name(
+    folder: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    name: str,
+    capfd: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    source = pydicom.dcmread(folder / "plain.dcm")
+    odd = {"PatientBirthDate": "1979-01-01", "StudyTime": "10:15", "PatientSex": "FEMALE", "StudyDate": "n/a"}
+    with warnings.catch_warnings(action="ignore"):
+        for keyword, value in (changes | odd).items():
+            setattr(source, keyword, value)
+        source.save_as(tmp_path / "source.dcm")
+    capfd.readouterr()
+    recwarn.clear()
+    dicom_seg.write(tmp_path / "source.dcm", np.ones((HIGH, WIDE), bool), tmp_path / "seg.dcm", model="ab")
+    said = "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
+    assert said == ""
+    written = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (str(written.PatientName), written.SpecificCharacterSet) == (name, "ISO_IR 192")
+    assert (written.PatientBirthDate, written.StudyTime) == ("19790101", "1015")
+    assert (written.StudyDate, written.PatientSex) == ("", "")
+    assert "PatientOrientation" in written
+    if shutil.which("dciodvfy"):
+        checked = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True)
+        assert b"Error" not in checked.stderr
 
 
 def test_what_a_segmentation_cannot_be_made_of(
