@@ -93,6 +93,7 @@ def list_corpora(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Only this one, with its labels.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the public corpora that can be named as NAME:FOLDER. What they hold, whom to ask, how they lie."""
     from rich.markup import escape
@@ -103,12 +104,19 @@ def list_corpora(
 
     console = PlainConsole(markup=True, width=None if sys.stdout.isatty() else 160)
     chosen = [corpora.known(name)] if name else list(corpora.CORPORA.values())
+    titles = ("images", "labels", "licence", "where", "layout")
+    if as_json:
+        facts = {
+            corpus.name: {title: getattr(corpus, title) for title in ("title", *titles)} for corpus in chosen
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
     for corpus in chosen:
         table = Table(
             "", "", title=f"{corpus.name}: {corpus.title}", title_justify="left", title_style="bold", box=None,
             show_header=False,
         )  # fmt: skip
-        for title in ("images", "labels", "licence", "where", "layout"):
+        for title in titles:
             table.add_row(title, escape(getattr(corpus, title)))
         console.print(table)
         console.print()

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from sscxr.data import sheet, store
 from sscxr.data.cache import CacheError, mapped
+from sscxr.data.facts import normal_id
 from sscxr.data.journal import Journal
 from sscxr.data.tables import REMOVED, Tables, load, save
 
@@ -85,11 +86,12 @@ def remove(
     secret = store.create(folder, None)
     with store.writing(folder):
         tables = load(folder)
-        asked = {secret.hash("patient", patient.strip()) for patient in patients}
+        asked = {name for patient in patients for name in secret.patient(patient.strip())}
         leaving = _leaving(tables, asked, set(groups), set(images))
         if not leaving:
             raise CacheError(
-                f"no image in {folder} matches and nothing was removed; give an id exactly as the export writes it"
+                f"no image in {folder} matches and nothing was removed; "
+                + (_as_public(tables, secret, patients) or "give an id exactly as the export writes it")
             )
         size = int(mapped(folder / "images.npy").shape[1])
         _forget(tables, leaving, asked, whole_groups=bool(groups))
@@ -98,6 +100,16 @@ def remove(
         shutil.rmtree(folder / "work", ignore_errors=True)  # it may hold the same images
         write_all(folder, tables, size, picks, None)
     return len(leaving)
+
+
+def _as_public(tables: Tables, secret: store.Secret, patients: Sequence[str]) -> str:
+    """How to name a patient of a public corpus, where one of these ids is such a patient's; else empty."""
+    for patient in patients:
+        for corpus in tables.sources:
+            name = f"{corpus}:{normal_id(patient)}"
+            if _leaving(tables, set(secret.patient(name)), set(), set()):
+                return f"for the patient of the corpus {corpus} give --patient {name}"
+    return ""
 
 
 def _leaving(tables: Tables, asked: set[str], groups: set[str], images: set[str]) -> set[str]:

@@ -14,13 +14,19 @@ from pathlib import Path
 
 import pandas as pd
 
+
+class TooManyCells(ValueError):  # noqa: N818 - a kind of ValueError, for callers that report each alike
+    """Rows with more cells than the header has columns."""
+
+
 NOT_UNICODE = "not a CSV in UTF-8; save it as 'CSV UTF-8'"
 
 
 def names(path: Path, *, header: int = 0) -> list[str]:
-    """The columns as written, blanks around them left out; reads no row of a file that is not packed.
+    """The columns as written, blanks around them left out.
 
-    Raises: as `frame`.
+    Raises:
+        As `frame`.
     """
     _, separator, lines, _ = _opened(path, header)
     row = next(csv.reader(lines[header:], delimiter=separator), [])
@@ -58,7 +64,7 @@ def frame(
         usecols=None if wanted is None else lambda name: wanted(str(name).strip()),
     )
     if table.index.nlevels > 1 or not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("rows have more cells than the header has columns")
+        raise TooManyCells("rows have more cells than the header has columns")
     table.columns = table.columns.map(str).str.strip()
     table.index = pd.RangeIndex(above + header + 2, above + header + 2 + len(table))
     table = table.fillna("")  # of rows that are too short

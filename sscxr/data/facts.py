@@ -4,6 +4,7 @@ DICOM headers and manifests spell the same facts in many ways; here is the one p
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 AGE_BANDS = ((5, "0-4"), (18, "5-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (131, "80+"))
@@ -12,7 +13,7 @@ PLACEHOLDER_IDS = {
     "", "0", "00000000", "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "na",
     "nan", "nil", "noid", "none", "null", "patient", "phantom", "removed", "test", "unknown", "unk", "xxx",
 }  # fmt: skip
-NO_VALUE = {"", "na", "n/a", "nan", "none", "null", "unknown", "?"}
+NO_VALUE = {"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "unknown", "?"}
 
 
 class Refused(ValueError):  # noqa: N818 - a verdict on a file, which travels as a value as well
@@ -110,6 +111,23 @@ def dicom_age(text: str) -> float | None:
 
 
 def is_placeholder(patient: str) -> bool:
-    """Whether an identifier stands for no identifier."""
-    bare = re.sub(r"[^a-z0-9]+", "", patient.lower())
-    return bare in PLACEHOLDER_IDS or set(bare) <= {"0"} or set(bare) <= {"x"}
+    """Whether an identifier, in any script, stands for no identifier."""
+    plain = unicodedata.normalize("NFKC", patient).casefold()
+    bare = "".join(letter for letter in plain if letter.isalnum())
+    zeros = all(unicodedata.decimal(letter, None) == 0 for letter in bare)
+    return bare in PLACEHOLDER_IDS or zeros or set(bare) <= {"x"}
+
+
+def normal_id(patient: str) -> str:
+    """What spellings of one identifier have in common: Unicode's form, case, and what spreadsheets do to numbers.
+
+    Taken off are blanks around, zeros in front, ".0" behind ("00012", "12.0": "12") and separators of thousands.
+    Two patients whose ids are alike then count as one, which is safer than one who counts as two.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", patient).casefold().split())
+    if re.fullmatch(r"\d{1,3}(?:[,.' \u2019]\d{3})+", plain):
+        plain = re.sub(r"\D", "", plain)
+    plain = re.sub(r"^(\d+)[.,]0{1,2}$", r"\1", plain)
+    if plain.isdecimal():
+        plain = "".join(str(unicodedata.decimal(digit)) for digit in plain).lstrip("0") or "0"
+    return plain

@@ -87,7 +87,9 @@ def collect(
         if not path.exists():
             raise SourceError(f"{given}: no such file or folder")
         if path not in places:
-            places[path] = manifest.read(path) if path.suffix.lower() == ".csv" and path.is_file() else None
+            places[path] = (
+                manifest.read(path, warnings) if path.suffix.lower() == ".csv" and path.is_file() else None
+            )
     names = _names(places, source)
     found: dict[Path, Item] = {}
     order: dict[str, None] = {}
@@ -95,7 +97,7 @@ def collect(
         if records is not None:
             items: Iterable[Item] = _manifest(records, names[path])
         elif path.is_dir():
-            items = _folder(path, skip and skip.resolve(), names[path])
+            items = _folder(path, skip and skip.resolve(), names[path], warnings)
         else:
             items = [_checked(Item(path, names[path], path.name))]
         for item in items:
@@ -127,8 +129,9 @@ def _names(places: Mapping[Path, list[Record] | None], source: str | None) -> di
     return names
 
 
-def _folder(folder: Path, skip: Path | None, source: str) -> Iterator[Item]:
-    """Every file below a folder, links followed once; other caches are left out, as is our own."""
+def _folder(folder: Path, skip: Path | None, source: str, warnings: list[str]) -> Iterator[Item]:
+    """Every file below a folder, links within it followed once; other caches are left out, as is our own."""
+    away = 0
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []
     for root, folders, files in os.walk(folder, followlinks=True, onerror=failures.append):
@@ -139,13 +142,28 @@ def _folder(folder: Path, skip: Path | None, source: str) -> Iterator[Item]:
             folders.clear()
             continue
         seen.add(key)
-        folders.sort()
+        inside = sorted(name for name in folders if _stays(folder, here / name))
+        away += len(folders) - len(inside)
+        folders[:] = inside
         for name in sorted(files):
             file = here / name
+            if not _stays(folder, file):
+                away += 1
+                continue
             yield _checked(Item(file, source, str(file.relative_to(folder))))
+    if away:
+        warnings.append(
+            f"{away} link{'s' if away > 1 else ''} in a folder lead{'' if away > 1 else 's'} out of it and "
+            f"{'are' if away > 1 else 'is'} left out; to take what lies there, give that folder as well"
+        )
     for failure in failures:
         place = Path(str(failure.filename or folder))
         yield Item(place, source, place.name, problem=f"{NO_FOLDER}: {failure.strerror}")
+
+
+def _stays(folder: Path, path: Path) -> bool:
+    """Whether a path that is reached from the folder stays within it; what is missing is reported as such."""
+    return not path.is_symlink() or not path.exists() or path.resolve().is_relative_to(folder)
 
 
 def _manifest(records: Iterable[Record], source: str) -> Iterator[Item]:
@@ -176,7 +194,7 @@ def _trained_on(item: Item) -> Item:
 
 def _with_labels(items: list[Item], labels: Path, warnings: list[str]) -> list[Item]:
     """Items joined with the rows of a manifest: by absolute path, by path below the source, or by unique name."""
-    records = manifest.read(labels)
+    records = manifest.read(labels, warnings)
     by_name: dict[str, list[int]] = {}
     for place, item in enumerate(items):
         for key in {str(item.file), os.path.normpath(item.name), item.file.name, item.file.stem}:

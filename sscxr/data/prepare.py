@@ -268,10 +268,10 @@ def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
     return {
         "digest": prepared.digest,
         "image": row["image"],
-        "patient": secret.hash("patient", patient) if patient else "",
+        "patient": secret.patient(patient)[-1] if patient else "",
         "place": record.place,
         "to_test": record.held_out,
-        "links": [secret.hash("patient", group) if group else alone],
+        "links": secret.patient(group) if group else [alone],
         "body_part": bool(facts.body_part),
         "row": row | {name: str(getattr(prepared, name)) for name in places},
         "labels": {f"{LABEL_PREFIX}{name}": str(value) for name, value in sorted(record.labels.items())},

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.cache import COMMIT, NEXT, CacheError
+from sscxr.data.facts import normal_id
 from sscxr.files import privately, sync, try_lock
 
 SALT_BYTES = 32
@@ -36,6 +37,10 @@ class Secret:
         """16 hex digits of HMAC-SHA256; `kind` keeps the hashes of different things apart."""
         message = f"{kind}\0{text}".encode("utf-8", "surrogateescape")
         return hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:16]
+
+    def patient(self, identifier: str) -> list[str]:
+        """The hashes of a patient's identifier: as written, and where they differ as `normal_id` has it."""
+        return [self.hash("patient", name) for name in dict.fromkeys((identifier, normal_id(identifier)))]
 
 
 def is_cache(folder: Path) -> bool:

@@ -47,7 +47,8 @@ class Folder:
 
     @cached_property
     def files(self) -> list[str]:
-        """Every file below the folder, relative, shallow ones first; links are followed, each folder once."""
+        """Every file below the folder, relative, shallow ones first; links within it are followed once."""
+        away, top = 0, os.path.realpath(self.path)
         found: list[tuple[int, str]] = []
         seen: set[tuple[int, int]] = set()
         waiting = [("", 0)]
@@ -61,10 +62,17 @@ class Folder:
             with os.scandir(here) as entries:
                 for entry in entries:
                     name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_symlink() and not f"{os.path.realpath(entry.path)}/".startswith(f"{top}/"):
+                        away += 1
+                        continue
                     if entry.is_dir():
                         waiting.append((name, depth + 1))
                     else:
                         found.append((depth, name))
+        if away:
+            self.warnings.append(
+                f"{away} links lead out of the folder and are left out; name a folder that holds their targets too"
+            )
         found.sort()
         return [name for _, name in found]
 
