@@ -24,7 +24,7 @@ from sscxr import printable, release, runs, seeds
 from sscxr.card import Card, SiteData
 from sscxr.config import Config
 from sscxr.errors import SscxrError
-from sscxr.evaluation.probe import Comparison
+from sscxr.evaluation.gains import Comparison
 from sscxr.models import encoder as encoders
 from sscxr.tracking import Tracking, kinds_of
 from sscxr.training import parts, stages

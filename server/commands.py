@@ -143,7 +143,9 @@ def track(
     out = runs.find(run)
     runs.read_status(out)  # says what is wrong
     kinds = kinds_of(",".join(["tensorboard"] * tensorboard + ["mlflow"] * mlflow))
-    tracks = Tracking(kinds, out, out.resolve().name, partial(committed, out))
+    if not committed(out)[0]:
+        raise runs.RunError(f"{out}: no round is done yet, so there is no curve")
+    tracks = Tracking(kinds, out, out.resolve().name, partial(committed, out), strict=True)
     tracks.close()
     for kind in kinds:
         typer.echo(out / kind)

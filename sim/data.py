@@ -80,8 +80,13 @@ def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config
         there = {image for source in sources for image in source.index["image"]}
         new = len(there - set(cache.index["image"]))
         if others:
-            asked_for = {"uncertain": config.sim.uncertain, "train_on_test": config.sim.train_on_test}
-            new += count_new(others, files, size=config.data.cache_size, **asked_for)
+            new += count_new(
+                others,
+                files,
+                size=config.data.cache_size,
+                uncertain=config.sim.uncertain,
+                train_on_test=config.sim.train_on_test,
+            )
     except SscxrError as error:
         log.warning("%s; the run goes on with its own copy, %s", error, own)
         return cache

@@ -13,6 +13,7 @@ from sim.partition import CHILD_BANDS, apart
 from sscxr import confounding
 from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS
 from sscxr.report.svg import COLOURS
+from sscxr.runs import natural
 
 MAX_DRAWN = 80  # sites; more do not read
 MAX_FIGURES = 32  # sites, above which colour alone tells
@@ -50,7 +51,7 @@ def table(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], site: "pd.Series
     grouped = told.groupby("site", sort=True)
     sums = grouped.sum(numeric_only=True)
     sums.insert(1, "patients", grouped["group"].nunique())
-    return sums
+    return sums.loc[sorted(sums.index, key=natural)]
 
 
 def warnings(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], site: "pd.Series[str]") -> list[str]:

@@ -16,7 +16,7 @@ from sscxr.card import SiteData
 from sscxr.config import Config
 from sscxr.data.cache import Cache
 from sscxr.evaluation import probe
-from sscxr.evaluation.probe import Comparison
+from sscxr.evaluation.gains import Comparison
 from sscxr.files import write_atomically
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
@@ -80,7 +80,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
     with pictures.guarded():
         pictures.show(cache, config, out, state.round)
-        pictures.place(training.objective.encoder, cache, out, config, state.roster)
+        pictures.place(training.objective.encoder, cache, out, config, sorted(state.roster, key=runs.natural))
     page = report.write(out, probes=probes)
     # Last of all: a folder that has it is that of a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
@@ -117,7 +117,7 @@ def _print_sites(out: Path, console: Console) -> None:
     sites = runs.read_sites(out / runs.SITES)
     headings = ("site", "images", "rounds", "first loss", "last loss", "MB sent", "seconds", "not folded")
     table = _table("sites", ("site",), headings)
-    for name, rows in sites.groupby("site"):
+    for name, rows in sorted(sites.groupby("site"), key=lambda site: runs.natural(site[0])):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
         ends = [f"{good['loss'].iloc[place]:.4f}" if len(good) else "-" for place in (0, -1)]
         images = f"{int(good['images'].iloc[-1])}" if len(good) else "-"
@@ -151,6 +151,6 @@ def _print_scores(scores: Sequence[SiteScore], console: Console) -> None:
     title = "each site's held-out patients [95 % interval]: the federation's model, and the site's own"
     headings = ("site", "images", "tested on", "figure", "federated", "alone", "gap")
     table = _table(title, ("site", "figure"), headings)
-    for score in scores:
+    for score in sorted(scores, key=lambda one: runs.natural(one.site)):
         table.add_row(score.site, str(score.images), str(score.test_images), score.figure, *score.told())
     console.print(table)

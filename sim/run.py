@@ -161,7 +161,7 @@ def _simulate(
     import client.app
     from server.app import app as server_app
     from server.ledger import may_change
-    from sim import engine
+    from sim import engine, findings
     from sim.data import gather
     from sim.outcome import finish
     from sim.pictures import Pictures
@@ -170,6 +170,8 @@ def _simulate(
     from sscxr.display import PlainConsole
 
     cache = gather(data, out, config, clients)
+    for line in findings.printed(cache):
+        typer.echo(line, err=True)
     check_labelled(cache, config)
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.

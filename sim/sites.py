@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from client.settings import METRICS
-from sim import asked, holdings, published
+from sim import asked, findings, holdings, published
 from sim.partition import groups_of, partition
 from sscxr import config as configs
 from sscxr import printable, yaml_text
@@ -49,6 +49,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
         PartitionError: a partition that cannot be made.
     """
     parts, notes = _parts(cache, config, clients)
+    notes = [*notes, *findings.notes(cache, config.privacy.min_cell)]
     table = "".join(f"{group},{name}\n" for name, members in parts.items() for group in members)
     asked.same_data(out, cache, table)
     _describe(cache, out, config, parts, notes)

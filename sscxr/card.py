@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sscxr.errors import SscxrError
-from sscxr.evaluation.probe import Comparison
+from sscxr.evaluation.gains import Comparison
+from sscxr.runs import natural
 
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
@@ -134,7 +135,7 @@ features = encoder((grey - {mean}) / {std})   # [1, {config["num_features"]}]: m
 
 def _data(card: Card) -> str:
     rows = []
-    for site in card.data:
+    for site in sorted(card.data, key=lambda one: natural(one.site)):
         licences = ", ".join(
             escape(text) + (" **(NON-COMMERCIAL)**" if non_commercial(text) else "")
             for text in sorted(set(site.licences))

@@ -6,9 +6,11 @@
 import fcntl
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +163,7 @@ class Run:
         rows = []
         for one in read_rounds(self.folder / ROUNDS):
             losses, scores = one.get("held_out") or {}, one.get("scores") or {}
-            for site in sorted(losses.keys() | scores.keys()):
+            for site in sorted(losses.keys() | scores.keys(), key=natural):
                 rows.append((one["round"], site, losses.get(site), scores.get(site)))
         return pd.DataFrame(rows, columns=["round", "site", "loss", "score"])
 
@@ -227,6 +229,12 @@ class Run:
         raise RunError(f"{self.folder}: no round is done yet, so there is no encoder")
 
 
+def natural(name: object) -> list[tuple[str, int]]:
+    """A key to sort names by as people do: site-2 comes before site-10."""
+    parts = re.split(r"([0-9]+)", str(name))
+    return [(word, int(number or -1)) for word, number in zip_longest(parts[::2], parts[1::2], fillvalue="")]
+
+
 def find(run: str | Path) -> Path:
     """The folder of a run that is given by its path; or by its name, where the server keeps it in the usual place.
 
@@ -235,7 +243,8 @@ def find(run: str | Path) -> Path:
     """
     here = expanded(run)
     places = [here]
-    if len(here.parts) == 1 and not here.is_dir():  # where it is, an account without a home need have none
+    found = any((here / name).is_file() for name in (STATUS, CONFIG))
+    if len(here.parts) == 1 and not found:  # where it is, an account without a home need have none
         places.append(expanded(USUAL, "give the run's path, with a slash in it") / here)
     for place in places:
         if (place / STATUS).is_file() or (place / CONFIG).is_file():

@@ -64,15 +64,21 @@ def kinds_of(text: str) -> list[str]:
 class Tracking:
     """All curves of a run, a failure of theirs kept away from it."""
 
-    def __init__(self, kinds: Sequence[str], out: Path, name: str, read: Read) -> None:
+    def __init__(
+        self, kinds: Sequence[str], out: Path, name: str, read: Read, *, strict: bool = False
+    ) -> None:
         """Begin anew, with what is committed.
 
         Args:
             out: the run's folder; each kind has a folder of its name in it.
             name: the run's.
             read: gives the records of `rounds.jsonl` and the rows of `sites.csv`.
+            strict: a failure is an error: nothing else is to be done.
+
+        Raises:
+            TrackingError: where `strict`, here and below: curves that could not be written.
         """
-        self._read, self._done = read, 0
+        self._read, self._done, self._strict = read, 0, strict
         self._tracks: dict[str, Track] = {}
         makers: dict[str, Callable[[Path, str], Track]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
         for kind in kinds:
@@ -88,6 +94,8 @@ class Tracking:
         try:
             records, rows = self._read()
         except Exception as error:
+            if self._strict:
+                raise
             log.warning("tracking: the ledger could not be read (%s)", error)
             return
         for record in records:
@@ -109,6 +117,8 @@ class Tracking:
         except Exception as error:
             self._tracks.pop(kind, None)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if self._strict:
+                raise TrackingError(f"tracking by {kind}: not written ({reason})") from None
             log.warning(
                 "tracking by %s ended (%s); the run goes on, `sscxr track` writes it later", kind, reason
             )
@@ -138,12 +148,18 @@ def _numbers(cells: Mapping[str, object]) -> dict[str, float]:
     return found
 
 
+def _clear(folder: Path) -> None:
+    """Delete an earlier writing; an error where that cannot be: there would be points twice."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 class TensorBoard:
     """Event files; the sites are runs of their own, so that one chart has all their curves."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Begin anew: `purge_step` tells a TensorBoard that is open to forget what it has read."""
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         self._folder, self._writers = folder, dict[str, Any]()
 
     def log(self, round_number: int, points: Points) -> None:
@@ -177,7 +193,7 @@ class MLflow:
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         folder.mkdir(parents=True)
         self._client = MlflowClient(tracking_uri=f"sqlite:///{folder.resolve() / 'mlflow.db'}")
         experiment = self._client.create_experiment("sscxr")

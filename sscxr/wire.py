@@ -11,10 +11,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import (
+    version,  # of what takes seconds to import, and who reads a report has no use for
+)
 from typing import Any, Final, TypeVar
-
-import timm
-import torch
 
 import sscxr
 from sscxr.data.cache import FORMAT_VERSION
@@ -77,8 +77,8 @@ def fingerprint(recipe: str) -> str:
         "cache": FORMAT_VERSION,
         "recipe": recipe,
         "sscxr": sscxr.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "timm": timm.__version__,
+        "torch": version("torch").split("+")[0],
+        "timm": version("timm"),
     }
     return json.dumps(parts, sort_keys=True)
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sscxr import release
 from sscxr.card import Card, SiteData
-from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.models.encoder import build, model_args
 
 NAME = "vit_tiny_patch16_224"

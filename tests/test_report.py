@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.report import SiteScore, compare, page, pictures, shares, summary, svg
 from sscxr.report.record import Record
 from sscxr.runs import SITE_COLUMNS, Status, read_sites
@@ -398,3 +400,12 @@ def test_a_fine_tuning_is_told_in_its_own_words() -> None:
     assert "AUROC on each site's held-out images" in seen
     for word in ("reconstruction loss", "probe was run"):
         assert word not in seen
+
+
+def test_a_report_is_read_without_what_trains() -> None:
+    heavy = "{'torch', 'timm', 'sklearn', 'flwr', 'ray'}"
+    check = (
+        f"import sys, sscxr.report; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

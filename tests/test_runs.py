@@ -14,7 +14,7 @@ from server import status
 from server.ledger import Ledger, State
 from sscxr import config as configs
 from sscxr import runs
-from sscxr.runs import Run, RunError, SiteRow
+from sscxr.runs import Run, RunError, SiteRow, natural
 from sscxr.training.pretrain import build_encoder
 
 CONFIG = configs.load("smoke", ["encoder.depth=1", "gmml.blocks=[1]", "run.threads=1"])
@@ -152,3 +152,8 @@ def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
         "else: raise AssertionError('a name that there is not')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_names_with_numbers_are_in_people_s_order() -> None:
+    names = ["site-10", "site-2", "10", "9", "site-1", "a", "site-1b", ""]
+    assert sorted(names, key=natural) == ["", "9", "10", "a", "site-1", "site-1b", "site-2", "site-10"]

@@ -95,6 +95,13 @@ def test_what_fails_is_a_warning_and_ends_alone(tmp_path: Path, caplog: pytest.L
     assert (tmp_path / "tensorboard").read_text() == "a file in its way"
 
 
+@pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
+def test_of_a_command_what_fails_is_an_error(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where a folder has to be")
+    with pytest.raises(TrackingError, match=f"tracking by {kind}: not written"):
+        Tracking([kind], tmp_path / "run", "run", Ledger(1).read, strict=True)
+
+
 def test_what_is_not_known_or_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking.kinds_of(" tensorboard, ") == ["tensorboard"]
     with pytest.raises(TrackingError, match="'wandb' is not known; there are: tensorboard, mlflow"):

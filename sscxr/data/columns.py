@@ -83,7 +83,7 @@ def write(folder: Path, index: "pd.DataFrame") -> None:
 def read(folder: Path) -> Columns | None:
     """The columns of the folder's `index.csv`; None where they are absent, or were taken from another text."""
     try:
-        opened = safetensors.safe_open(folder / FILE, framework="np")
+        opened: Any = safetensors.safe_open(folder / FILE, framework="np")
         about = json.loads((opened.metadata() or {})["about"])
         if about["version"] != _VERSION or not _is_of(folder, about["bytes"], about["sha256"]):
             return None

@@ -6,7 +6,6 @@ patch tokens after the final norm; the CLS token is left out, because GMML train
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import nn
 from sscxr import inference
 from sscxr.data.cache import Cache
 from sscxr.evaluation import metrics
+from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.evaluation.tasks import Task, find_tasks
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -32,52 +32,6 @@ STRENGTHS = tuple(float(c) for c in np.logspace(-3, 2, 11))
 FOLDS = 5
 # Softmax temperature of the neighbours' votes, as in DINO's k-NN probe (arXiv 2104.14294, 4.1).
 TEMPERATURE = 0.07
-
-
-@dataclass(frozen=True)
-class Probe:
-    """How well one encoder's features tell one label, on patients that nothing was trained on.
-
-    Attributes:
-        label, cohort: the task.
-        kind: "linear" or "k-NN".
-        auroc, low, high: AUROC on the test images and its 95 % bootstrap interval over patients.
-        train_images, train_positives: what the probe was fitted on.
-        test_images, test_positives, test_patients: what it was tested on.
-    """
-
-    label: str
-    cohort: str
-    kind: str
-    auroc: float
-    low: float
-    high: float
-    train_images: int
-    train_positives: int
-    test_images: int
-    test_positives: int
-    test_patients: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The same probe on a trained and on an untrained encoder.
-
-    Attributes:
-        trained, untrained: the two probes, of one task and kind.
-        gain, low, high: trained minus untrained AUROC and its 95 % paired bootstrap interval over patients.
-    """
-
-    trained: Probe
-    untrained: Probe
-    gain: float
-    low: float
-    high: float
-
-    @property
-    def better(self) -> bool:
-        """True where the trained encoder beats the untrained one beyond the interval of the difference."""
-        return self.low > 0
 
 
 def knn_scores(

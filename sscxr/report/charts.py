@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from sscxr.report import svg
 from sscxr.report.record import Record
 from sscxr.report.summary import WORDS, held_out, mean_loss
+from sscxr.runs import natural
 
 APART = 12  # lines, or categories, that are told apart
 
@@ -67,7 +68,7 @@ def losses(record: Record) -> list[Chart]:
     if folded["loss"].notna().any():
         lines = [
             Line(str(name), rows["round"].tolist(), rows["loss"].tolist())
-            for name, rows in folded.groupby("site")
+            for name, rows in sorted(folded.groupby("site"), key=lambda site: natural(site[0]))
         ]
         if len(lines) > 1:
             mean = mean_loss(folded)
@@ -90,7 +91,7 @@ def losses(record: Record) -> list[Chart]:
 def _score_lines(rounds: Sequence[Mapping[str, Any]]) -> list[Line]:
     """Each site's held-out score, where it told one."""
     told = [(int(row["round"]), row.get("scores") or {}) for row in rounds]
-    sites = sorted({site for _, scores in told for site in scores})
+    sites = sorted({site for _, scores in told for site in scores}, key=natural)
     points = {site: [(number, scores[site]) for number, scores in told if site in scores] for site in sites}
     return [Line(site, [x for x, _ in points[site]], [y for _, y in points[site]]) for site in sites]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sscxr import config as configs
 from sscxr import runs
-from sscxr.evaluation.probe import Comparison, Probe
+from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.report import pictures
 from sscxr.report.pictures import Strip
 from sscxr.runs import RunError, Status

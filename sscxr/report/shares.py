@@ -12,6 +12,7 @@ import numpy as np
 from sscxr.report import svg
 from sscxr.report.charts import Chart, Line, curves
 from sscxr.report.record import Record
+from sscxr.runs import natural
 from sscxr.wire import COUNT_TABLES, GREY, GREY_CELLS
 
 AT_MOST = "≤ "  # before the name of a site whose total is not told
@@ -21,7 +22,11 @@ _TABLES = {"view": "Views", "age": "Ages", "sex": "Sexes"}
 
 def charts(record: Record) -> list[Chart]:
     """A chart a table that any site told, and one of grey levels."""
-    told = {site: tables for site, tables in sorted(record.counts.items()) if set(tables) - {GREY}}
+    told = {
+        site: tables
+        for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
+        if set(tables) - {GREY}
+    }
     found = [
         _bars({site: tables.get(table, {}) for site, tables in told.items()}, table, heading, record)
         for table, heading in _TABLES.items()
@@ -81,7 +86,7 @@ def _grey_levels(record: Record) -> list[Chart]:
     lines = [
         # A bin that the site did not tell is a gap.
         Line(site, middles, [float(tables[GREY].get(name, np.nan)) for name in GREY_CELLS])
-        for site, tables in sorted(record.counts.items())
+        for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
         if tables.get(GREY)
     ]
     if not lines:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sscxr.evaluation.probe import Comparison
+from sscxr.evaluation.gains import Comparison
 from sscxr.report.record import FOLDED, Record, SiteScore
 from sscxr.runs import Status
 

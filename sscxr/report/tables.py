@@ -9,6 +9,7 @@ import pandas as pd
 from sscxr import card
 from sscxr.report.record import FOLDED, Record
 from sscxr.report.summary import total_images, verdict
+from sscxr.runs import natural
 from sscxr.wire import GREY
 
 # Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 def sites(record: Record) -> list[Row]:
     """One row a site."""
     groups = {str(name): rows for name, rows in record.sites.groupby("site")}
-    return [_site(name, rows, record) for name, rows in groups.items()]
+    return [_site(name, groups[name], record) for name in sorted(groups, key=natural)]
 
 
 def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
@@ -97,8 +98,13 @@ def troubles(record: Record) -> list[Row]:
             "outcome": str(row["outcome"]),
             "reason": "" if pd.isna(row["reason"]) else str(row["reason"]),
         }
-        for row in odd.sort_values(["round", "site"]).to_dict("records")
+        for row in _in_order(odd).to_dict("records")
     ]
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by round and, within one, by site."""
+    return rows.sort_values("site", key=lambda names: names.map(natural)).sort_values("round", kind="stable")
 
 
 def probes(record: Record) -> list[Row]:
@@ -121,7 +127,7 @@ def probes(record: Record) -> list[Row]:
 def scores(record: Record) -> list[Row]:
     """One row a site: the federation's model and its own."""
     table = []
-    for score in record.scores:
+    for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
         told, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
         row = {"site": score.site, "figure": FIGURES.get(score.figure, score.figure) or "too few images"}
@@ -145,7 +151,7 @@ def aggregates(record: Record) -> tuple[Sequence[str], list[Row]]:
     )
     rows = [
         {"site": site, "cells": [_maybe(tables.get(table, {}).get(cell), "{:,}") for table, cell in columns]}
-        for site, tables in sorted(record.counts.items())
+        for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
     ]
     return [f"{table.removeprefix('label:')}: {cell}" for table, cell in columns], rows
 

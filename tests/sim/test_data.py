@@ -8,15 +8,18 @@ import pytest
 from caches import make_cache
 
 from server.ledger import LedgerError
+from sim import findings
 from sim.asked import agree
 from sim.data import gather
 from sim.sites import write_sites
 from sim.typed import sorted_out
 from sscxr import config as configs
-from sscxr.data import phantom
+from sscxr.data import phantom, view
 from sscxr.data.assemble import remove
 from sscxr.data.cache import CacheError, open_cache
 from sscxr.data.prepare import prepare
+from sscxr.report.record import NOTES
+from sscxr.runs import read_list
 
 SETTINGS = ["data.cache_size=32", "sim.phantoms=24", "privacy.min_cell=1", "sim.partition=iid"]
 
@@ -111,3 +114,30 @@ def test_paths_with_an_equals_sign_are_told_from_settings(
     settings, paths = sorted_out(typed)
     assert settings == ["run.seed=1", "rounds=3"]
     assert [str(path) for path in paths] == ["ward=3", "/data/site=2/cache", "nih:a=b", "x=y", "plain"]
+
+
+def test_what_prepare_found_is_on_the_terminal_and_without_small_counts_in_report_and_card(
+    files: list[Path], tmp_path: Path
+) -> None:
+    export, out, config = tmp_path / "export", tmp_path / "out", configs.load("smoke", SETTINGS)
+    export.mkdir()
+    for file in files[:8]:
+        shutil.copy2(file, export)
+        (export / f"DOE^JANE {file.name}").write_bytes(file.read_bytes()[:700])
+    shutil.copy2(files[0], export / "again.dcm")
+    cache = gather([export], out, config, 2)
+    assert findings.printed(cache) == ["9 of 17 files are not used (not an image: 8, duplicate: 1)"]
+    config.privacy.min_cell = 5
+    assert findings.notes(cache, 5) == ["Files that could not be used: not an image: 8, duplicate: <5."]
+    config.privacy.min_cell = 1
+    write_sites(cache, out, config, 2)
+    assert "Files that could not be used: not an image: 8, duplicate: 1." in read_list(out / NOTES)
+    seen = view.write(cache, tmp_path / "view")
+    assert findings.printed(seen) == findings.printed(cache)
+    joined = gather([cache.folder, prepare(files[9:12], tmp_path / "b", size=32, workers=0).folder],
+                    tmp_path / "joined", config, 2)  # fmt: skip
+    assert findings.printed(joined)[0].startswith("9 of 20 files are not used")
+    doubted = make_cache(
+        tmp_path / "c", np.zeros((3, 8, 8), np.uint8), {"warnings": ["mirrored?; dark", "", "dark"]}
+    )
+    assert findings.printed(doubted) == ["of 3 images, with a warning: dark: 2, mirrored?: 1"]

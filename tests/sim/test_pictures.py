@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import federation as fed
 import numpy as np
@@ -13,7 +14,9 @@ from caches import make_cache
 from PIL import Image
 
 from client.site import StateStore
+from server.app import Hooks
 from sim import pictures
+from sscxr import config as configs
 from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache import Cache
@@ -141,3 +144,12 @@ def test_an_image_of_which_nothing_is_known_is_unknown(tmp_path: Path) -> None:
 def test_of_images_without_a_label_the_map_says_so(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "cache", np.zeros((3, 8, 8), np.uint8), {})
     assert pictures.kinds(cache, np.arange(2)) == ["unknown", "unknown"]
+
+
+def test_what_goes_wrong_with_a_picture_ends_no_run(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    config = configs.load("smoke")
+    with pictures.Pictures(cast(Any, None), config, tmp_path):  # no cache to draw from, no checkpoint
+        assert Hooks.listener is not None
+        Hooks.listener.committed({"round": 1})
+    Hooks.listener = None
+    assert "a picture for the report was not drawn (AttributeError" in caplog.text

@@ -1,0 +1,49 @@
+"""What a probe of a trained and of an untrained encoder found; without what measures it, for who reads it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well one encoder's features tell one label, on patients that nothing was trained on.
+
+    Attributes:
+        label, cohort: the task.
+        kind: "linear" or "k-NN".
+        auroc, low, high: AUROC on the test images and its 95 % bootstrap interval over patients.
+        train_images, train_positives: what the probe was fitted on.
+        test_images, test_positives, test_patients: what it was tested on.
+    """
+
+    label: str
+    cohort: str
+    kind: str
+    auroc: float
+    low: float
+    high: float
+    train_images: int
+    train_positives: int
+    test_images: int
+    test_positives: int
+    test_patients: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same probe on a trained and on an untrained encoder.
+
+    Attributes:
+        trained, untrained: the two probes, of one task and kind.
+        gain, low, high: trained minus untrained AUROC and its 95 % paired bootstrap interval over patients.
+    """
+
+    trained: Probe
+    untrained: Probe
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def better(self) -> bool:
+        """True where the trained encoder beats the untrained one beyond the interval of the difference."""
+        return self.low > 0
