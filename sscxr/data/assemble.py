@@ -42,7 +42,8 @@ def write_all(
     if with_masks:
         store.write_images(fresh / "masks.npy", len(picks), size, _pixels(folder, picks, journal, masks=True))
     images = mapped(fresh / "images.npy")
-    sheet.draw(images, [row["view"] for row in tables.rows]).save(fresh / "sheet.png")
+    masks = mapped(fresh / "masks.npy") if with_masks else None
+    sheet.draw(images, [row["view"] for row in tables.rows], masks).save(fresh / "sheet.png")
     store.commit(folder, delete=() if with_masks else ("masks.npy",))
 
 

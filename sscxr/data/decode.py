@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sscxr.data import dicom, jsrt, pictures, posture
+from sscxr.data import dicom, jsrt, mask_doubts, pictures, posture
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning, bands, turn
 
@@ -196,16 +196,17 @@ def resized(grey: Grey, size: int) -> Grey:
 
 
 def _mask(task: Task, shape: tuple[int, int], turning: Turning) -> tuple[Bytes | None, str]:
-    """The mask of an upright image of `shape`, several joined, or None and what was wrong."""
+    """The mask of an upright image of `shape`, several joined, and a doubt; or None and what was wrong."""
     joined: Bytes | None = None
     for file in filter(None, (task.mask, *task.more_masks)):
         mask, problem = _one_mask(file, shape, turning, task.max_pixels)
         if mask is None:
             return None, problem
         joined = mask if joined is None else np.maximum(joined, mask)
-    if joined is not None and not (joined == pictures.MASK_LUNG).any():
-        return None, "mask without lung"
-    return joined, ""
+    if joined is None:
+        return None, ""
+    problem = mask_doubts.refusal(joined)
+    return (None, problem) if problem else (joined, mask_doubts.doubt(joined))
 
 
 def _one_mask(
