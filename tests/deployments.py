@@ -254,6 +254,8 @@ class Deployment(Processes):
         var = self.folder / "nodes" / name
         (var / "credentials").mkdir(parents=True, exist_ok=True)
         shutil.copy(key or folder / "node-key", var / "credentials" / "node-key")
+        (var / "credentials" / "superexec-secret").write_bytes(os.urandom(32))
+        (var / "run").mkdir(exist_ok=True)
         port = self.outside if self.behind_nginx else self.superlink_port
         if wire:
             if site not in self.wires:
@@ -264,12 +266,22 @@ class Deployment(Processes):
             "/etc/sscxr-site/ca.crt": str(ca or folder / "ca.crt"),
             "/etc/sscxr-site": str(folder),
             "/var/lib/sscxr-site": str(var),
+            "/opt/sscxr/task": str(DEPLOY),
+            "/run/sscxr-app": str(var / "run"),
         }
         variables = {
             "SUPERLINK": f"localhost:{port}",
             "RUNTIME_PORT": str(free_port()),
             "CREDENTIALS_DIRECTORY": str(var / "credentials"),
         }
+        # The sites share this account; tests/deployment/test_task.py has one of the app's own.
+        apart = variables | {"APP_USER": "", "RUNTIME_DIRECTORY": str(var / "run")}
+        command, env = unit("app", places, apart)
+        before = self.parts.get(f"{name}-app")
+        if before and before.alive:  # of a SuperNode that ended
+            before.process.kill()
+            before.process.wait(10)
+        self.start(f"{name}-app", command, env, var / "run", of=name)
         command, env = unit("supernode", places, variables)
         return self.start(name, command, env, var)
 

@@ -98,10 +98,16 @@ class Processes:
         self.mark = str(self.folder)
         (self.folder / "logs").mkdir(parents=True)
 
-    def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path) -> Part:
-        """Start a process; its log goes on where an earlier one's of that name ended."""
+    def start(
+        self, name: str, command: Sequence[str | Path], env: Mapping[str, str], cwd: Path, *, of: str = ""
+    ) -> Part:
+        """Start a process; its log goes on where an earlier one's of that name ended.
+
+        Args:
+            of: the part that it is found and ended with; none: its own.
+        """
         log = self.folder / "logs" / f"{name}.log"
-        whole = environment(**env, SSCXR_MARK=self.mark, SSCXR_PART=name)
+        whole = environment(**env, SSCXR_MARK=self.mark, SSCXR_PART=of or name)
         del whole["PYTHONPATH"]  # a hospital has none
         start = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:

@@ -195,8 +195,9 @@ def look(hospitals: Hospitals, out: Path, watch: Watch) -> Found:
     }
     sites = {}
     for site in hospitals.sites:
-        log = hospitals.folder / "logs" / f"{site}.log"
-        sites[site] = search.file(log, log.name) | search.folder(hospitals.folder / "nodes" / site)
+        logs = [hospitals.folder / "logs" / f"{part}.log" for part in (site, f"{site}-app")]
+        found = [search.file(log, log.name) for log in logs]
+        sites[site] = set().union(*found) | search.folder(hospitals.folder / "nodes" / site)
         sites[site] |= search.folder(hospitals.site(site), skip=("quarantine.csv",))
     tokens, hashes = len(hospitals.canaries), len(hospitals.canaries.hashes)
     print(
@@ -281,7 +282,9 @@ def test_a_hospital_keeps_none_but_where_it_says(hospitals: Hospitals, honest: F
         file = min(hospitals.exports[site].folder.glob("*/*/*/*/*.dcm"))
         text = f"{file}: {hospitals.header(site).PatientName}"
         provoked = {hit.token for hit in Search(hospitals.canaries).blob(text.encode(), "")}
-        allowed = {hit for hit in honest.sites[site] if hit.place == f"{site}.log" and hit.token in provoked}
+        allowed = {
+            hit for hit in honest.sites[site] if hit.place == f"{site}-app.log" and hit.token in provoked
+        }
         assert {hit.token for hit in allowed} == provoked
     cache, kept = f"{site}/cache/", hospitals.canaries.kept | hospitals.canaries.hashes.keys()
     in_cache = {hit for hit in honest.sites[site] if hit.place.startswith(cache) and hit.token in kept}

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 from deploy_files import DEPLOY
 from deployments import BIN, NGINX, SETTINGS, Deployment
+from flwr.cli.build import build_fab_from_files
+from flwr.cli.install import install_from_fab
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
@@ -65,13 +67,35 @@ def ask(
         connection.close()
 
 
+def plant(federation: Deployment, mark: Path) -> str:
+    """Do what an evil run's code would: edit the honest bundle wherever Flower may look for it; its folder's name.
+
+    Args:
+        mark: the file that the edited bundle writes when it runs.
+    """
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(
+        listed, cwd=federation.app, check=True, capture_output=True, text=True
+    ).stdout.split("\n")
+    files = {name: federation.app / name for name in names if name and (federation.app / name).is_file()}
+    fab = build_fab_from_files(files)[0]  # as `flwr run` makes it
+    for site in federation.sites:
+        own = federation.folder / "nodes" / site
+        for home in (own / "flwr", own / "run" / "flwr", own / "run" / "tasks" / "earlier" / "flwr"):
+            installed = install_from_fab(fab, home, skip_prompt=True)
+            with (installed / "client" / "app.py").open("a") as file:
+                file.write(f"\nopen({str(mark)!r}, 'a').close()\n")
+    return installed.name
+
+
 @slow
 def test_three_hospitals_give_the_bytes_of_one_process(federation: Deployment, tmp_path: Path) -> None:
     from client.app import app as client
     from server.app import app as server
     from sim.engine import run_inline
 
-    out = federation.folder / "out"
+    out, planted = federation.folder / "out", tmp_path / "planted"
+    bundle = plant(federation, planted)
     federation.run(out)
     alone = tmp_path / "alone"
     files = [_copy(file, tmp_path / "sites") for file in federation.files()]
@@ -85,6 +109,9 @@ def test_three_hospitals_give_the_bytes_of_one_process(federation: Deployment, t
     rounds = configs.load("smoke", SETTINGS).federation.rounds
     assert len(rows) == rounds * len(federation.sites)
     assert all(",folded," in row for row in rows)
+    assert not planted.exists(), "an installed bundle that was edited ran"
+    used = [place.name for place in (federation.folder / "nodes").glob("*/run/tasks/*/flwr/apps/*")]
+    assert used == [bundle] * len(federation.sites), "the very bundle, of one task: no later one finds it"
 
 
 def _copy(file: Path, folder: Path) -> Path:
