@@ -1,12 +1,15 @@
 """The words of labels, parts and folders, as they are found in copies and older versions of public corpora."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from layouts.base import picture
+from typer.testing import CliRunner
 
+from sscxr.cli import app
 from sscxr.data import corpora
 from sscxr.data.corpora.base import CorpusError
 from sscxr.data.parts import part_of
@@ -131,3 +134,11 @@ def test_the_first_lists_of_covidx(tmp_path: Path) -> None:
     table = listed("covidx", tmp_path)
     assert table["split"].to_dict() == {"train/a.png": "train", "train/b.jpg": "train", "test/c.png": "test"}
     assert table["label:covid19"].to_dict() == {"train/a.png": 0, "train/b.jpg": 1, "test/c.png": 0}
+
+
+def test_the_list_of_corpora_as_json() -> None:
+    told = json.loads(CliRunner().invoke(app, ["corpora", "--json"]).stdout)
+    assert {name: facts["licence"] for name, facts in told.items()} == {
+        name: corpus.licence for name, corpus in corpora.CORPORA.items()
+    }
+    assert list(json.loads(CliRunner().invoke(app, ["corpora", "nih", "--json"]).stdout)) == ["nih"]
