@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/installed
 
-.PHONY: venv demo test quick faults check lint types clean
+.PHONY: venv demo test quick faults floors check lint types clean
 
 venv: $(STAMP)
 
@@ -32,6 +32,14 @@ quick: venv
 faults: venv
 	$(BIN)/python -m pytest -m faults
 
+# The lowest versions that pyproject.toml allows: encoders built, released, loaded again; starts; a DICOM prepared.
+floors:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-lowest.txt pytest pytest-timeout
+	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)-lowest/bin/python -m pytest -p no:cacheprovider -m 'not slow and not faults' tests/test_release.py \
+		tests/models/test_checkpoint.py tests/data/test_dicom_facts.py
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +51,4 @@ types: venv
 check: lint types test
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.site import writes
+from sscxr.errors import SscxrError
 
 log = logging.getLogger("sscxr.sim")
 
@@ -220,6 +222,8 @@ def _actors(load: Callable[[], ClientApp], most: int, threads: int, gpus: int) -
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    if find_spec("ray") is None:
+        raise SscxrError("--engine ray needs Ray: pip install 'sscxr[sim]', or leave --engine out")
     with warnings.catch_warnings():  # Flower shows every deprecation once it is imported
         import ray
         from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor

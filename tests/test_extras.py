@@ -1,0 +1,18 @@
+"""What a hospital installs is enough for it: a site imports nothing of the extras."""
+
+import subprocess
+import sys
+
+EXTRAS = ("ray", "tensorboard", "torchxrayvision", "mlflow", "sqlalchemy", "onnx", "onnxruntime", "highdicom")
+
+
+def test_a_site_and_the_doctor_import_nothing_of_the_extras() -> None:
+    code = f"""
+import sys
+for name in {EXTRAS}:
+    sys.modules[name] = None  # importing it is an ImportError
+import client.app, client.commands, client.doctor, server.app, server.commands, sscxr.cli
+import sscxr.finetuned, sscxr.predict, sscxr.report, sscxr.training.site_finetune
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
