@@ -69,6 +69,13 @@ def prepare(
     train_on_test: Annotated[
         bool, typer.Option("--train-on-test", help="Do not set aside what was published as a test set.")
     ] = False,
+    chest_word: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD",
+            help="A word that your devices write for a chest in Body Part Examined; may repeat.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prepare a site cache from an export. Run again, it goes on where it stopped and adds what is new."""
@@ -85,6 +92,7 @@ def prepare(
         source=source,
         uncertain=uncertain,
         train_on_test=train_on_test,
+        chest_words=chest_word or (),
     )
     _show(cache, as_json)
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from sscxr import __version__
-from sscxr.data import header
+from sscxr.data import elements
 from sscxr.errors import SscxrError
 
 # What every radiograph has, if empty (type 2: PS3.3 C.7.1.1, C.7.2.1), and many a de-identified file lacks.
@@ -108,7 +108,7 @@ def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) ->
             omit_empty_frames=False,  # an empty mask is a finding too
         )
         # Type 2C: of an image that has no place in a patient's coordinates (PS3.3 C.7.6.1).
-        segmentation.PatientOrientation = header.get(image, "PatientOrientation") or ""
+        segmentation.PatientOrientation = elements.get(image, "PatientOrientation") or ""
         segmentation.save_as(file)
     except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
         # Not the library's words, which quote the header.
@@ -119,10 +119,10 @@ def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) ->
 
 def _complete(image: Dataset) -> Dataset:
     """The header in UTF-8, with what may be empty added as such, and left empty where it is not as DICOM has it."""
-    missing = [name for name in _WANTED if header.get(image, name) is None]
+    missing = [name for name in _WANTED if elements.get(image, name) is None]
     if missing:
         raise DicomSegError(f"no DICOM SEG: the source has no {missing[0]}, which it has to refer to")
-    text = {name: str(header.get(image, name) or "") for name in (*_MAY_BE_EMPTY, "ReferringPhysicianName")}
+    text = {name: str(elements.get(image, name) or "") for name in (*_MAY_BE_EMPTY, "ReferringPhysicianName")}
     for name in ("PatientBirthDate", "StudyDate"):
         text[name] = _digits(text[name], _DATE)
     text["StudyTime"] = _digits(text["StudyTime"], _TIME)

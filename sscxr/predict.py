@@ -29,7 +29,7 @@ from sscxr import (
     saliency,
     signing,
 )
-from sscxr.data import augment, decode, dicom
+from sscxr.data import augment, decode, dicom, parsing
 from sscxr.data.decode import Prepared
 from sscxr.data.greyscale import turn_back
 from sscxr.judge import Opened
@@ -116,7 +116,7 @@ def predict(
                     row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
                 else:
                     row |= _segmented(opened, file, file.prepared, out, warnings)
-                    if with_seg and dicom.is_dicom(file.file):
+                    if with_seg and parsing.is_dicom(file.file):
                         row |= _as_seg(file, out, row["mask"], sha256, warnings, found)
                 row["warnings"] = "; ".join(warnings)
             found.rows.append(row)

@@ -4,7 +4,6 @@ Nothing here knows of caches, patients' hashes or other files, so that it runs a
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sscxr.data import dicom, jsrt, mask_doubts, pictures, posture
+from sscxr.data import content, dicom, header, jsrt, mask_doubts, parsing, pictures, posture
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning, bands, turn
+from sscxr.data.quiet import quiet
 
-MIN_SIDE = 48  # px of the shorter side; below it no lung field shows (ours)
-MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text (ours)
-MAX_IN_FEW_LEVELS = 0.98  # of the pixels in the four commonest levels: the same, with blurred edges (ours)
 # Log odds of the posture detector that laterals, which it was not made for, do not reach (27 tried, 3.8 at most),
 # and some 98 % of turned frontal views do.
 LATERAL_ODDS = 4.0
-NOT_READABLE = "not readable"  # the one refusal that may pass: rights, a network drive; it is tried again
+NOT_READABLE = "not readable"  # rights, a network drive
+# The refusals that may pass, with rights or another word for a chest: such a file is tried again.
+PASSING = (NOT_READABLE, header.BODY_PART_NOT_KNOWN)
 
 Bytes = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.float32]
@@ -31,7 +30,7 @@ Grey = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Task:
     """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have;
-    further masks, to be joined with the first.
+    further masks, to be joined with the first; words for a chest in Body Part Examined beside those known.
     """
 
     file: Path
@@ -40,6 +39,7 @@ class Task:
     size: int
     max_pixels: int
     more_masks: tuple[Path, ...] = ()
+    chest_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Prepared:
 def attempt(task: Task) -> Prepared | Refused:
     """`prepare_file`, with whatever goes wrong as a refusal."""
     try:
-        with warnings.catch_warnings():  # what a library frowns at and reads all the same
-            warnings.simplefilter("ignore")
+        with quiet():  # what a library frowns at and reads all the same
             return prepare_file(task)
     except Refused as refusal:
         return refusal
@@ -79,10 +78,8 @@ def attempt(task: Task) -> Prepared | Refused:
         return Refused("too large", "not enough memory to decode it")
     except OSError as error:
         return Refused(NOT_READABLE, str(error.strerror or error))
-    except (
-        Exception
-    ) as error:  # hostile bytes may raise anything from any depth; one file never stops the rest
-        return Refused("unreadable", f"{type(error).__name__}: {error}")
+    except Exception:  # hostile bytes may raise anything from any depth; one file never stops the rest
+        return Refused("unreadable", "damaged, or its parts contradict each other")
 
 
 def prepare_file(task: Task) -> Prepared:
@@ -92,37 +89,36 @@ def prepare_file(task: Task) -> Prepared:
         Refused: with the reason.
         OSError: the file cannot be opened.
     """
-    grey, facts, turning = read(task.file, task.max_pixels)
+    grey, facts, turning = read(task.file, task.max_pixels, task.chest_words)
     levels = _levels(grey)
-    _check_content(levels)
+    seen = content.check(levels)
     height, width = levels.shape
     digest = hashlib.sha256(f"{height}x{width}:".encode())
     digest.update(levels.data)
-    content = resized(grey, task.size)
-    doubts = list(facts.warnings)
+    small = resized(grey, task.size)
+    doubts = [*facts.warnings, *seen]
     if has_heavy_text(levels):
         doubts.append("burnt-in text")
     if "L" not in (task.view, facts.view):  # the detector knows frontal views alone
-        doubts += _check_posture(content, bool(task.view or facts.view))
+        doubts += _check_posture(small, bool(task.view or facts.view))
     mask, doubt = _mask(task, (height, width), turning)
     doubts += [doubt] if doubt else []
-    top, left = ((task.size - side) // 2 for side in content.shape)
-    place = (slice(top, top + content.shape[0]), slice(left, left + content.shape[1]))
+    top, left = ((task.size - side) // 2 for side in small.shape)
+    place = (slice(top, top + small.shape[0]), slice(left, left + small.shape[1]))
     image = np.zeros((task.size, task.size), dtype=np.uint8)
-    image[place] = _levels(content)
+    image[place] = _levels(small)
     if mask is not None:
         padded = np.zeros_like(image)
-        padded[place] = np.asarray(
-            Image.fromarray(mask).resize(content.shape[::-1], Image.Resampling.NEAREST)
-        )
+        padded[place] = np.asarray(Image.fromarray(mask).resize(small.shape[::-1], Image.Resampling.NEAREST))
         mask = padded
     facts = Facts(**{**vars(facts), "warnings": tuple(dict.fromkeys(doubts))})
     return Prepared(
-        digest.hexdigest(), image, mask, facts, height, width, top, left, content.shape[0], content.shape[1]
+        digest.hexdigest(), image, mask, facts, height, width, top, left, small.shape[0], small.shape[1]
     )
 
 
-def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
+@quiet()
+def read(file: Path, max_pixels: int, chest_words: tuple[str, ...] = ()) -> tuple[Grey, Facts, Turning]:
     """A file's grey levels, float32 [H, W] in 0..1, upright; its facts; how it was turned to be upright.
 
     Raises:
@@ -133,8 +129,8 @@ def read(file: Path, max_pixels: int) -> tuple[Grey, Facts, Turning]:
         raise Refused("empty file")
     if pictures.is_picture(file):
         return pictures.read(file, max_pixels=max_pixels)
-    if dicom.is_dicom(file):
-        return dicom.read(file, max_pixels=max_pixels)
+    if parsing.is_dicom(file):
+        return dicom.read(file, max_pixels=max_pixels, chest_words=chest_words)
     if jsrt.is_jsrt(file):
         return jsrt.read(file)
     if file.suffix.lower() == ".csv":
@@ -152,28 +148,14 @@ def _levels(grey: Grey) -> Bytes:
     return levels
 
 
-def _check_content(levels: Bytes) -> None:
-    """Refuse what the pixels themselves show to be no radiograph."""
-    if min(levels.shape) < MIN_SIDE:
-        raise Refused("too small", f"{levels.shape[1]} x {levels.shape[0]} px, at least {MIN_SIDE} a side")
-    histogram = np.array(Image.fromarray(levels).histogram())
-    present = np.flatnonzero(histogram)
-    if len(present) == 1 or (len(present) == 2 and present[1] - present[0] == 1):
-        raise Refused("constant image")
-    if len(present) < MIN_LEVELS:
-        raise Refused("mask or drawing", f"only {len(present)} grey levels, not a radiograph")
-    if np.sort(histogram)[-4:].sum() > MAX_IN_FEW_LEVELS * levels.size:
-        raise Refused("mask or drawing", "nearly all of it in four grey levels, not a radiograph")
-
-
-def _check_posture(content: Grey, frontal: bool) -> list[str]:
+def _check_posture(small: Grey, frontal: bool) -> list[str]:
     """Refuse what confidently lies or hangs wrong; a mirrored look is a doubt, since dextrocardia is real.
 
     Args:
-        content: float32 [H, W] in 0..1.
+        small: float32 [H, W] in 0..1.
         frontal: whether the view is known; where it is not, the picture may be a lateral.
     """
-    seen = posture.look(content)
+    seen = posture.look(small)
     if not seen.problems():
         return seen.doubts()
     odds = [seen.rotation_odds] * (seen.rotation != 0) + [seen.inversion_odds] * seen.inverted

@@ -14,16 +14,18 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_windowing
 
+from sscxr.data import elements, luts
 from sscxr.data.facts import Refused
+from sscxr.data.greyrange import MIN_USED, content, percentiles, used
 
 Floats = npt.NDArray[np.float64]
 Grey = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int64]
 Turning = tuple[bool, bool, bool]  # transpose, then flip left and right, then flip top and bottom
 AS_STORED: Turning = (False, False, False)
-# Where nothing says what is black and white: the middle 99 % of the true pixels (ours).
-PERCENTILES = (0.5, 99.5)
 # A window or LUT that clips more than this share of the true pixels does not show the image (ours).
 MAX_CLIPPED = 0.95
+BORDER = "white border or marker left out of the grey range"
 _BAND = 1 << 16  # pixels worked on at a time
 
 
@@ -41,7 +43,7 @@ def displayed(
         float32 [H, W] in 0..1, 0 where not a true pixel; what set the range; warnings.
 
     Raises:
-        Refused: no true pixel, or values that are not finite.
+        Refused: no true pixel, or a range of values that no radiograph has.
     """
     if not true_pixels.any():
         raise Refused("constant image", "padding or shutters cover all of it")
@@ -50,11 +52,9 @@ def displayed(
     if span > 1 << 20:
         raise Refused("odd pixel values", f"a range of {span} stored values")
     counts = _counts(stored, true_pixels, low, span)
-    values = modality(np.arange(low, low + span, dtype=np.float64), header)
-    occurs = counts > 0
-    if not np.isfinite(values[occurs]).all():
-        raise Refused("odd pixel values", "the rescale or LUT gives values that are not finite")
-    greys, grey_range, warnings = _values_of_interest(values, counts, header)
+    values, warnings = luts.modality(np.arange(low, low + span, dtype=np.float64), header)
+    greys, grey_range, more = _values_of_interest(values, counts, header)
+    warnings += more
     if is_inverse(header):
         greys = 1.0 - greys
     grey = np.empty(stored.shape, np.float32)
@@ -98,159 +98,122 @@ def _indices(stored: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
     return stored if first == 0 else np.subtract(stored, first, dtype=np.int64)
 
 
-def modality(values: Floats, header: Dataset) -> Floats:
-    """Stored values to the modality's: Modality LUT or rescale (PS3.3 C.11.1)."""
-    sequence = header.get("ModalityLUTSequence")
-    if sequence:
-        return lookup(values, sequence[0], header)[0]
-    slope, intercept = header.get("RescaleSlope"), header.get("RescaleIntercept")
-    if slope is None and intercept is None:
-        return values
-    return values * float(1 if slope is None else slope) + float(intercept or 0)
-
-
-def lookup(values: Floats, item: Dataset, header: Dataset) -> tuple[Floats, float]:
-    """A Modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1): first entry below its range, last above.
-
-    pydicom's own functions count the index in the type of the LUT's output, which wraps for 8-bit output.
-
-    Returns:
-        The mapped values, and the largest one that the LUT's bits allow.
-    """
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = entries or 1 << 16
-    if header.get("PixelRepresentation") == 1 and first >= 1 << 15:
-        first -= 1 << 16  # the descriptor is of ambiguous VR; writers differ
-    data = item.LUTData
-    if isinstance(data, bytes):
-        order = ">" if not _is_little_endian(header) else "<"
-        wide = len(data) >= 2 * entries
-        table = np.frombuffer(data, dtype=f"{order}u2" if wide else "u1")[:entries]
-    else:
-        table = np.atleast_1d(np.asarray(data, dtype=np.int64))
-        if len(table) * 2 == entries:  # two 8-bit entries a word
-            table = np.stack((table & 255, table >> 8), axis=1).ravel()
-    if len(table) != entries or not 1 <= bits <= 16:
-        raise Refused("unreadable", f"a LUT of {len(table)} entries of {bits} bits, described as {entries}")
-    index = np.clip(np.rint(values) - first, 0, entries - 1).astype(np.int64)
-    return table.astype(np.float64)[index], float(max(2**bits - 1, int(table.max())))
-
-
 def is_inverse(header: Dataset) -> bool:
     """Whether the lowest value is white: MONOCHROME1 (PS3.3 C.7.6.3.1.2) or Presentation LUT Shape INVERSE.
 
     In a digital X-ray INVERSE goes with MONOCHROME1 and means the same (C.8.11.3.1.2), so it is one inversion.
     """
-    shape = str(header.get("PresentationLUTShape") or "").strip().upper()
-    return header.get("PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE"
+    shape = elements.word(header, "PresentationLUTShape")
+    return elements.word(header, "PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE"
 
 
-def _values_of_interest(
-    values: Floats, counts: npt.NDArray[np.int64], header: Dataset
-) -> tuple[Floats, str, list[str]]:
-    """VOI LUT, else window, else percentiles; 8 bits without either keep their range (PS3.3 C.11.2)."""
-    occurs, warnings = counts > 0, []
-    for name, apply in (("voi lut", _voi_lut), ("window", _window)):
+def _values_of_interest(values: Floats, counts: Counts, header: Dataset) -> tuple[Floats, str, list[str]]:
+    """VOI LUT, else window, else percentiles; 8 bits without either keep their range (PS3.3 C.11.2).
+
+    What hides the image, or leaves it nearly black, is passed over with a warning.
+    """
+    warnings: list[str] = []
+    for name, apply in (("voi lut", _voi_luts), ("window", _windows), ("8 bit", _eight_bits)):
         try:
-            greys = apply(values, header)
-        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
-            warnings.append(f"{name} not usable ({type(error).__name__})")
+            tried = list(apply(values, header))
+        except luts.ERRORS:
+            warnings.append(f"{name} not usable")
             continue
-        if greys is None:
-            continue
-        if _clipped(greys, counts) > MAX_CLIPPED or np.ptp(greys[occurs]) == 0 < np.ptp(values[occurs]):
+        for greys, doubts in tried:
+            if _shows(greys, values, counts):
+                return greys, name, warnings + doubts
+        if tried:
             warnings.append(f"{name} not usable (hides the image)")
-            continue
-        return greys, name, warnings
-    if int(header.get("BitsStored") or 16) <= 8 and not _has_rescale(header):
-        signed = header.get("PixelRepresentation") == 1
-        bits = int(header.BitsStored)
-        return (values + (2 ** (bits - 1) if signed else 0)) / (2**bits - 1), "8 bit", warnings
-    low, high = _weighted_percentiles(values, counts)
+    low, high = percentiles(values, counts)
     if high > low:
-        return np.clip((values - low) / (high - low), 0, 1), "percentiles", warnings
+        greys = np.clip((values - low) / (high - low), 0, 1)
+        within = content(values, counts) if used(greys, counts) < MIN_USED else None
+        if within is None:
+            return greys, "percentiles", warnings
+        low, high = within
+        return np.clip((values - low) / (high - low), 0, 1), "percentiles", [*warnings, BORDER]
+    occurs = counts > 0
     low, high = float(values[occurs].min()), float(values[occurs].max())
     return np.clip((values - low) / max(high - low, 1e-12), 0, 1), "full range", warnings
 
 
-def _voi_lut(values: Floats, header: Dataset) -> Floats | None:
-    sequence = header.get("VOILUTSequence")
+def _shows(greys: Floats, values: Floats, counts: Counts) -> bool:
+    """Whether grey levels show the image: not clipped, not of one grey, not within a small part of the range."""
+    occurs = counts > 0
+    if np.ptp(greys[occurs]) == 0:
+        return bool(np.ptp(values[occurs]) == 0)
+    return _clipped(greys, counts) <= MAX_CLIPPED and used(greys, counts) >= MIN_USED
+
+
+def _voi_luts(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
+    """The first table, by the bits that it states, then by those that its entries use: some state 16, use 12."""
+    sequence = elements.get(header, "VOILUTSequence")
     if not sequence:
-        return None
-    mapped, top = lookup(values, sequence[0], header)
-    return mapped / top
+        return
+    mapped, (stated, held), warnings = luts.lookup(values, sequence[0], header, "voi lut")
+    yield mapped / stated, warnings
+    if held < stated:
+        yield mapped / held, [*warnings, "voi lut of fewer bits than it says"]
 
 
-def _window(values: Floats, header: Dataset) -> Floats | None:
+def _windows(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
     """The first window, by its function: LINEAR, LINEAR_EXACT or SIGMOID (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
-    first = [_first(header.get(name)) for name in ("WindowCenter", "WindowWidth")]
-    if None in first:
-        return None
+    doubts: list[str] = []
+    stated = [elements.numbers(header, name, doubts) for name in ("WindowCenter", "WindowWidth")]
+    if not all(stated):
+        return
     view = Dataset()  # only what the window needs: nothing else in the header can change its output range
     view.PhotometricInterpretation, view.BitsStored, view.PixelRepresentation = "MONOCHROME2", 16, 0
-    view.WindowCenter, view.WindowWidth = first
-    view.VOILUTFunction = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+    view.WindowCenter, view.WindowWidth = (found[0] for found in stated)
+    view.VOILUTFunction = elements.word(header, "VOILUTFunction") or "LINEAR"
     with np.errstate(over="ignore"):  # a steep sigmoid saturates
         greys: Floats = apply_windowing(values, view) / (2**16 - 1)
     if not np.isfinite(greys).all():
         raise ValueError("a window that is not finite")
-    return greys
+    yield greys, doubts
 
 
-def _first(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return float(value[0]) if len(value) else None
-    return float(value)
+def _eight_bits(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
+    """The range of at most 8 bits, where the values are as stored."""
+    bits = int(elements.get(header, "BitsStored") or 16)
+    if bits > 8 or elements.get(header, "ModalityLUTSequence"):
+        return
+    try:
+        changed = luts.rescale(header) != (1, 0)
+    except ValueError:  # not usable, so the values are as stored
+        changed = False
+    if not changed:
+        signed = elements.get(header, "PixelRepresentation") == 1
+        yield (values + (2 ** (bits - 1) if signed else 0)) / (2**bits - 1), []
 
 
-def _has_rescale(header: Dataset) -> bool:
-    if header.get("ModalityLUTSequence"):
-        return True
-    return float(header.get("RescaleSlope") or 1) != 1 or float(header.get("RescaleIntercept") or 0) != 0
-
-
-def _clipped(greys: Floats, counts: npt.NDArray[np.int64]) -> float:
+def _clipped(greys: Floats, counts: Counts) -> float:
     """The share of true pixels at either end of the range."""
     ends = (greys <= 0) | (greys >= 1)
     return float(counts[ends].sum() / counts.sum())
 
 
-def _weighted_percentiles(values: Floats, counts: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """The values below which `PERCENTILES` of the true pixels lie."""
-    order = np.argsort(values, kind="stable")
-    cumulative = np.cumsum(counts[order])
-    ranks = np.searchsorted(cumulative, np.asarray(PERCENTILES) / 100 * cumulative[-1], side="left")
-    low, high = values[order][np.minimum(ranks, len(values) - 1)]
-    return float(low), float(high)
-
-
-def _is_little_endian(header: Dataset) -> bool:
-    encoding = getattr(header, "original_encoding", (None, True))[1]
-    return encoding is not False
-
-
 def padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
     """bool [H, W]: samples that pad the image to a rectangle (PS3.3 C.7.5.1.1.2), a value or a range of values."""
-    value = header.get("PixelPaddingValue")
+    value = elements.get(header, "PixelPaddingValue")
     if not isinstance(value, int):
         return np.zeros(stored.shape, dtype=bool)
-    limit = header.get("PixelPaddingRangeLimit")
+    limit = elements.get(header, "PixelPaddingRangeLimit")
     ends = [value, limit if isinstance(limit, int) else value]
-    if header.get("PixelRepresentation") == 1:  # of ambiguous VR; writers differ
+    if elements.get(header, "PixelRepresentation") == 1:  # of ambiguous VR; writers differ
         ends = [end - (1 << 16) if end >= 1 << 15 else end for end in ends]
     covered: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
     return covered
 
 
-def shuttered(shape: tuple[int, int], header: Dataset) -> npt.NDArray[np.bool_]:
+def shuttered(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
     """bool [H, W]: pixels that a display shutter hides (PS3.3 C.7.6.11); several shapes hide what any hides.
 
     Rows and columns of the attributes count from 1.
     """
+    shape = stored.shape
     hidden = np.zeros(shape, dtype=bool)
-    named = header.get("ShutterShape") or ""
+    named = elements.get(header, "ShutterShape") or ""
     shapes = [named] if isinstance(named, str) else list(named)
     rows, columns = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
     for name in (str(one).strip().upper() for one in shapes):

@@ -1,39 +1,21 @@
 """What a DICOM header says: whether the file may be a chest radiograph at all, and the facts about it."""
 
 import re
-from typing import Any
+from collections.abc import Collection
 
 from pydicom.dataset import Dataset
 
-from sscxr.data import greyscale
+from sscxr.data import body_parts, greyscale
+from sscxr.data.elements import get, word
 from sscxr.data.facts import Facts, Refused, age_band, dicom_age, is_placeholder, normal_sex, normal_view
 from sscxr.data.greyscale import Turning
 
 # Projection radiography (PS3.3 C.7.3.1.1.1); OT and SC are how pictures of radiographs are often wrapped.
 RADIOGRAPHS = ("CR", "DX", "DR", "RG", "XR")
 WRAPPED = ("OT", "SC")
-# What counts as a chest: any of these as a word of Body Part Examined or of the anatomic region.
-CHEST = {
-    "CHEST", "THORAX", "LUNG", "LUNGS", "MEDIASTINUM", "TORAX", "TÓRAX", "LUNGE", "POUMON", "POUMONS", "PULMON",
-    "BRUSTKORB",
-}  # fmt: skip
-NO_BODY_PART = {"", "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "XX", "XXX", "NA"}
 FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
+BODY_PART_NOT_KNOWN = "body part not known"  # the next preparation may know it
 DICOMDIR = "1.2.840.10008.1.3.10"
-
-
-def get(dataset: Dataset, keyword: str) -> Any:
-    """An attribute, or None where it is absent, empty or does not parse."""
-    try:
-        value = dataset.get(keyword)
-    except Exception:  # pydicom converts values on access, and may raise anything on hostile ones
-        return None
-    return None if value is None or value == "" else value
-
-
-def word(dataset: Dataset, keyword: str) -> str:
-    """An attribute as upper-case text; empty where it is absent."""
-    return str(get(dataset, keyword) or "").strip().upper()
 
 
 def _meanings(dataset: Dataset, keyword: str) -> str:
@@ -42,8 +24,13 @@ def _meanings(dataset: Dataset, keyword: str) -> str:
     return " ".join(str(get(item, "CodeMeaning") or "") for item in items)
 
 
-def check_kind(header: Dataset) -> None:
-    """Refuse what is not a displayable chest radiograph."""
+def check_kind(header: Dataset, chest_words: Collection[str] = ()) -> None:
+    """Refuse what is not a displayable chest radiograph.
+
+    Args:
+        header: of the file.
+        chest_words: what a site's devices call a chest, beside the words that are known.
+    """
     meta = getattr(header, "file_meta", None) or Dataset()
     if str(get(meta, "MediaStorageSOPClassUID")) == DICOMDIR or "DirectoryRecordSequence" in header:
         raise Refused("not an image", "a DICOMDIR")
@@ -53,17 +40,14 @@ def check_kind(header: Dataset) -> None:
     intent = word(header, "PresentationIntentType")
     if intent == "FOR PROCESSING" or str(get(header, "SOPClassUID")) == FOR_PROCESSING:
         raise Refused("for processing", "raw detector values, not meant for display (PS3.3 C.8.11.1)")
-    if not is_chest(word(header, "BodyPartExamined")):
-        raise Refused("not a chest", f"body part {word(header, 'BodyPartExamined')}")
+    part = body_parts.written(header)
     region = _meanings(header, "AnatomicRegionSequence")
-    if not is_chest(region.upper()):
-        raise Refused("not a chest", f"anatomic region {region}")
-
-
-def is_chest(body_part: str) -> bool:
-    """Whether a body part counts as a chest; an absent or unknown one does."""
-    words = set(re.findall(r"[^\W\d_]+", body_part.upper()))
-    return body_part.strip().upper() in NO_BODY_PART or words <= NO_BODY_PART or bool(words & CHEST)
+    for text, name in ((part, "body part"), (region, "anatomic region")):
+        kind = body_parts.kind(text, chest_words)
+        if kind == "other":
+            raise Refused("not a chest", f"{name} {text}")
+        if kind == "not known":
+            raise Refused(BODY_PART_NOT_KNOWN, f"{text}; where that is a chest, give --chest-word")
 
 
 def turning(dataset: Dataset) -> Turning:
@@ -135,7 +119,7 @@ def facts(dataset: Dataset, grey_range: str, warnings: list[str]) -> Facts:
         age_band="" if years is None else age_band(years),
         spacing_mm=_spacing(dataset),
         patient="" if is_placeholder(patient) else patient,
-        body_part=word(dataset, "BodyPartExamined"),
+        body_part=body_parts.written(dataset),
         grey_range=grey_range,
         warnings=tuple(warnings),
     )

@@ -1,16 +1,19 @@
 """PNG and JPEG pictures of radiographs, and the masks that come with them."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from sscxr.data.facts import Facts, Refused
-from sscxr.data.greyscale import AS_STORED, PERCENTILES, Turning, turn
+from sscxr.data.greyrange import MIN_USED, PERCENTILES, content, used
+from sscxr.data.greyscale import AS_STORED, BORDER, Turning, turn
 
+PNG = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("PNG", "JPEG")
 MASK_FORMATS = (*FORMATS, "GIF")  # the SCR database's
 # A radiograph may be tinted, or carry a coloured arrow; a photograph or an overlay is coloured all over (ours).
@@ -35,14 +38,14 @@ def is_picture(path: Path) -> bool:
     """Whether a file begins as a PNG or a JPEG does."""
     with path.open("rb") as file:
         head = file.read(8)
-    return head == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff"
+    return head == PNG or head[:3] == b"\xff\xd8\xff"
 
 
 def read(path: Path, *, max_pixels: int) -> tuple[Grey, Facts, Turning]:
     """Read a whole picture as grey levels, turned as its EXIF orientation says.
 
     Transparency is composited on black. 16 bits are stretched between percentiles, as nothing says what is black
-    and white; 8 bits keep their range.
+    and white; 8 bits keep their range. Of the pictures of a phone's JPEG (MPO) the first is read.
 
     Args:
         path: a PNG or JPEG file.
@@ -56,14 +59,21 @@ def read(path: Path, *, max_pixels: int) -> tuple[Grey, Facts, Turning]:
         OSError: the file cannot be opened.
     """
     picture = _open(path, max_pixels)
-    if picture.mode.startswith("I"):
-        grey, grey_range = _stretched(np.asarray(picture).astype(np.int64))
+    doubts = ["several pictures in one file; the first was read"] if picture.format == "MPO" else []
+    wide = _wide_samples(path)
+    if wide is not None:
+        values = np.rint(colour_to_grey(wide) * np.float32(65535)).astype(np.int64)
+        grey, grey_range, more = _stretched(values)
+        doubts += more
+    elif picture.mode.startswith("I"):
+        grey, grey_range, more = _stretched(np.asarray(picture).astype(np.int64))
+        doubts += more
     elif picture.mode == "F":
         raise Refused("unreadable", "a picture of floating-point values")
     else:
         grey, grey_range = _eight_bits(picture), "8 bit"
     turning = _turning(picture)
-    return turn(grey, turning), Facts(grey_range=grey_range), turning
+    return turn(grey, turning), Facts(grey_range=grey_range, warnings=tuple(doubts)), turning
 
 
 def read_mask(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
@@ -106,19 +116,7 @@ def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Im
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=formats)
-            width, height = picture.size
-            if width * height > max_pixels:
-                raise Refused("too large", f"{width} x {height} px, the limit is {max_pixels} px")
-            frames = getattr(picture, "n_frames", 1)
-            if frames > 1:
-                raise Refused("multi-frame", f"{frames} pictures in one file")
-            if picture.format == "PNG":
-                picture.verify()  # checksums, which loading skips
-                file.seek(0)
-                picture = Image.open(file, formats=formats)
-            picture.load()
-            return picture
+            return _loaded(file, max_pixels, formats)
     except Image.DecompressionBombError:
         raise Refused("too large", f"the limit is {max_pixels} px") from None
     except UnidentifiedImageError:
@@ -135,10 +133,81 @@ def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Im
         raise _damaged(error) from None
 
 
+def _loaded(file: BinaryIO, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    picture = _opened(file, formats)
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise Refused("too large", f"{width} x {height} px, the limit is {max_pixels} px")
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1 and picture.format != "MPO":
+        raise Refused("multi-frame", f"{frames} pictures in one file")
+    if picture.format == "PNG":
+        picture.verify()  # checksums, which loading skips
+        file.seek(0)
+        picture = _opened(file, formats)
+    picture.load()
+    return picture
+
+
+def _opened(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
+    """What Pillow opens; a PNG with more text or colour profile than Pillow allows, without them."""
+    try:
+        return Image.open(file, formats=formats)
+    except ValueError:
+        file.seek(0)
+        return Image.open(BytesIO(_without_text(file.read())), formats=formats)
+
+
+def _without_text(png: bytes) -> bytes:
+    """A PNG without the chunks that say nothing of its pixels and may inflate to anything."""
+    kept, at = [png[:8]], 8
+    while at + 12 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _wide_samples(path: Path) -> npt.NDArray[np.uint16] | None:
+    """[H, W, 3] samples of a colour or transparent PNG of 16 bits, on black; None for other pictures.
+
+    Pillow keeps the high byte of each sample. Which one it keeps is the raw mode's, so a second look has the other.
+    """
+    with path.open("rb") as file:
+        head = file.read(26)
+        if head[:8] != PNG or head[24] != 16 or head[25] not in (2, 4, 6):
+            return None
+        if head[25] == 4:  # two samples of two bytes, as the four of RGBA
+            (whole,) = _bytes_of(file, "RGBA")
+            whole = whole.astype(np.uint16)
+            samples = (whole[..., 0::2] << np.uint16(8) | whole[..., 1::2])[..., [0, 0, 0, 1]]
+        else:
+            name = "RGB" if head[25] == 2 else "RGBA"
+            high, low = _bytes_of(file, f"{name};16B", f"{name};16L")
+            samples = high.astype(np.uint16) << np.uint16(8) | low
+    if head[25] == 2:
+        return samples
+    seen = samples[..., :3].astype(np.float32) * (samples[..., 3:].astype(np.float32) / np.float32(65535))
+    return np.rint(seen).astype(np.uint16)
+
+
+def _bytes_of(file: BinaryIO, *raw_modes: str) -> list[npt.NDArray[np.uint8]]:
+    """One byte of each sample, by each raw mode."""
+    found = []
+    for mode in raw_modes:
+        file.seek(0)
+        picture = _opened(file, ("PNG",))
+        picture.tile = [picture.tile[0]._replace(args=mode)]  # type: ignore[attr-defined]
+        found.append(np.asarray(picture))
+    return found
+
+
 def _damaged(error: Exception) -> Refused:
     """The refusal of a picture on which Pillow gave up."""
-    short = any(word in str(error).lower() for word in ("truncated", "incomplete"))
-    return Refused("truncated" if short else "unreadable", f"{type(error).__name__}: {error}")
+    if any(word in str(error).lower() for word in ("truncated", "incomplete")):
+        return Refused("truncated", "the picture has no end")
+    return Refused("unreadable", "a damaged picture")
 
 
 def _turning(picture: Image.Image) -> Turning:
@@ -163,10 +232,19 @@ def _eight_bits(picture: Image.Image) -> Grey:
     return colour_to_grey(np.asarray(picture.convert("RGB")))
 
 
-def _stretched(values: npt.NDArray[np.int64]) -> tuple[Grey, str]:
-    """Values of more than 8 bits, stretched between percentiles."""
-    low, high = np.percentile(values, PERCENTILES)
+def _stretched(values: npt.NDArray[np.int64]) -> tuple[Grey, str, list[str]]:
+    """Values of more than 8 bits, stretched between percentiles; warnings."""
+    low, high = (float(end) for end in np.percentile(values, PERCENTILES))
+    doubts: list[str] = []
+    first, span = int(values.min()), int(np.ptp(values)) + 1
     if high <= low:
-        low, high = float(values.min()), float(values.max())
+        low, high = float(first), float(first + span - 1)
+    elif span <= 1 << 20:
+        counts = np.bincount(values.ravel() - first)
+        found = np.arange(first, first + span, dtype=np.float64)
+        dark = used(np.clip((found - low) / (high - low), 0, 1), counts) < MIN_USED
+        within = content(found, counts) if dark else None
+        if within is not None:
+            (low, high), doubts = within, [BORDER]
     grey = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-    return grey.astype(np.float32), "percentiles"
+    return grey.astype(np.float32), "percentiles", doubts

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from sscxr.data import quiet
 from sscxr.data.decode import Prepared, Task, attempt
 from sscxr.data.facts import Refused
 from sscxr.errors import SscxrError
@@ -52,7 +53,6 @@ def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Ke
     that kills workers is known, refused, and the rest goes on.
     """
     if workers == 0:
-        _silence_libraries()
         yield from ((key, attempt(task)) for key, task in tasks)
         return
     waiting = iter(tasks)
@@ -156,7 +156,7 @@ def _start_worker(memory: int) -> None:
     """Quiet, bounded, and gone when the parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _silence_libraries()
+    quiet.silence_loggers()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and others print from C
     _limit_memory(memory)
     _keep_memory()
@@ -168,18 +168,6 @@ def _follow_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _silence_libraries() -> None:
-    """Decoders print to stderr what they stumble on, file names included; what matters is in the refusal."""
-    import logging
-
-    import gdcm
-
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
-        off()
 
 
 def _keep_memory() -> None:

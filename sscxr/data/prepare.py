@@ -12,7 +12,7 @@ from typing import Any
 
 from sscxr.data import assemble, listing, merge, pool, posture, store, tables
 from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, mapped, open_cache
-from sscxr.data.decode import NOT_READABLE, Prepared, Task
+from sscxr.data.decode import PASSING, Prepared, Task
 from sscxr.data.dicom import MAX_PIXELS
 from sscxr.data.facts import Refused
 from sscxr.data.journal import Journal
@@ -47,6 +47,7 @@ def prepare(
     source: str | None = None,
     uncertain: str = "ignore",
     train_on_test: bool = False,
+    chest_words: Sequence[str] = (),
 ) -> Cache:
     """Prepare a site cache, go on with one that was interrupted, or add to one.
 
@@ -65,6 +66,7 @@ def prepare(
             `local-2` and so on where there are several folders. Names of folders and files never enter.
         uncertain: labels that a public corpus calls uncertain: "ignore" (unknown), "zeros" or "ones".
         train_on_test: treat images that were published as ones to test on like the others.
+        chest_words: what devices call a chest in Body Part Examined, beside the words that are known.
 
     Returns:
         The opened cache.
@@ -94,7 +96,9 @@ def prepare(
         with store.writing(out):
             _check_size(out, size)
             header = _header(size, max_pixels)
-            images = _prepare(listed, out, secret, header, workers, show, readd=readd_removed)
+            images = _prepare(
+                listed, out, secret, header, workers, show, readd=readd_removed, chest_words=chest_words
+            )
     except OSError as error:
         raise PrepareError(_explained(error, out)) from error
     if not images:
@@ -150,6 +154,7 @@ def _prepare(
     show: Display,
     *,
     readd: bool,
+    chest_words: Sequence[str] = (),
 ) -> int:
     """Decode what is new, then write the cache; the number of images in it."""
     state = tables.load(out)
@@ -159,7 +164,13 @@ def _prepare(
     try:
         new = {key: item for key, item in items.items() if key not in known}
         passing = _decode(
-            new, journal, secret, header, pool.default_workers() if workers is None else workers, show
+            new,
+            journal,
+            secret,
+            header,
+            pool.default_workers() if workers is None else workers,
+            show,
+            tuple(chest_words),
         )
         outcomes = {key: passing.get(key) or journal.entries[key] for key in new}
         found = [merge.Found(item, outcomes.get(key) or state.ledger[key]) for key, item in items.items()]
@@ -198,18 +209,19 @@ def _decode(
     header: dict[str, Any],
     workers: int,
     show: Display,
+    chest_words: tuple[str, ...],
 ) -> dict[str, Entry]:
     """Bring every new file into the journal; outcomes that may be others next time are returned instead."""
     size, max_pixels = header["size"], header["max_pixels"]
     passing: dict[str, Entry] = {}
     waiting = {key: item for key, item in new.items() if key not in journal.entries}
-    tasks = ((key, _task(item, size, max_pixels)) for key, item in waiting.items())
+    tasks = ((key, _task(item, size, max_pixels, chest_words)) for key, item in waiting.items())
     with show.counting(len(new) - len(waiting), len(new)) as counter:
         for key, result in pool.decode(tasks, min(workers, -(-len(waiting) // FILES_A_WORKER))):
             entry = {"key": key, "file": secret.hash("file", str(new[key].file))}
             if isinstance(result, Prepared):
                 journal.add(entry | _described(new[key], result, secret), result.image, result.mask)
-            elif result.kind == NOT_READABLE:
+            elif result.kind in PASSING:
                 passing[key] = entry | {"reason": str(result), "lasting": False}
             else:
                 journal.add(entry | {"reason": str(result)})
@@ -217,11 +229,9 @@ def _decode(
     return passing
 
 
-def _task(item: Item, size: int, max_pixels: int) -> Task:
-    record = item.record
-    if record is None:
-        return Task(item.file, None, "", size, max_pixels)
-    return Task(item.file, record.mask, record.view, size, max_pixels, record.more_masks)
+def _task(item: Item, size: int, max_pixels: int, chest_words: tuple[str, ...]) -> Task:
+    record = item.record or Record(item.file, item.name)
+    return Task(item.file, record.mask, record.view, size, max_pixels, record.more_masks, chest_words)
 
 
 def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:

@@ -10,7 +10,7 @@ from dicoms import chest, dataset, read
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from sscxr.data import greyscale
+from sscxr.data import greyrange, greyscale
 
 
 def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Sequence:
@@ -173,6 +173,6 @@ def test_greys_are_those_of_plain_arithmetic_wherever_the_stored_values_lie(low:
     grey, grey_range, _ = greyscale.displayed(stored, true_pixels, header)
     assert grey_range == "percentiles"
     shown = stored[true_pixels].astype(np.float64)
-    black, white = (np.percentile(shown, share, method="inverted_cdf") for share in greyscale.PERCENTILES)
+    black, white = (np.percentile(shown, share, method="inverted_cdf") for share in greyrange.PERCENTILES)
     expected = np.where(true_pixels, np.clip((stored - black) / (white - black), 0, 1), 0)
     np.testing.assert_array_equal(grey, expected.astype(np.float32))

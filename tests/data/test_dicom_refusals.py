@@ -24,15 +24,20 @@ from sscxr.data.facts import Refused
         ({"Modality": "MR"}, "not a radiograph: modality MR"),
         ({"BodyPartExamined": "RIBCAGE"}, "not a chest: body part RIBCAGE"),
         ({"BodyPartExamined": "KNEE"}, "not a chest: body part KNEE"),
+        ({"BodyPartExamined": "THORACIC SPINE"}, "not a chest: body part THORACIC SPINE"),
+        (
+            {"BodyPartExamined": "GAMBA"},
+            "body part not known: GAMBA; where that is a chest, give --chest-word",
+        ),
+        ({"BitsAllocated": None}, "unreadable: the header does not say how many bits"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "for processing"),
         ({"NumberOfFrames": 3}, "multi-frame: 3 frames"),
         ({"Rows": 60000, "Columns": 60000}, "too large: 60000 x 60000 px"),
-        ({"Rows": 119}, "unreadable: 24000 bytes"),
+        ({"Rows": 118}, "unreadable: 24000 bytes"),
         ({"Columns": 101}, "truncated: 24000 bytes"),
         ({"PixelData": None}, "unreadable: no pixel data"),
         ({"Rows": None}, "not an image"),
         ({"BitsStored": 17}, "unreadable: 17 bits"),
-        ({"RescaleSlope": "nan", "RescaleIntercept": 0}, "odd pixel values"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour picture"),
     ],
 )
@@ -41,7 +46,8 @@ def test_refusals(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
     assert refusal(dataset(chest(), **tags), tmp_path).startswith(reason)
 
 
-@pytest.mark.parametrize("part", [None, "", "THORAX", "Chest PA", "LUNG", "UNKNOWN"])
+@pytest.mark.parametrize("part", [None, "", "THORAX", "Chest PA", "LUNG", "UNKNOWN", "N/A"])
+@pytest.mark.filterwarnings("ignore")
 def test_body_parts_that_are_chests_or_unknown(tmp_path: Path, part: str | None) -> None:
     assert read(dataset(chest(), BodyPartExamined=part), tmp_path)[0].max() > 0
 

@@ -9,7 +9,7 @@ import pytest
 from dicoms import LOSSLESS, LOSSY, SYNTAXES, chest, dataset, read, save
 from pydicom import dcmread
 
-from sscxr.data import dicom
+from sscxr.data import dicom, parsing
 from sscxr.data.facts import Refused
 
 
@@ -75,5 +75,5 @@ def test_a_deflated_file_may_have_its_end_anywhere(tmp_path: Path) -> None:
     body = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     stream = body.compress(bytes(3 << 20)) + body.flush()
     for limit in (1, (3 << 20) - 1, 3 << 20, (3 << 20) + 1):
-        data, all_of_it = dicom._inflate(BytesIO(stream), limit)
+        data, all_of_it = parsing.inflate(BytesIO(stream), limit)
         assert (len(data), all_of_it) == (min(limit, 3 << 20), limit >= 3 << 20)

@@ -1,0 +1,66 @@
+"""Libraries that read images, kept from printing: their warnings quote headers, and a header names a patient."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = ("pydicom", "PIL", "pylibjpeg", "openjpeg", "highdicom")
+_STDERR = 2  # what C libraries print on
+_one_at_a_time = threading.RLock()  # the descriptor and Python's list of warnings are the whole process's
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warning, log line or C-level message of a library reaches stderr inside."""
+    silence_loggers()
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sink = os.open(os.devnull, os.O_WRONLY)
+        try:
+            with _redirected(sink):
+                yield
+        finally:
+            os.close(sink)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Like `quiet`; what C libraries printed inside is the one item of the list once it is left."""
+    said: list[str] = []
+    sink = os.memfd_create("stderr")
+    try:
+        with _one_at_a_time, _redirected(sink):
+            yield said
+        said.append(os.pread(sink, 1 << 16, 0).decode("utf-8", "replace"))
+    finally:
+        os.close(sink)
+
+
+def silence_loggers() -> None:
+    """Switch off the loggers of libraries and GDCM's messages; without a handler, Python prints warnings itself."""
+    import logging
+
+    import gdcm
+
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        off()
+
+
+@contextmanager
+def _redirected(sink: int) -> Iterator[None]:
+    """Descriptor 2 leads to `sink` inside; a process may have none."""
+    try:
+        before = os.dup(_STDERR)
+    except OSError:
+        yield
+        return
+    os.dup2(sink, _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(before, _STDERR)
+        os.close(before)
