@@ -1,7 +1,7 @@
 """Peak memory of a site's round of pretraining, against the formula of `sscxr/training/memory.py`.
 
     python bench/memory.py --config default --json memory.json
-    python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=4" run.threads=1
+    python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=8" run.threads=1
 
 Every setting runs in a process of its own: the steps of `client/app.py` on images of noise, two optimiser steps.
 The peak is the kernel's (`ru_maxrss`). The recipe is the default one; a model's blocks are those it has.
@@ -30,9 +30,9 @@ from sscxr.training.device import set_up
 
 MODELS = ("vit_small_patch16_224", "vit_large_patch16_224")
 SETTINGS = (
-    "pretrain.batch_size=2",
+    "pretrain.batch_size=16",
     "pretrain.batch_size=8",
-    "pretrain.batch_size=4 pretrain.views=2",
+    "pretrain.batch_size=8 pretrain.views=2",
     "pretrain.batch_size=8 pretrain.accumulate=4",
     "pretrain.batch_size=8 pretrain.checkpointing=true",
     "pretrain.batch_size=8 pretrain.amp=bf16",

@@ -131,6 +131,7 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Run over a SuperLink and SuperNodes on this machine, each hospital with a folder of its own."""
     from omegaconf import OmegaConf
 
+    from sscxr import approval
     from sscxr import config as configs
     from sscxr.data import columns
     from sscxr.data.cache import read_index
@@ -140,7 +141,8 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         cache = noise.make(out / name / "cache", _images(config, given.steps), _SIZE)
         columns.write(cache, read_index(cache))
-        text = OmegaConf.to_yaml({"name": name, "cache": "cache", "state": "state", "min_cell": 1})
+        pinned = {"approved": [approval.digest(config)], "min_mixed": 0}
+        text = OmegaConf.to_yaml({"name": name, "cache": "cache", "state": "state", "min_cell": 1, **pinned})
         (out / name / "site.yaml").write_text(text)
     home, port, folder = out / "home", _free_port(), out / "run"
     home.mkdir()

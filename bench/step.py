@@ -1,7 +1,7 @@
 """The pretraining step: what it takes beside the model, and what the data take beside it.
 
     python bench/step.py --config demo --json step.json
-    python bench/step.py --config default pretrain.batch_size=4 run.threads=1
+    python bench/step.py --config default pretrain.batch_size=8 run.threads=1
 
 Three things, in turn, over and over: the bare forward and backward pass of encoder and head on a corrupted batch
 that is there already; the whole step on cached pixels that are there (views, corruption, loss, clipping, optimiser,

@@ -17,7 +17,15 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.settings import SiteError, SiteSettings, check_allowed, limit_memory, read_settings
+from client.settings import (
+    SiteError,
+    SiteSettings,
+    check_allowed,
+    check_approved,
+    check_mixed,
+    limit_memory,
+    read_settings,
+)
 from client.site import Rows, Site
 from sscxr import codecs, printable, seeds, wire
 from sscxr import config as configs
@@ -71,11 +79,13 @@ Reply = tuple[wire.Message, bytes | None]
 
 def _hello(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
     images = len(site.training_rows(config))  # with too few, this site does not join
+    check_mixed(site.settings, config, images, 0)
     return wire.Hello(site.name, wire.fingerprint(configs.recipe_hash(config)), images), None
 
 
 def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Reply:
     rows = site.training_rows(config)
+    check_mixed(site.settings, config, len(rows), task.round)
     site.store.keep_only(task.run, task.base)
     training, state, received, residual = _begin(site, task, config, message, rows)
     show = display.on_step
@@ -174,6 +184,8 @@ def _answer(
         if do is not _hello and task.fingerprint != own:
             raise SiteError("fingerprint", f"the run's fingerprint is {task.fingerprint}, this site's {own}")
         check_allowed(settings, config)
+        if not _is_of_phantoms(context):
+            check_approved(settings, config)
         limit_memory(settings)
         config.run.device = settings.device or config.run.device
         reply, encoded = do(Site(settings), task, config, message)
@@ -231,6 +243,11 @@ def _settings(context: Context) -> SiteSettings:
             raise SiteError("settings", f"{folder} has {len(files)} virtual sites, this is number {number}")
         return read_settings(files[int(number)])
     return _phantom_hospital(int(number))
+
+
+def _is_of_phantoms(context: Context) -> bool:
+    """Whether this node is one of the simulation's that have no site of their own: no patient is in its images."""
+    return not context.node_config.get("site") and not context.run_config.get("sites")
 
 
 def _check_own_code() -> None:

@@ -1,4 +1,4 @@
-"""A hospital's commands: `sscxr doctor` and `sscxr site init`."""
+"""A hospital's commands: `sscxr doctor`, `sscxr site init`, `sscxr site approve` and `sscxr site approved`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +15,13 @@ def add(app: typer.Typer) -> None:
     site.command("init", epilog=examples("sscxr site init /srv/sscxr --name st-mary --join join.yaml"))(
         site_init
     )
+    site.command(
+        "approve",
+        epilog=examples(
+            "sscxr site approve /srv/sscxr/join.yaml", "sscxr site approve join.yaml --site site.yaml"
+        ),
+    )(site_approve)
+    site.command("approved", epilog=examples("sscxr site approved /srv/sscxr/site.yaml"))(site_approved)
     app.add_typer(site, name="site")
     app.command(
         "doctor",
@@ -42,6 +49,57 @@ def site_init(
     typer.echo(
         f"{file} written; send the coordinator {file.parent / 'node-key.pub'}, and keep node-key to yourself"
     )
+    given = file.parent / "join.yaml" if join else "join.yaml"
+    typer.echo(
+        f"nothing may run here yet. To see what the federation asks for, and approve it: "
+        f"sscxr site approve {given}"
+    )
+
+
+def site_approve(
+    join: Annotated[Path, typer.Argument(metavar="JOIN.yaml", help="The coordinator's join file.")],
+    site: Annotated[
+        Path | None, typer.Option(help="The site's settings; default: site.yaml beside the join file.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
+) -> None:
+    """Show a federation's recipe in words, and let it run here: its hash goes into site.yaml."""
+    from client.settings import approve
+    from sscxr import approval
+    from sscxr.join import Join
+
+    file = site or join.parent / "site.yaml"
+    invitation = Join.read(join)
+    config = approval.settings_of(invitation.recipe)
+    typer.echo(f"{invitation.federation}, issued {invitation.issued}. At each site the run")
+    marks = 0
+    for word in approval.words(config):
+        typer.echo(f"  {word.what:15} {word.value}")
+        if word.mark:
+            marks += 1
+            typer.echo(f"  {'':13} ! {word.mark}")
+    typer.echo(
+        f"{marks} of these are unusual: ask the coordinator why" if marks else "nothing of it is unusual"
+    )
+    typer.echo(f"hash {approval.digest(config)}")
+    if not yes and not typer.confirm(f"approve it in {file}?"):
+        typer.echo("not approved; nothing was changed")
+        raise typer.Exit(1)
+    approve(file, join)
+    typer.echo(f"approved in {file}; to withdraw it, delete its line below approved:")
+
+
+def site_approved(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's settings.")],
+) -> None:
+    """List the hashes of the recipes that may run here."""
+    from client.settings import read_settings
+
+    found = read_settings(site).approved or []
+    for digest in found:
+        typer.echo(digest)
+    if not found:
+        typer.echo("nothing may run here; `sscxr site approve join.yaml`", err=True)
 
 
 def doctor(

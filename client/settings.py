@@ -1,27 +1,30 @@
 """`site.yaml`: what this hospital is called, where its files lie, and what it lets a run do here."""
 
 import copy
+import datetime
 import functools
 import os
+import re
 import resource
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from omegaconf import MISSING
 
-from sscxr import wire, yaml_text
-from sscxr.config import Config
+from sscxr import approval, floors, wire, yaml_text
+from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.files import refuse_file
-from sscxr.join import Join
-from sscxr.ranges import CHOICES
+from sscxr.join import Join, JoinError
+from sscxr.ranges import CHOICES, MIXED_IMAGES
 
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _TOLD = METRICS[:3]  # where site.yaml does not say; a histogram of pixels is told on purpose or not at all
 STAGES = CHOICES["run.stage"]
 _PATHS = ("cache", "state", "groups", "key", "ca", "join")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY, _CA = "node-key", "ca.crt"
 
 
@@ -49,6 +52,8 @@ class SiteSettings:
     Attributes:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
             sites share one cache through it.
+        min_mixed: an update mixes at least so many distinct images; `ranges.MIXED_IMAGES` where that is more.
+        approved: digests of the recipes that may run here, see `sscxr.approval`; none: nothing may.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
     """
 
@@ -63,6 +68,8 @@ class SiteSettings:
     metrics: list[str] = field(default_factory=lambda: list(_TOLD))
     min_cell: int = 10
     min_images: int = 0
+    min_mixed: int = 20
+    approved: list[str] | None = field(default_factory=list)
     paused: bool = False
     key: str = ""
     superlink: str = ""
@@ -114,7 +121,16 @@ def _problem(settings: SiteSettings) -> str:
         strange = [name for name in getattr(settings, key) if name not in known]
         if strange:
             return f"{key}: {strange[0]!r} is not known; there are: {', '.join(known)}"
-    for key, least in (("threads", 0), ("memory_gb", 0), ("min_cell", 1), ("min_images", 0)):
+    strange = [text for text in settings.approved or [] if not _DIGEST.fullmatch(text)]
+    if strange:
+        return f"approved: {strange[0][:80]!r} is not the 64 hex digits that `sscxr site approve` writes"
+    for key, least in (
+        ("min_mixed", 0),
+        ("threads", 0),
+        ("memory_gb", 0),
+        ("min_cell", 1),
+        ("min_images", 0),
+    ):
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"
     if settings.dp.enabled:
@@ -142,6 +158,77 @@ def check_allowed(settings: SiteSettings, config: Config) -> None:
             "not allowed",
             f"the run asks for run.threads={config.run.threads}, site.yaml allows threads={settings.threads}",
         )
+
+
+def check_approved(settings: SiteSettings, config: Config) -> None:
+    """See that this hospital has approved the recipe.
+
+    Raises:
+        SiteError: "not approved", with the settings that differ from the recipe of the site's join file.
+    """
+    if approval.digest(config) in (settings.approved or []):
+        return
+    known = None
+    try:
+        if settings.join:
+            known = approval.settings_of(Join.read(settings.join).recipe)
+    except (JoinError, ConfigError):
+        pass  # only the line below is poorer for it
+    try:
+        approval.check(config, settings.approved or [], known)
+    except approval.NotApprovedError as error:
+        raise SiteError("not approved", str(error)) from None
+
+
+def check_mixed(settings: SiteSettings, config: Config, images: int, round_number: int) -> None:
+    """See that each of the run's updates mixes enough of so many images.
+
+    Raises:
+        SiteError: "few images" or "not allowed".
+    """
+    problem = floors.problem(config)
+    if problem:
+        raise SiteError("not allowed", problem)
+    least = max(settings.min_mixed, MIXED_IMAGES)
+    if images < least:
+        raise SiteError(
+            "few images",
+            f"{images} images to train on, an update has to mix {least} (min_mixed in site.yaml)",
+        )
+    mixed = min(floors.least_mixed(config, images), floors.least_mixed(config, images, round_number))
+    if mixed < least:
+        raise SiteError(
+            "not allowed",
+            f"an update would mix {mixed} of the {images} images, site.yaml asks for min_mixed={least}: "
+            f"federation.local_epochs={config.federation.local_epochs:g} or the batch is too small",
+        )
+
+
+def approve(file: Path, join: Path) -> str:
+    """Add the recipe of a join file to those that a `site.yaml` approves; its digest.
+
+    Raises:
+        SiteError, JoinError, ConfigError: a file that cannot be read or added to, a recipe that cannot be used.
+    """
+    invitation, before = Join.read(join), read_settings(file)
+    config = approval.settings_of(invitation.recipe)
+    problem = floors.problem(config)
+    if problem:
+        raise ConfigError(f"{join}: {problem}")
+    own = approval.digest(config)
+    if own in (before.approved or []):
+        return own
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    text = approval.pinned(_content(file), own, f"{invitation.federation}, {config.run.stage}, {today}")
+    after = copy.deepcopy(_parsed(file, text))
+    was = copy.deepcopy(_parsed(file, _content(file)))
+    was.approved = [*(was.approved or []), own]
+    if sorted(after.approved or []) != sorted(was.approved) or replace(after, approved=None) != replace(
+        was, approved=None
+    ):
+        raise SiteError("settings", f"{file}: cannot be added to; add this line below `approved:`: - {own}")
+    file.write_text(text, encoding="utf-8")  # in place: who may read it stays as it is
+    return own
 
 
 def limit_memory(settings: SiteSettings) -> None:

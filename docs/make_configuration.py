@@ -94,6 +94,8 @@ def _may_be(key: str, kind: Any) -> str:
     }[text]  # fmt: skip
     if key in ranges.CHOICES:
         return ("list of " if several else "") + ", ".join(ranges.CHOICES[key])
+    if key.endswith(".betas"):
+        return f"{words}, " + ", then ".join(f"{low:g} to {high:g}" for low, high in ranges.BETAS)
     if key in ranges.NUMBERS:
         low, high = ranges.NUMBERS[key]
         lowest = "above 0" if low == ranges._TINY else f"{low:g}"

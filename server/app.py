@@ -20,9 +20,9 @@ from server.reporting import Reporter
 from server.rounds import Federation, Listener
 from server.watch import committed
 from sscxr import config as configs
-from sscxr import printable, release, runs, seeds
+from sscxr import floors, printable, release, runs, seeds
 from sscxr.card import Card, SiteData
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
 from sscxr.models import encoder as encoders
@@ -80,6 +80,9 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
     Args:
         tracking: where its curves go too, such as "tensorboard,mlflow".
     """
+    problem = floors.problem(config)
+    if problem:
+        raise ConfigError(problem)
     set_up(config)
     # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
     start = None if (out / "config.yaml").exists() else stages.start(config)

@@ -55,12 +55,16 @@ def describe(
         ConfigError: settings that cannot be used.
         OSError: no such CA.
     """
-    from sscxr import codecs, wire, yaml_text
+    from sscxr import approval, codecs, floors, wire, yaml_text
     from sscxr import config as configs
+    from sscxr.config import ConfigError
     from sscxr.join import PROBE, Join, Payload, installed
     from sscxr.training import stages
 
     config = stages.load_config(recipe, overrides)
+    problem = floors.problem(config)
+    if problem:
+        raise ConfigError(problem)
     parts = stages.parts(config)
     shared = parts.shared()
     federation = config.federation
@@ -72,7 +76,7 @@ def describe(
         else "",  # `Join.write` refuses what is no PEM
         versions=installed(),
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
-        recipe=yaml_text.dump(configs.recipe(config)),
+        recipe=yaml_text.dump(approval.terms(config)),
         payload=Payload(
             up_mb=round(codecs.payload_bytes(federation.uplink, shared) / 1e6, 3),
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),

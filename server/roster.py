@@ -6,6 +6,7 @@ name has it as long as it is connected.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from time import monotonic, sleep
@@ -21,6 +22,8 @@ from sscxr.wire import WireError
 _LOOK = 0.5  # seconds between looks for new nodes
 _ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
 _HELLO_TIME = 120.0  # seconds a site has to say who it is; a busy machine takes a minute to start its client
+
+log = logging.getLogger("sscxr.server")
 
 
 class Roster:
@@ -118,6 +121,8 @@ class Roster:
         except (WireError, SiteFailedError) as error:
             site = registered or getattr(error, "site", "")
             if site in self._expected() and not self._not_its_name(site, node, nodes):
+                if self._failed.get(site) != ("failed", str(error)):  # asked again and again: reported once
+                    log.warning("%s does not join yet: %s", site, error)
                 self._failed[site] = ("failed", str(error))
             return ""
         problem = self._not_its_name(site, node, nodes)

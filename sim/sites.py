@@ -10,8 +10,8 @@ import pandas as pd
 from client.settings import METRICS
 from sim import asked, findings, holdings, published
 from sim.partition import groups_of, partition
+from sscxr import approval, printable, yaml_text
 from sscxr import config as configs
-from sscxr import printable, yaml_text
 from sscxr.config import Config, ConfigError
 from sscxr.data import published as tested
 from sscxr.data.cache import Cache
@@ -65,6 +65,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "stages": [config.run.stage],
             "metrics": list(METRICS),
             "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
+            "min_mixed": 0,
+            "approved": [approval.digest(config)],
         }
         (folder / "site.yaml").write_text(yaml_text.dump(settings), encoding="utf-8")
     return sorted(parts)

@@ -1,4 +1,8 @@
-"""What a setting may be, beyond its type; each answer repeats the value."""
+"""What a setting may be, beyond its type; each answer repeats the value.
+
+A run's settings reach a hospital's images, so no value is allowed that learns nothing and reads: too few images or
+patches in a step, rates and bounds that turn AdamW into something else (docs/privacy.md has the measurements).
+"""
 
 import math
 import re
@@ -12,50 +16,53 @@ if TYPE_CHECKING:
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_TOTAL_WEIGHT = 2**25 - 1  # images in one round's average: what the server's integer sum holds
 
+# What a step at a site mixes at least, ours: the smallest at which what an inversion recovers is as close to other
+# images as to those that were trained on (tests/client/test_inversion.py).
+MIXED_IMAGES = 8
+GRID = 4  # patches a side
+
 _TINY = 1e-12  # stands for "above 0"
 # Lowest and highest value of every number, both allowed.
 NUMBERS: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**31 - 1),
     "run.threads": (1, 1024),
     "data.cache_size": (16, 4096),
-    "data.test_share": (0, 0.9),
+    "data.test_share": (0, 0.5),
     "data.mean": (0, 1),
-    "data.std": (1e-3, 10),
+    "data.std": (0.01, 10),
     "encoder.img_size": (8, 4096),
     "encoder.patch_size": (1, 512),
     "encoder.in_chans": (1, 1),
     "encoder.depth": (1, 256),
     "encoder.drop_path": (0, 0.9),
-    "augment.crop_scale": (_TINY, 1),
+    "augment.crop_scale": (0.05, 1),
     "augment.crop_ratio": (0.1, 10),
     "augment.flip": (0, 1),
     "augment.brightness": (0, 1),
     "augment.contrast": (0, 1),
     "augment.blur": (0, 1),
-    "pretrain.batch_size": (1, 2**16),
+    "pretrain.batch_size": (MIXED_IMAGES, 2**16),
     "pretrain.accumulate": (1, 2**16),
     "pretrain.views": (1, 16),
-    "pretrain.lr": (_TINY, 10),
-    "pretrain.min_lr": (0, 10),
+    "pretrain.lr": (1e-7, 0.5),
+    "pretrain.min_lr": (0, 0.5),
     "pretrain.warmup": (0, 0.1),
-    "pretrain.betas": (0, 0.999999),
-    "pretrain.weight_decay": (0, 10),
-    "pretrain.weight_decay_end": (0, 10),
-    "pretrain.clip": (_TINY, 1e9),
+    "pretrain.weight_decay": (0, 1),
+    "pretrain.weight_decay_end": (0, 1),
+    "pretrain.clip": (0.01, 1e4),
     "finetune.img_size": (0, 4096),
     "finetune.epochs": (1, 10**5),
     "finetune.min_steps": (0, 10**7),
     "finetune.patience": (0, 10**5),
     "finetune.val_share": (0, 0.5),
     "finetune.batch_size": (1, 2**16),
-    "finetune.lr": (_TINY, 10),
-    "finetune.min_lr": (0, 10),
+    "finetune.lr": (1e-7, 0.5),
+    "finetune.min_lr": (0, 0.5),
     "finetune.warmup": (0, 0.5),
-    "finetune.betas": (0, 0.999999),
-    "finetune.weight_decay": (0, 10),
-    "finetune.layer_decay": (_TINY, 1),
+    "finetune.weight_decay": (0, 1),
+    "finetune.layer_decay": (0.1, 1),
     "finetune.drop_path": (0, 0.9),
-    "finetune.clip": (_TINY, 1e9),
+    "finetune.clip": (0.01, 1e4),
     "finetune.rotate": (0, 45),
     "finetune.shift": (0, 0.5),
     "finetune.scale": (0.1, 10),
@@ -66,9 +73,9 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "classify.smoothing": (0, 0.5),
     "classify.specificity": (0.01, 0.999),
     "segment.feature_size": (4, 256),
-    "gmml.drop_budget": (_TINY, 0.999),
-    "gmml.alien_budget": (_TINY, 0.999),
-    "gmml.max_block": (_TINY, 1),
+    "gmml.drop_budget": (0.05, 0.95),
+    "gmml.alien_budget": (0.05, 0.95),
+    "gmml.max_block": (0.05, 1),
     "gmml.align": (1, 512),
     "gmml.blocks": (1, 256),
     "gmml.head_layers": (0, 64),
@@ -92,6 +99,8 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "sim.alpha": (1e-3, 1e6),
     "sim.phantoms": (1, 10**6),
 }
+# Of AdamW's two: with less memory than this it is not AdamW, and a step shows its gradient.
+BETAS = ((0.5, 0.99), (0.9, 0.9999))
 CHOICES: dict[str, tuple[str, ...]] = {
     "run.stage": ("pretrain", "classify", "segment"),
     "run.compile": ("auto", "true", "false"),
@@ -158,6 +167,12 @@ def _shapes(config: "Config") -> Iterator[str]:
     encoder, gmml = config.encoder, config.gmml
     if encoder.img_size % encoder.patch_size:
         yield f"encoder.img_size={encoder.img_size} is not a multiple of encoder.patch_size={encoder.patch_size}"
+    for key, size in (("encoder", encoder.img_size), ("finetune", config.finetune.img_size)):
+        if size and size // encoder.patch_size < GRID:
+            yield (
+                f"{key}.img_size={size} has fewer than {GRID} x {GRID} patches of "
+                f"encoder.patch_size={encoder.patch_size}: an update could show them; lower encoder.patch_size"
+            )
     if encoder.img_size % gmml.align:
         yield f"gmml.align={gmml.align} does not divide encoder.img_size={encoder.img_size}"
     if gmml.max_block * encoder.img_size <= gmml.align:
@@ -168,14 +183,28 @@ def _shapes(config: "Config") -> Iterator[str]:
         yield "gmml.blocks is empty: name the encoder blocks whose outputs are averaged"
     if not gmml.kinds:
         yield "gmml.kinds is empty: name at least one kind of corruption"
-    for key, betas in (("pretrain", config.pretrain.betas), ("finetune", config.finetune.betas)):
-        if len(betas) != 2:
-            yield f"{key}.betas={betas} wants two numbers"
+    for section in ("pretrain", "finetune"):
+        yield from _steps(section, _get(config, section))
     if config.finetune.img_size % encoder.patch_size:
         yield (
             f"finetune.img_size={config.finetune.img_size} is not a multiple of "
             f"encoder.patch_size={encoder.patch_size}"
         )
+
+
+def _steps(section: str, settings: Any) -> Iterator[str]:
+    """What AdamW is given."""
+    betas = settings.betas
+    if len(betas) != 2:
+        yield f"{section}.betas={betas} wants two numbers"
+    elif not all(low <= beta <= high for beta, (low, high) in zip(betas, BETAS, strict=True)):
+        (least, most), (slowest, longest) = BETAS
+        yield (
+            f"{section}.betas={betas}: the first at least {least}, at most {most}; the second at least {slowest}, "
+            f"at most {longest}"
+        )
+    if settings.min_lr > settings.lr:
+        yield f"{section}.min_lr={settings.min_lr} is above {section}.lr={settings.lr}; lower it"
 
 
 def _rounds(config: "Config") -> Iterator[str]:

@@ -38,6 +38,7 @@ FAILURES: Final[dict[str, str]] = {
     "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
     "request": "the request was malformed",
     "not allowed": "the run asks for what its site settings do not allow",
+    "not approved": "it has not approved this recipe: its site.yaml pins another, or none",
     "paused": "it is paused",
     "settings": "its site settings cannot be used",
     "cache": "its cache cannot be used",

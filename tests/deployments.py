@@ -20,7 +20,7 @@ from processes import DeploymentError, Part, Processes, answers, free_port, wait
 from simulations import ROOT, environment
 from wires import Wire
 
-from client.settings import init
+from client.settings import approve, init
 from server.commands import describe
 from sscxr.data import phantom
 from sscxr.data.prepare import prepare
@@ -148,15 +148,26 @@ class Deployment(Processes):
             raise DeploymentError(f"registering {site}: {printed}")
         return told[1]
 
-    def run(self, out: Path, *settings: str, **config: Any) -> str:
+    def run(self, out: Path, *settings: str, approved: bool = True, **config: Any) -> str:
         """Start a run and leave it to itself: `SETTINGS`, these settings after them, these run-config keys."""
         overrides = [*SETTINGS, f"federation.sites=[{','.join(self.sites)}]", *settings]
         given = {"config": "smoke", "overrides": shlex.join(overrides), "out": str(out)} | config
         text = " ".join(f"{key}={json.dumps(value)}" for key, value in given.items())
+        if approved:
+            self.approve(given["config"], overrides)
         printed = self.flwr("run", self.app, NAME, "--run-config", text)
         if "Successfully started run" not in printed:
             raise DeploymentError(f"flwr run: {printed}\n{self.tail()}")
         return printed
+
+    def approve(self, recipe: str, overrides: Sequence[str]) -> None:
+        """Let each hospital approve the join file of such a run, as `sscxr site approve` does."""
+        join = self.home / "asked.yaml"
+        address = f"localhost:{self.superlink_port}"
+        describe(recipe, list(overrides), name=NAME, superlink=address, ca=self.ca).write(join)
+        for file in self.files():
+            if file.exists():
+                approve(file, join)
 
     def wait(self, out: Path, limit: float = 300) -> Status:
         """How the newest run, which is in `out`, ended.

@@ -71,6 +71,8 @@ def _machine(
     if join:
         yield from guarded("versions", machine.versions, join)
         yield from guarded("recipe", machine.recipe, join, recipe)
+        if settings:
+            yield from guarded("approval", machine.approval, join, settings)
     if settings:
         yield from guarded("device", machine.device, join, settings, recipe)
         if join:

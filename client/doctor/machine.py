@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from client.doctor.checks import Check, failed, judged, ok, warning
 from client.settings import SiteSettings
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError
 from sscxr.join import Join, installed
 
 if TYPE_CHECKING:
@@ -67,6 +67,25 @@ def recipe(join: Join, config: Config) -> Iterator[Check]:
         )
     else:
         yield ok("recipe", f"fingerprint {here['recipe']}")
+
+
+def approval(join: Join, settings: SiteSettings) -> Iterator[Check]:
+    """Whether the site has approved the join file's recipe."""
+    from sscxr import approval as approvals
+
+    try:
+        own = approvals.digest(approvals.settings_of(join.recipe))
+    except ConfigError as error:
+        yield failed("approval", str(error), "ask the coordinator for the join file anew")
+        return
+    if own in (settings.approved or []):
+        yield ok("approval", f"recipe {own[:12]} is approved in site.yaml")
+    else:
+        yield failed(
+            "approval",
+            f"recipe {own[:12]} is not approved: the run will be refused here",
+            "look at it with `sscxr site approve join.yaml`, and approve it there",
+        )
 
 
 def device(join: Join | None, settings: SiteSettings | None, config: Config) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from sscxr import config as configs
 from sscxr.data import dicom
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-SMALL = ("encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "run.device=cpu", "pretrain.batch_size=4")
+SMALL = ("encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "run.device=cpu", "pretrain.batch_size=8")
 
 
 @pytest.fixture

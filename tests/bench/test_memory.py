@@ -38,7 +38,7 @@ def test_what_takes_more_memory() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["pretrain.batch_size=6", "pretrain.batch_size=8 pretrain.accumulate=4"])
+@pytest.mark.parametrize("setting", ["pretrain.batch_size=10", "pretrain.batch_size=8 pretrain.accumulate=4"])
 def test_a_process_takes_within_a_fifth_of_what_is_predicted(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "memory.json"
     command = [

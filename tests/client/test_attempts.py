@@ -15,7 +15,7 @@ from sscxr import codecs, wire
 def test_a_retry_equals_a_first_try_bit_for_bit(tmp_path: Path, codec: str) -> None:
     """Round 0 folded; round 1 tried, killed or dropped twice, then tried again: as if it had been the first."""
     config = fed.settings("federation.rounds=3", "encoder.drop_path=0.3", f"federation.uplink={codec}")
-    plain, retried = (fed.make_site(tmp_path / name / "anna", "anna", images=6) for name in ("p", "r"))
+    plain, retried = (fed.make_site(tmp_path / name / "anna", "anna", images=10) for name in ("p", "r"))
     for site in (plain, retried):
         fed.ask(config, site)
     base = wire.generation(0, 0)
@@ -36,7 +36,7 @@ def test_what_int8_left_out_of_a_folded_update_is_sent_with_the_next(tmp_path: P
     config, whole = (
         fed.settings("federation.rounds=3", f"federation.uplink={codec}") for codec in ("int8", "fp32")
     )
-    site, other = (fed.make_site(tmp_path / name / "anna", "anna", images=6) for name in ("i", "f"))
+    site, other = (fed.make_site(tmp_path / name / "anna", "anna", images=10) for name in ("i", "f"))
     like = fed.start(config).encoder
 
     def trained(
@@ -80,6 +80,6 @@ def test_lost_state_is_said_and_is_a_start_anew(site: Path) -> None:
 
 def test_rounds_and_sites_draw_other_numbers(tmp_path: Path) -> None:
     config = fed.settings()
-    one, other = (fed.make_site(tmp_path / name, name, images=6) for name in ("one", "other"))
+    one, other = (fed.make_site(tmp_path / name, name, images=10) for name in ("one", "other"))
     updates = [update(fed.ask(config, site, round=number)) for site in (one, other) for number in (0, 1)]
     assert len(set(updates)) == 4

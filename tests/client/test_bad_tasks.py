@@ -50,7 +50,7 @@ def test_a_server_whose_question_cannot_be_read_learns_the_code_that_this_is(
     site: Path, fields: dict[str, object]
 ) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False, **fields)
-    assert said(reply) == {"site": "anna", "fingerprint": wire.fingerprint("")}
+    assert said(reply) == {"site": "anna", "fingerprint": wire.fingerprint(""), "images": 0}
 
 
 @pytest.mark.parametrize("fields", [{"run": "../up"}, {"run": ""}, {"run": "a b"}], ids=str)
@@ -71,5 +71,5 @@ def test_an_encoder_of_another_shape_is_refused(site: Path) -> None:
     task = wire.Task(config.run.name, 0, 0, "", configs.dumps(config), fingerprint, 60.0)
     record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
     record[ARRAYS] = ArrayRecord({ARRAYS: Array(np.zeros(3, np.float32))})
-    (reply,) = InlineGrid(client.app, [site]).send_and_receive([Message(record, 1, "train")])
+    (reply,) = fed.Grid(client.app, [site]).send_and_receive([Message(record, 1, "train")])
     assert failure(reply) == "request"

@@ -10,18 +10,22 @@ from client import app as client
 from server import app as server
 from server.mail import RunStopped
 from sim.engine import run_inline
+from sscxr import config as configs
 from sscxr.config import ConfigError
 
 
 def run(out: Path, sites: list[Path], *overrides: str, **settings: object) -> None:
-    text = " ".join([*fed.SMALL, "federation.rounds=1", *overrides])
+    asked = [*fed.SMALL, "federation.rounds=1", *overrides]
+    text = " ".join(asked)
+    if sites:
+        fed.approve(configs.load("smoke", asked), *sites)
     run_inline(
         server.app, client.app, sites, {"config": "smoke", "overrides": text, "out": str(out), **settings}
     )
 
 
 def test_a_run_ends_in_a_released_encoder_and_a_second_resume_does_nothing(tmp_path: Path) -> None:
-    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=6), tmp_path / "out"
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=10), tmp_path / "out"
     run(out, sites, resume=str(out))
     released = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
     kept = safetensors.torch.load_file(out / "checkpoints" / "round-00001" / "encoder.safetensors")
@@ -33,7 +37,7 @@ def test_a_run_ends_in_a_released_encoder_and_a_second_resume_does_nothing(tmp_p
 
 
 def test_a_run_that_stops_says_why_in_one_line_and_keeps_its_folder(tmp_path: Path) -> None:
-    sites, out = fed.make_sites(tmp_path / "sites", ["anna"], images=6), tmp_path / "out"
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna"], images=10), tmp_path / "out"
     with pytest.raises(RunStopped, match="bona") as error:
         run(out, sites, "federation.sites=[anna,bona]", "federation.quorum=1")
     assert "\n" not in str(error.value)

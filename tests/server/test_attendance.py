@@ -108,7 +108,7 @@ class Changing(InlineGrid):
 
 
 def test_a_second_node_under_a_taken_name_is_not_listened_to_until_the_first_has_gone(tmp_path: Path) -> None:
-    one, other = sites(tmp_path)[0], fed.make_site(tmp_path / "again", "anna", images=4, seed=8)
+    one, other = sites(tmp_path)[0], fed.make_site(tmp_path / "again", "anna", images=10, seed=8)
     config = fed.settings("federation.rounds=2", "federation.quorum=1")
     grid = Changing(client.app, [one, other])
     grid.nodes = lambda: [1, 2] if running.state.round == 0 else [2]

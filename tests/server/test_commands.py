@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from server import commands
+from sscxr import approval, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.config import ConfigError
 from sscxr.join import Join, JoinError
 
@@ -44,7 +44,8 @@ def test_overrides_are_the_run_s(tmp_path: Path) -> None:
     assert join.deadline_s == 90
     assert join.fingerprint == wire.fingerprint(configs.recipe_hash(config))
     told = OmegaConf.to_container(OmegaConf.create(join.recipe))
-    assert told == configs.recipe(config)
+    assert told == approval.terms(config)
+    assert approval.digest(approval.settings_of(join.recipe)) == approval.digest(config)
     assert {"run", "encoder", "pretrain", "gmml"} <= told.keys()
     assert join.versions["flwr"].startswith("1.41")
 

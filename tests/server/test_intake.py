@@ -68,7 +68,7 @@ def test_a_reply_that_no_client_would_send_costs_its_sites_round_alone(
 ) -> None:
     """One kind a round; in the round after the last, the site's good reply counts again."""
     monkeypatch.setattr(mail, "_BESIDE", 2**22)
-    sites = fed.make_sites(tmp_path, NAMES, images=6)
+    sites = fed.make_sites(tmp_path, NAMES, images=10)
     rounds = len(SPOILED) + 1
     config = fed.settings(
         *(f"federation.rounds={rounds}", "federation.quorum=0.5", "federation.deadline=120"),
@@ -80,6 +80,7 @@ def test_a_reply_that_no_client_would_send_costs_its_sites_round_alone(
         nodes.node(superlink, client.app, sites[1], spoil),
         nodes.grid(superlink) as grid,
     ):
+        fed.approve(config, *sites)
         state = fed.federation(grid, config, tmp_path / "out").run()
     with (tmp_path / "out" / "sites.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -120,7 +121,7 @@ def of(rows: list[dict[str, str]], site: str) -> list[str]:
 def test_an_old_update_and_one_of_other_code_are_refused_and_a_reply_sent_again_counts_once(
     superlink: SuperLink, tmp_path: Path
 ) -> None:
-    sites = fed.make_sites(tmp_path, NAMES, images=6)
+    sites = fed.make_sites(tmp_path, NAMES, images=10)
     config = fed.settings(
         *("federation.rounds=4", "federation.quorum=0.5", "federation.deadline=120"),
         *("federation.sites=[anna,bona]", "federation.start_timeout=60"),
@@ -130,6 +131,7 @@ def test_an_old_update_and_one_of_other_code_are_refused_and_a_reply_sent_again_
         nodes.node(superlink, OtherReplies(), sites[1]),
         nodes.grid(superlink) as grid,
     ):
+        fed.approve(config, *sites)
         fed.federation(grid, config, tmp_path / "out").run()
     with (tmp_path / "out" / "sites.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -145,7 +147,7 @@ def test_an_old_update_and_one_of_other_code_are_refused_and_a_reply_sent_again_
 
 @pytest.mark.slow
 def test_an_upload_that_is_cut_off_is_late_and_holds_nobody_up(superlink: SuperLink, tmp_path: Path) -> None:
-    sites = fed.make_sites(tmp_path, NAMES, images=6)
+    sites = fed.make_sites(tmp_path, NAMES, images=10)
     config = fed.settings(
         *("federation.rounds=2", "federation.quorum=0.5", "federation.deadline=30"),
         *("federation.sites=[anna,bona]", "federation.start_timeout=60"),
@@ -155,6 +157,7 @@ def test_an_upload_that_is_cut_off_is_late_and_holds_nobody_up(superlink: SuperL
         nodes.node(superlink, client.app, sites[1], {0: cut_off}),
         nodes.grid(superlink) as grid,
     ):
+        fed.approve(config, *sites)
         fed.federation(grid, config, tmp_path / "out").run()
     with (tmp_path / "out" / "sites.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -53,7 +53,7 @@ def test_a_call_that_does_not_return_stops_the_run_in_time(
     monkeypatch.setattr(mail, "_LOOK", 0.3)
     monkeypatch.setattr(roster, "_HELLO_TIME", 0.5)
     config, out = fed.settings("federation.rounds=3", "federation.deadline=0.5"), tmp_path / "out"
-    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna"], images=6))
+    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna"], images=10))
     federation = fed.federation(grid, config, out)
     grid.broken, grid.error = call, error
     began = monotonic()
@@ -73,7 +73,7 @@ def test_a_reply_that_comes_slowly_holds_up_no_other(
     monkeypatch.setattr(mail, "_STALLED", 1)
     monkeypatch.setattr(mail, "_AT_ONCE", at_once)
     config = fed.settings("federation.rounds=1", "federation.deadline=6", "federation.quorum=0.6")
-    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna", "bona", "cora"], images=6))
+    grid = Remote(client.app, fed.make_sites(tmp_path, ["anna", "bona", "cora"], images=10))
     really, lock = grid.pull_messages, threading.Lock()
 
     def pull(message_ids: Iterable[str]) -> Iterable[Message]:
@@ -99,8 +99,8 @@ def test_a_superlink_that_goes_away_between_rounds_costs_no_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mail, "_PATIENCE", 0.3)
-    out, files = tmp_path / "out", fed.make_sites(tmp_path, ["anna", "bona"], images=6)
-    plain = fed.make_sites(tmp_path / "plain", ["anna", "bona"], images=6)
+    out, files = tmp_path / "out", fed.make_sites(tmp_path, ["anna", "bona"], images=10)
+    plain = fed.make_sites(tmp_path / "plain", ["anna", "bona"], images=10)
     text = " ".join([*fed.SMALL, "federation.rounds=3", "federation.deadline=600"])
     expected = fed.federation(
         InlineGrid(client.app, plain), fed.settings("federation.rounds=3"), tmp_path / "p"
@@ -114,11 +114,12 @@ def test_a_superlink_that_goes_away_between_rounds_costs_no_round(
 
     monkeypatch.setattr(server.Federation, "_commit", then_break)
     config = server.configs.load("smoke", text.split())
+    fed.approve(config, *files)
     with pytest.raises(RunStopped, match=r"stopped after round 2 of 3: the SuperLink did not answer"):
         server.run(grid, config, out, resume=False)
     assert read_status(out).state == "stopped"
     assert "did not answer" in read_status(out).reason
-    server.run(InlineGrid(client.app, files), config, out, resume=True)
+    server.run(fed.Grid(client.app, files), config, out, resume=True)
     assert read_status(out) == Status("finished", 3, 3, "", read_status(out).updated)
     found = server.Ledger(out, config, resume=True).last()
     assert found is not None

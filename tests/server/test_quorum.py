@@ -25,7 +25,7 @@ def broken_until(attempt: int) -> fed.Damage:
 @pytest.mark.slow
 def test_a_round_without_quorum_is_tried_again_and_ends_as_if_it_had_been_the_first(tmp_path: Path) -> None:
     config = fed.settings("federation.rounds=2", "federation.retries=2", "federation.quorum=1")
-    plain, retried = (fed.make_sites(tmp_path / name, NAMES[:2], images=6) for name in ("plain", "retried"))
+    plain, retried = (fed.make_sites(tmp_path / name, NAMES[:2], images=10) for name in ("plain", "retried"))
     expected = fed.federation(InlineGrid(client.app, plain), config, tmp_path / "a").run()
     grid = InlineGrid(fed.damaging({"bona": broken_until(2)}), retried)
     found = fed.federation(grid, config, tmp_path / "b").run()
@@ -43,7 +43,7 @@ def test_without_quorum_the_run_stops_with_its_state_saved_and_goes_on_to_the_sa
     tmp_path: Path,
 ) -> None:
     config = fed.settings("federation.rounds=2", "federation.retries=1", "federation.quorum=1")
-    plain, stopped = (fed.make_sites(tmp_path / name, NAMES[:2], images=6) for name in ("plain", "stopped"))
+    plain, stopped = (fed.make_sites(tmp_path / name, NAMES[:2], images=10) for name in ("plain", "stopped"))
     expected = fed.federation(InlineGrid(client.app, plain), config, tmp_path / "a").run()
 
     def second_round(reply: Message, request: Message) -> Message:

@@ -39,7 +39,7 @@ def rows(out: Path) -> list[tuple[str, str, str, str]]:
 
 def grid(folder: Path, names: dict[int, str], claims: list[str], **more: Any) -> Registered:
     """Sites that claim these names, on nodes that are registered under those."""
-    files = [fed.make_site(folder / str(i), name, images=6, seed=i) for i, name in enumerate(claims)]
+    files = [fed.make_site(folder / str(i), name, images=10, seed=i) for i, name in enumerate(claims)]
     made = Registered(more.get("app", client.app), files)
     made.names = lambda: names
     return made
@@ -162,6 +162,7 @@ def test_a_hospital_that_pauses_is_missed_for_that_long_and_goes_on_from_what_co
     config = fed.settings("federation.sites=[anna,bona]", "federation.rounds=4", "federation.quorum=0.5")
     nodes = grid(tmp_path, {1: "anna", 2: "bona"}, ["anna", "bona"])
     file = tmp_path / "1" / "site.yaml"
+    fed.approve(config, file)
     going = file.read_text()
     running = fed.federation(nodes, config, tmp_path / "out")
     committed = running._commit

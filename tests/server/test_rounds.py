@@ -52,7 +52,7 @@ def test_the_mean_is_weighted_by_images_up_to_the_cap(tmp_path: Path, replies: d
 
 def test_a_round_that_is_not_on_the_disk_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = fed.settings("federation.rounds=2")
-    files, out, commit = fed.make_sites(tmp_path, NAMES[:1], images=6), tmp_path / "out", Ledger.commit
+    files, out, commit = fed.make_sites(tmp_path, NAMES[:1], images=10), tmp_path / "out", Ledger.commit
 
     def full(ledger: Ledger, state: State, *, keep: int) -> None:
         if state.round == 2:
@@ -61,7 +61,7 @@ def test_a_round_that_is_not_on_the_disk_is_not_done(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Ledger, "commit", full)
     with pytest.raises(OSError, match="No space left"):
-        run(InlineGrid(client.app, files), config, out, resume=False)
+        run(fed.Grid(client.app, files), config, out, resume=False)
     assert read_status(out).round == 1
 
 
@@ -69,7 +69,7 @@ def test_a_run_with_momentum_goes_on_alike(tmp_path: Path) -> None:
     """Stopped between two rounds, server optimiser and all."""
     override = ["federation.rounds=3", "federation.server.name=nesterov", "federation.server.momentum=0.9"]
     config = fed.settings(*override)
-    whole, cut = (fed.make_sites(tmp_path / name, NAMES[:1], images=6) for name in ("whole", "cut"))
+    whole, cut = (fed.make_sites(tmp_path / name, NAMES[:1], images=10) for name in ("whole", "cut"))
     expected = fed.federation(InlineGrid(client.app, whole), config, tmp_path / "a").run()
 
     def stop(record: Any) -> None:

@@ -12,7 +12,6 @@ from client import app as client
 from client.settings import read_settings
 from client.site import Site
 from server.app import run
-from sim.engine import InlineGrid
 from sscxr import seeds
 from sscxr.training import stages
 from sscxr.training.device import set_up
@@ -37,8 +36,8 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
 ) -> None:
     from sscxr.training import pretrain
 
-    config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=2")
-    site = fed.make_site(tmp_path, "anna", images=20)
+    config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=8")
+    site = fed.make_site(tmp_path, "anna", images=80)
     seen: list[int] = []
 
     def note(self: pretrain.SiteTraining, rows: object, site: str, steps: range, source: object):  # type: ignore[no-untyped-def]
@@ -51,20 +50,20 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
     for number in range(8):
         fed.ask(config, site, round=number)
     rows = sorted(set(seen))
-    assert len(rows) == 16
+    assert len(rows) == 64
     assert sorted(seen) == sorted(rows * 2), "two epochs in eight rounds"
-    assert seen[:16] != seen[16:], "each epoch in an order of its own"
+    assert seen[:64] != seen[64:], "each epoch in an order of its own"
     orders = [
-        np.concatenate(epoch(np.array(rows), 2, seeds.generator("cpu", 0, "order", "anna", number)))
+        np.concatenate(epoch(np.array(rows), 8, seeds.generator("cpu", 0, "order", "anna", number)))
         for number in (0, 1)
     ]
     assert seen == [int(row) for order in orders for row in order]
 
 
 def test_a_shared_head_is_averaged_kept_nowhere_else_and_never_released(tmp_path: Path) -> None:
-    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=6), tmp_path / "out"
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna", "bona"], images=10), tmp_path / "out"
     config = fed.settings("federation.share_head=true", "federation.rounds=2")
-    run(InlineGrid(client.app, sites), config, out, resume=False)
+    run(fed.Grid(client.app, sites), config, out, resume=False)
     set_up(config)
     start = split(stages.start(config))[1]
     kept = safetensors.torch.load_file(out / "checkpoints" / "round-00002" / "encoder.safetensors")

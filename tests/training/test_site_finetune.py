@@ -16,7 +16,6 @@ from client import app as client
 from server.app import run
 from server.ledger import Ledger
 from sim import alone
-from sim.engine import InlineGrid
 from sscxr import finetuned, release
 from sscxr.data.cache import open_cache
 from sscxr.runs import read_sites
@@ -24,8 +23,8 @@ from sscxr.training import site_finetune, stages
 from sscxr.training.loop import NonFiniteLossError
 from sscxr.training.parts import Parts, split
 
-CLASSIFY = ("run.stage=classify", "classify.labels=[pneumonia]", "finetune.batch_size=4", "finetune.lr=1e-2")
-SEGMENT = ("run.stage=segment", "encoder.depth=4", "segment.feature_size=4", "finetune.batch_size=4")
+CLASSIFY = ("run.stage=classify", "classify.labels=[pneumonia]", "finetune.batch_size=8", "finetune.lr=1e-2")
+SEGMENT = ("run.stage=segment", "encoder.depth=4", "segment.feature_size=4", "finetune.batch_size=8")
 MIXED = np.arange(20) % 2
 
 
@@ -46,7 +45,7 @@ def weights(out: Path, round_number: int = 2) -> dict[str, torch.Tensor]:
 
 
 def federated(sites: list[Path], out: Path, *overrides: str) -> Path:
-    run(InlineGrid(client.app, sites), fed.settings("federation.rounds=2", *overrides), out, resume=False)
+    run(fed.Grid(client.app, sites), fed.settings("federation.rounds=2", *overrides), out, resume=False)
     return out
 
 
@@ -104,7 +103,7 @@ def test_two_runs_give_the_same_bytes_and_one_that_was_stopped_too(tmp_path: Pat
     class EndedError(Exception):
         pass
 
-    class Half(InlineGrid):
+    class Half(fed.Grid):
         asked = 0
 
         def push_messages(self, messages: Any) -> Any:
@@ -116,7 +115,7 @@ def test_two_runs_give_the_same_bytes_and_one_that_was_stopped_too(tmp_path: Pat
 
     with pytest.raises(EndedError):
         run(Half(client.app, third), config, out, resume=False)
-    run(InlineGrid(client.app, third), config, out, resume=True)
+    run(fed.Grid(client.app, third), config, out, resume=True)
     files = [(folder / "model" / "model.safetensors").read_bytes() for folder in (*made, out)]
     assert files[0] == files[1] == files[2]
 
@@ -179,7 +178,7 @@ def test_figures_whose_classes_are_small_cells_are_not_told(
     labels = np.concatenate([np.arange(8) < positives, MIXED[:12]]).astype(float)
     file = site(tmp_path, "anna", {"pneumonia": labels}, split=np.where(np.arange(20) < 8, 0.0, 0.9))
     config = tuned("federation.rounds=1", "federation.evaluate_every=1", "privacy.min_cell=3")
-    run(InlineGrid(client.app, [file]), config, tmp_path / "out", resume=False)
+    run(fed.Grid(client.app, [file]), config, tmp_path / "out", resume=False)
     record = json.loads((tmp_path / "out" / "rounds.jsonl").read_text())
     assert (record["scores"] != {}) == told
     assert record["held_out_images"] == (8 if told or not positives % 8 else 0)
@@ -214,7 +213,7 @@ def test_parts_are_either_shared_or_local() -> None:
 
 def test_a_released_encoder_is_the_start(tmp_path: Path) -> None:
     sites = [fed.make_site(tmp_path / name, name, images=20) for name in ("anna", "bona")]
-    run(InlineGrid(client.app, sites), fed.settings("federation.rounds=1"), tmp_path / "pre", resume=False)
+    run(fed.Grid(client.app, sites), fed.settings("federation.rounds=1"), tmp_path / "pre", resume=False)
     config = stages.load_config(
         "smoke", [*fed.SMALL, *CLASSIFY, f"encoder.start={tmp_path / 'pre' / 'encoder'}", "encoder.depth=3"]
     )

@@ -24,12 +24,12 @@ from sscxr.training.pretrain import SiteTraining, build_objective
 CPU = torch.device("cpu")
 
 
-def trained(folder: Path, *overrides: str, images: int = 12) -> tuple[float, dict[str, Tensor]]:
+def trained(folder: Path, *overrides: str, images: int = 20) -> tuple[float, dict[str, Tensor]]:
     """The loss and the weights of one round, without drop-path unless told otherwise."""
     if not folder.exists():
         pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32), dtype=np.uint8)
         make_cache(folder, pixels, {"split": (np.arange(images) + 0.5) / images})
-    config = fed.settings("encoder.drop_path=0", "pretrain.batch_size=5", "pretrain.amp=fp32", *overrides)
+    config = fed.settings("encoder.drop_path=0", "pretrain.batch_size=8", "pretrain.amp=fp32", *overrides)
     training = SiteTraining(config, CPU, open_cache(folder))
     done = training.train_round(np.arange(images), site="anna", round_number=0, budget=600.0)
     return done.loss, {name: tensor.clone() for name, tensor in training.objective.state_dict().items()}

@@ -16,8 +16,8 @@ from superlinks import Authority, SuperLink
 from typer.testing import CliRunner
 
 from client import commands
+from sscxr import approval, wire
 from sscxr import config as configs
-from sscxr import wire
 from sscxr.join import PROBE, Join, Payload, installed
 
 OVERRIDES = ["run.threads=1", "data.cache_size=96"]
@@ -34,14 +34,13 @@ def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
 
 def write_join(file: Path, superlink: SuperLink, **other: Any) -> Path:
     config = configs.load("default", OVERRIDES)
-    told = configs.recipe(config) | {"run": {"stage": "pretrain", "threads": 1}}
     values: dict[str, Any] = {
         "federation": "lungs",
         "superlink": superlink.server.address,
         "ca": superlink.server.ca,
         "versions": installed(),
         "fingerprint": wire.fingerprint(configs.recipe_hash(config)),
-        "recipe": yaml.safe_dump(told),
+        "recipe": yaml.safe_dump(approval.terms(config)),
         "payload": Payload(up_mb=43.0, down_mb=86.0),
         "deadline_s": 7200.0,
         "memory_gb": 0.1,
@@ -58,6 +57,10 @@ def hospital(superlink: SuperLink, upright: Any, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("hospital")
     join = write_join(folder / "from-the-coordinator.yaml", superlink)
     done = run("site", "init", folder / "site", "--name", "a", "--join", join)
+    assert done.exit_code == 0, done.output
+    assert f"sscxr site approve {folder / 'site' / 'join.yaml'}" in done.output
+    assert states(folder / "site" / "site.yaml")["approval"] == "failed"
+    done = run("site", "approve", folder / "site" / "join.yaml", "--yes")
     assert done.exit_code == 0, done.output
     key = forms.load_ssh_private_key((folder / "site" / "node-key").read_bytes(), None)
     superlink.register(key)  # type: ignore[arg-type]
@@ -86,7 +89,7 @@ def test_a_healthy_site_is_silent(hospital: Path) -> None:
     lines = [line for line in done.output.splitlines() if not line.startswith(" ")]
     assert {line.split()[0] for line in lines} == {"ok"}
     assert re.findall(r"^ok +(\w+(?: \w+)?)  ", done.output, re.MULTILINE) == [
-        *("settings", "join file", "versions", "recipe", "device", "memory", "threads", "disk"),
+        *("settings", "join file", "versions", "recipe", "approval", "device", "memory", "threads", "disk"),
         *("host name", "port", "certificate", "key file", "clock", "registration", "bandwidth"),
         *("files", "cache", "splits", "duplicates", "constant", "posture"),
     ]

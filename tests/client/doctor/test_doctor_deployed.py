@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployments import BIN, NAME, NGINX, Deployment
+from deployments import BIN, NAME, NGINX, SETTINGS, Deployment
 from processes import wait_until
 from simulations import environment
 from superlinks import Authority
@@ -58,7 +58,8 @@ def node_status(federation: Deployment) -> dict[str, str]:
 
 def test_a_site_from_its_first_day_to_its_first_run(federation: Deployment) -> None:
     code, found = doctor(federation)
-    assert (code, wrong(found)) == (2, {"registration": "failed"})
+    assert (code, wrong(found)) == (2, {"approval": "failed", "registration": "failed"})
+    federation.approve("smoke", SETTINGS)
     federation.register(SITE)
     code, found = doctor(federation)
     assert (code, wrong(found)) == (0, {})
