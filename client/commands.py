@@ -63,7 +63,10 @@ def site_approve(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
 ) -> None:
-    """Show a federation's recipe in words, and let it run here: its hash goes into site.yaml."""
+    """Show a federation's recipe in words, and let it run here.
+
+    Its hash goes into site.yaml.
+    """
     from client.settings import approve
     from sscxr import approval
     from sscxr.join import Join

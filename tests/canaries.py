@@ -333,7 +333,6 @@ def _row(
         "study_date",
         "finding_text",
         "site",
-        "split",
         "public_id",
     )
     return {

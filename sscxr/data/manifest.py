@@ -159,8 +159,8 @@ def _parts(path: Path, table: pd.DataFrame) -> list[str]:
     for number, word in table["split"].items():
         if word.lower() not in NO_VALUE and part_of(word) is None:
             raise ManifestError(
-                f"{path}: line {number}: column 'split' holds {word!r}, which is not a word for train, valid or "
-                "test; write one of these, or call the column 'fold' if it is another cut"
+                f"{path}: line {number}: column 'split' holds what is not a word for train, valid or test; "
+                "write one of these, or call the column 'fold' if it is another cut"
             )
     return ["" if word.lower() in NO_VALUE else part_of(word) or "" for word in table["split"]]
 
