@@ -187,7 +187,7 @@ def test_the_command_says_how_it_goes_and_where_the_model_is(
         ({"encoder.img_size": "64"}, "'encoder.img_size=64' has no effect: the encoder keeps its own sizes"),
         ({"data.mean": "0.4"}, "'data.mean=0.4' has no effect"),
         ({"classify.pool": "max"}, "classify.pool='max' is none of mean, cls"),
-        ({"data.test_share": "0.9", "finetune.val_share": "0.5"}, "are too few"),
+        ({"data.test_share": "0.5", "finetune.val_share": "0.5"}, "are too few"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_anything_is_learned(
