@@ -218,7 +218,8 @@ def pinned(text: str, hexadecimal: str, note: str) -> str:
         others = ""
     else:
         raise ConfigError("approved is not a list of lines; write it as `approved: []`, and approve again")
-    head = text[: found.start()] + f"approved:{found['comment'] or ''}\n" + others
+    comment = f"  {found['comment'].strip()}" if found["comment"] else ""
+    head = f"{text[: found.start()]}approved:{comment}\n{others}"
     rest = text[found.end() :].removeprefix("\n")
     indent = re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)- ", rest)
     if indent:  # as the lines that are there

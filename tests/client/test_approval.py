@@ -139,6 +139,13 @@ def test_a_second_recipe_is_added_however_the_list_is_written(tmp_path: Path, wr
     assert "name: anna  # here\n" in (tmp_path / "site.yaml").read_text()
 
 
+def test_three_recipes_are_added_to_what_init_writes(tmp_path: Path) -> None:
+    file, digests = init(tmp_path, name="anna"), ["a" * 64, "b" * 64, "c" * 64]
+    for digest in digests:
+        file.write_text(approval.pinned(file.read_text(), digest, "lungs"))
+    assert sorted(read_settings(file).approved or []) == digests
+
+
 @pytest.mark.parametrize("value", ["yes", "[any]", "['*']", "[0123]"])
 def test_there_is_no_word_for_every_recipe(site: Path, value: str) -> None:
     site.write_text(site.read_text() + f"approved: {value}\n")
