@@ -72,7 +72,7 @@ def test_the_command_trains_judges_and_writes(tmp_path: Path) -> None:
 
 
 def test_a_released_encoder_is_the_start_and_stays_when_frozen(tmp_path: Path) -> None:
-    cache, release = outlined(tmp_path / "cache"), encoder(tmp_path / "encoder", patch_size=16)
+    cache, release = outlined(tmp_path / "cache"), encoder(tmp_path / "encoder", img_size=64, patch_size=16)
     tuned = tune.segment(job(tmp_path, cache, release, "finetune.frozen=true", sources=["north"]))
     assert set(cache.index["source"].iloc[tuned.parts.train]) == {"north"}
     model, spec = finetuned.load(tuned.folder)
