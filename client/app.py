@@ -287,5 +287,5 @@ def _phantom_hospital(number: int) -> SiteSettings:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one
         manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
-        prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, progress=False)
+        prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, salt=bytes(32), progress=False)
     return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"), min_cell=1)

@@ -7,6 +7,7 @@ last one whose update it folded; later ones are traces of work that did not coun
 
 import functools
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from client import answers
 from client.settings import SiteError, SiteSettings
 from sscxr import wire
 from sscxr.config import Config
@@ -32,8 +34,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Rows = npt.NDArray[np.int64]
+# What a run may set aside here: from a list, as a free share could be moved past one patient after the other.
+SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _GREY_IMAGES = 2048  # of a large site so many, evenly spaced, stand for all in the histogram: half a second
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
+
+log = logging.getLogger("sscxr.site")
 
 
 class Site:
@@ -67,8 +73,13 @@ class Site:
         self.store = StateStore(Path(settings.state))
 
     def min_cell(self, config: Config) -> int:
-        """No count below this is told: the larger of the run's and this site's own."""
-        return max(config.privacy.min_cell, self.settings.min_cell)
+        """No count below this is reported: the site's own; a site whose own is 1 leaves it to the run."""
+        return self.settings.min_cell if self._guarded else config.privacy.min_cell
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether answers are held against earlier ones; virtual sites, all of `min_cell` 1, have no patients."""
+        return self.settings.min_cell > 1
 
     def usable_rows(self, config: Config) -> Rows:
         """Rows of this site that the run's stage can use."""
@@ -84,23 +95,46 @@ class Site:
         Raises:
             SiteError: fewer than the minimum cell, or than this site takes part with.
         """
-        rows = self.usable_rows(config)
-        rows = rows[~self.cache.held_out(config.data.test_share)[rows]]
+        rows, _ = self._rows(config)
         least = max(self.min_cell(config), self.settings.min_images)
         if len(rows) < least:
             raise SiteError(
                 "few images",
-                f"{len(rows)} images to train on, {least} are needed (the largest of privacy.min_cell="
-                f"{config.privacy.min_cell} of the run, min_cell={self.settings.min_cell} and min_images="
-                f"{self.settings.min_images} of this site)",
+                f"{len(rows)} images to train on that can be reported, {least} are needed (the larger of min_cell="
+                f"{self.min_cell(config)} and min_images={self.settings.min_images}), of as many patients, and as "
+                'far from the images of other runs: see "Small cells" in docs/privacy.md',
             )
         return rows
 
     def held_out_rows(self, config: Config) -> Rows:
         """Rows of patients that are never trained on; none where they are fewer than the minimum cell."""
-        rows = self.usable_rows(config)
-        rows = rows[self.cache.held_out(config.data.test_share)[rows]]
+        _, rows = self._rows(config)
         return rows if len(rows) >= self.min_cell(config) else rows[:0]
+
+    def _rows(self, config: Config) -> tuple[Rows, Rows]:
+        """Rows to train on and held-out ones, as the site may answer for them."""
+        usable = self.usable_rows(config)
+        held_out = self.cache.held_out(config.data.test_share)[usable]
+        training, testing = usable[~held_out], usable[held_out]
+        if not self._guarded:
+            return training, testing
+        if config.data.test_share not in SHARES:
+            raise SiteError(
+                "not allowed",
+                f"data.test_share={config.data.test_share:g}: a site with min_cell above 1 takes one of {SHARES}",
+            )
+        labels = sorted(set(config.classify.labels)) if config.run.stage == "classify" else []
+        key = json.dumps([config.run.stage, config.data.test_share, config.data.laterals, labels])
+        with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
+            names = self._names()
+            training, testing = answers.settled(earlier, key, *names, [training, testing])
+            waiting = int((~earlier.seen(names[0][usable])).sum())
+        if waiting:
+            log.info("%d images wait until they are of at least min_cell patients", waiting)
+        return training, testing
+
+    def _names(self) -> tuple[answers.Names, answers.Names]:
+        return self.cache.column("image").astype(str), self.cache.column("group").astype(str)
 
     def may_tell(self, rows: Rows, config: Config) -> bool:
         """Whether figures of these held-out rows may leave: no class among them is a small cell."""
@@ -116,20 +150,50 @@ class Site:
         return json.dumps(told, sort_keys=True)
 
     def counts_of_run(self, config: Config) -> str:
-        """The counts as they were when this run first asked; the difference of two would be single patients."""
-        file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
-        if not file.exists():
-            write_atomically(file, self.counts(config).encode())
-        return file.read_text()
+        """The counts as first taken: the cache's own, whatever the run asks for.
+
+        They are taken anew, table by table, where the patients that came or went, and every cell that is reported
+        before and after, differ by the minimum cell or more.
+        """
+        if not self._guarded:
+            file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
+            if not file.exists():
+                write_atomically(file, self.counts(config).encode())
+            return file.read_text()
+        training = self.training_rows(config)
+        names = self._names()
+        key = "grey" if "grey" in self.settings.metrics else "counts"
+        with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
+            before = earlier.known(key)
+            told = [
+                text for name in ("counts", "grey") for text in earlier.notes.get(name, {}).get("told", [])
+            ]
+            everything = np.flatnonzero(self._mine)
+            rows = everything
+            if not earlier.add(key, [names[0][rows]], _pairs(*names)):
+                rows = training
+                if before is not None or not earlier.add(key, [names[0][rows]], _pairs(*names)):
+                    return str(told[-1]) if told else "{}"
+            now = earlier.known(key)
+            if before is not None and now is not None and np.array_equal(np.sort(before[0]), np.sort(now[0])):
+                return str(told[-1])
+            text = _apart(self.tables(rows, self.settings.min_cell), told, self.settings.min_cell)
+            earlier.notes[key]["told"] = [*earlier.notes[key].get("told", []), text]
+            earlier.save()
+        return text
 
     def counts(self, config: Config) -> str:
-        """The aggregates that may leave, as `wire.counts_to_json` gives them.
+        """The aggregates of the run's rows that may leave, as `wire.counts_to_json` gives them.
 
         Raises:
             SiteError: fewer images than the minimum cell.
         """
         # Held-out rows are counted only where their number is told: the tables' totals would give it away.
         rows = np.concatenate([self.training_rows(config), self.held_out_rows(config)])
+        return self.tables(rows, self.min_cell(config))
+
+    def tables(self, rows: Rows, minimum: int) -> str:
+        """The aggregates of some rows that may leave, as `wire.counts_to_json` gives them."""
         index = self.cache.index.iloc[rows]
         tables = {
             "view": _tally(index["view"], wire.COUNT_TABLES["view"]),
@@ -143,7 +207,6 @@ class Site:
                 present, absent = int((values > 0.5).sum()), int((values <= 0.5).sum())
                 unknown = len(values) - present - absent
                 tables[f"label:{label}"] = {"present": present, "absent": absent, "unknown": unknown}
-        minimum = self.min_cell(config)
         grey = self._grey(rows, minimum) if "grey" in self.settings.metrics else None
         return wire.counts_to_json(tables, minimum, grey)
 
@@ -166,6 +229,23 @@ class Site:
 
 def _metric(table: str) -> str:
     return "grey" if table == wire.GREY else "counts"
+
+
+def _pairs(images: answers.Names, groups: answers.Names) -> dict[str, str]:
+    return dict(zip(images.tolist(), groups.tolist(), strict=True))
+
+
+def _apart(text: str, earlier: list[str], least: int) -> str:
+    """New counts, but the last of the earlier tables wherever a cell would differ from one by a few."""
+    tables, before = json.loads(text), [json.loads(one) for one in earlier]
+    for name, cells in tables.items():
+        if name == wire.GREY:
+            continue  # per cent
+        for one in before:
+            was = one.get(name, {})
+            if any(0 < abs(cells[cell] - was[cell]) < least for cell in cells.keys() & was.keys()):
+                tables[name] = before[-1].get(name, {})
+    return json.dumps(tables, sort_keys=True)
 
 
 def _by_patient(groups: "pd.Series[Any]") -> dict[str, int]:

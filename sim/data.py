@@ -50,6 +50,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
             others,
             files,
             size=config.data.cache_size,
+            salt=salt_of(config.run.seed),
             uncertain=config.sim.uncertain,
             train_on_test=config.sim.train_on_test,
         )
@@ -61,6 +62,11 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         return cache
     shutil.rmtree(own, ignore_errors=True)
     return view.write(cache, own)
+
+
+def salt_of(seed: int) -> bytes:
+    """The salt of a simulation's own cache: the same seed gives the same split. It keeps nothing secret."""
+    return hashlib.sha256(f"simulation {seed}".encode()).digest()
 
 
 def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:

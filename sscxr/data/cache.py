@@ -62,7 +62,8 @@ INDEX_COLUMNS: dict[str, str] = {
     "content_width": "columns of the image within the padded square, px of the cache",
     "grey_range": "what set black and white: window, voi lut, percentiles, full range, 8 bit",
     "has_mask": "1 where masks.npy holds this image's mask",
-    "split": "the patient group's place in 0..1, fixed when first seen; below the test share: never trained on; "
+    "split": "the patient group's place in 0..1, drawn with the salt, fixed when first seen; below the test "
+    "share: never trained on; "
     "less 1, and so below any share, where an image was published as one to test on",
     "warnings": "doubts about the image, separated by semicolons",
     "hospital": "which hospital or machine of the source, as a corpus or a manifest tells; empty: unknown",

@@ -1,7 +1,7 @@
 """Who belongs together, who is first, and who is set aside: rules over hashes, free of files.
 
-None of them depends on the salt or on the order of the files of a run. A group's place is drawn from the images it
-had when it was first seen, and stays: the same files brought in over several runs may be set aside differently
+None of them depends on the order of the files of a run. A group's place is drawn from the images it had when it was
+first seen, and stays: the same files brought in over several runs may be set aside differently
 from the same files brought in by one.
 """
 
@@ -35,12 +35,14 @@ class UnionFind:
         self._parent[self.find(one)] = self.find(other)
 
 
-def place(digest: str) -> str:
-    """A place in 0..1 from a digest of pixels, uniform, as text of eight decimals.
+def place(name: str) -> str:
+    """A place in 0..1 from a name, uniform, as text of eight decimals.
 
-    Public images get the same place at every site and under every salt.
+    Args:
+        name: a salted hash of an image's pixels: who knows the image alone cannot compute its place. Of a public
+            corpus, the public name of its patient, which has the same place at every site and under every salt.
     """
-    drawn = int(hashlib.sha256(f"split:{digest}".encode()).hexdigest()[:12], 16)
+    drawn = int(hashlib.sha256(f"split:{name}".encode()).hexdigest()[:12], 16)
     return f"{drawn / 16**12:.8f}"
 
 
@@ -59,7 +61,7 @@ def assign(
 
     Args:
         old: images that are in the cache already, in its order, with their groups.
-        new: images that come in, each with what its place is drawn from: the digest of its pixels, or a public
+        new: images that come in, each with what its place is drawn from: its salted hash, or a public
             name of its patient.
         links: pairs of an image's hash and a patient's, at least one for every new image; images with a patient in
             common are one group.

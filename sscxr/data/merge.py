@@ -149,7 +149,7 @@ def _add_to_ledger(tables: Tables, fresh: list[Found]) -> None:
 
 def _add_rows(tables: Tables, added: list[Found], updated: dict[int, Found], to_test: set[str]) -> None:
     old = [(row["image"], Member(row["group"], row["split"])) for row in tables.rows]
-    new = [(str(one.entry["image"]), str(one.entry.get("place") or one.entry["digest"])) for one in added]
+    new = [(str(one.entry["image"]), str(one.entry.get("place") or one.entry["image"])) for one in added]
     present = {image for image, _ in (*old, *new)}
     links = [
         (entry["image"], link)

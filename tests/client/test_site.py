@@ -71,7 +71,7 @@ def test_a_virtual_site_sees_its_groups_alone(tmp_path: Path) -> None:
 
 def test_too_few_images_to_train_on_are_said(tmp_path: Path) -> None:
     site = mixed_site(tmp_path, groups=["g9", "g20"])
-    with pytest.raises(SiteError, match=r"privacy\.min_cell=5") as error:
+    with pytest.raises(SiteError, match="min_cell=5") as error:
         site.training_rows(fed.settings("privacy.min_cell=5"))
     assert error.value.failure == "few images"
 

@@ -212,13 +212,18 @@ def test_patients_who_share_an_image_are_one_group(tmp_path: Path) -> None:
     assert cache.index.groupby("group")["split"].nunique().max() == 1
 
 
-def test_salt_workers_and_order_change_no_image_order_or_split(export: Path, tmp_path: Path) -> None:
+def test_salt_workers_and_order_change_no_image_order_and_the_salt_alone_the_split(
+    export: Path, tmp_path: Path
+) -> None:
     one = run(export, tmp_path / "one")
     files = sorted(path for path in export.rglob("*") if path.is_file())
     two = run(files[::-1], tmp_path / "two", salt=None)
     np.testing.assert_array_equal(one.images, two.images)
-    columns = ["view", "height", "width", "split", "grey_range"]
+    columns = ["view", "height", "width", "grey_range"]
     assert one.index[columns].equals(two.index[columns])
+    assert set(one.index["split"]).isdisjoint(two.index["split"])
+    three = run(files[::-1], tmp_path / "three")
+    assert one.index.equals(three.index)
     assert set(one.index["image"]).isdisjoint(two.index["image"])
     assert set(one.index["group"]).isdisjoint(two.index["group"])
 

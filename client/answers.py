@@ -1,0 +1,151 @@
+"""Which rows a site has answered for, so that no combination of its answers is about a few patients.
+
+The sets of images that a number was reported of cut the site's images into parts: those that lie in the same sets.
+A further set is answered for only where every part has the minimum of patients or more; sums and differences of any
+reported numbers are then about so many. What was answered once is repeated while the cache differs by fewer.
+"""
+
+import fcntl
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sscxr.files import write_atomically
+
+Rows = npt.NDArray[np.int64]
+Names = npt.NDArray[np.str_]
+FILE = "_answers.npz"  # no run is called so: a run's name begins with a letter or a digit
+
+
+class Answers:
+    """The sets of images that a site has answered for, in a file of its state.
+
+    Salted hashes of images and of patient groups, which never leave the site. Without the file, a site answers as
+    one that has never been asked.
+    """
+
+    def __init__(self, folder: Path, least: int) -> None:
+        """Read what is there; `least` is the minimum of patients."""
+        self._file, self._least = folder / FILE, least
+        self.images: Names = np.empty(0, "U1")
+        self._groups: Names = np.empty(0, "U1")
+        self._sets = np.empty((0, 0), dtype=bool)  # [sets, images]
+        self.notes: dict[str, Any] = {}  # key -> the numbers of its sets, and what was reported of them
+        if self._file.is_file():
+            with np.load(self._file, allow_pickle=False) as kept:
+                self.images, self._groups, self._sets = kept["images"], kept["groups"], kept["sets"]
+                self.notes = json.loads(str(kept["notes"]))
+
+    def save(self) -> None:
+        """Write all of it, readable by its owner."""
+        out = io.BytesIO()
+        notes = np.asarray(json.dumps(self.notes))
+        np.savez_compressed(out, images=self.images, groups=self._groups, sets=self._sets, notes=notes)
+        write_atomically(self._file, out.getvalue())
+        self._file.chmod(0o600)
+
+    def seen(self, images: Names) -> npt.NDArray[np.bool_]:
+        """bool [N]: which images an answer was about; the others wait until they are enough."""
+        return np.isin(images, self.images)
+
+    def known(self, key: str) -> list[Names] | None:
+        """The sets that were answered for under a key."""
+        if key not in self.notes:
+            return None
+        return [self.images[self._sets[number]] for number in self.notes[key]["sets"]]
+
+    def add(self, key: str, sets: Sequence[Names], group_of: dict[str, str]) -> bool:
+        """Answer for further sets under a key, where that is safe; whether it is.
+
+        Args:
+            sets: of images; empty ones are about nobody.
+            group_of: the patient group by image.
+        """
+        fresh = np.setdiff1d(np.concatenate([np.empty(0, "U1"), *sets]), self.images)
+        images = np.concatenate([self.images, fresh])
+        groups = np.concatenate([self._groups, np.asarray([group_of[image] for image in fresh], dtype=str)])
+        members = np.pad(self._sets, ((0, 0), (0, len(fresh))))
+        numbers = []
+        for one in sets:
+            row = np.isin(images, one)
+            same = np.flatnonzero((members == row).all(axis=1))
+            if not len(same):
+                members = np.vstack([members, row])
+            numbers.append(int(same[0]) if len(same) else len(members) - 1)
+        if _smallest_part(members, groups) < self._least:
+            return False
+        if len(members) == len(self._sets) and self.notes.get(key, {}).get("sets") == numbers:
+            return True
+        self.images, self._groups, self._sets = images, groups, members
+        self.notes[key] = {**self.notes.get(key, {}), "sets": numbers}
+        self.save()
+        return True
+
+
+def _smallest_part(members: npt.NDArray[np.bool_], groups: Names) -> int:
+    """Patients of the smallest part that the sets cut the images into."""
+    part = np.zeros(members.shape[1], dtype=np.int64)
+    for row in members:
+        part = np.unique(2 * part + row, return_inverse=True)[1]
+    part = part[members.any(axis=0)]
+    patients = np.unique(groups[members.any(axis=0)], return_inverse=True)[1]
+    if not len(part):
+        return 0
+    pairs = np.unique(np.stack([part, patients]), axis=1)
+    return int(np.unique(pairs[0], return_counts=True)[1].min())
+
+
+@contextmanager
+def opened(folder: Path, least: int) -> Iterator[Answers]:
+    """The answers so far, held until what is asked now is among them: two runs may ask at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Answers(folder, least)
+    finally:
+        os.close(lock)
+
+
+def settled(answers: Answers, key: str, images: Names, groups: Names, parts: Sequence[Rows]) -> list[Rows]:
+    """The rows to use in place of those asked for: what an answer may be about.
+
+    Args:
+        key: what the rows follow from, beside the cache; the same rows for the same key.
+        images, groups: of the cache, [N].
+        parts: rows of the cache that numbers are to be reported of; those after the first may be left out.
+
+    Returns:
+        As many, of the length to report: where images that an earlier answer was about have gone, and too few to
+        show, others of the first part stand in their places, and the other parts are empty. The first is empty
+        where there is no safe answer.
+    """
+    group_of = dict(zip(images.tolist(), groups.tolist(), strict=True))
+    first, *others = parts
+    nothing = [rows[:0] for rows in others]
+    known, seen = answers.known(key), answers.seen(images)
+    within = [rows[seen[rows]] for rows in parts]
+    if len(first) and answers.add(key, [images[rows] for rows in parts], group_of):
+        return list(parts)
+    if known is not None:
+        return _repeated(known, images, parts)
+    for tried in ([first, *nothing], within, [within[0], *nothing]):
+        if len(tried[0]) and answers.add(key, [images[rows] for rows in tried], group_of):
+            return tried
+    return [first[:0], *nothing]
+
+
+def _repeated(known: Sequence[Names], images: Names, parts: Sequence[Rows]) -> list[Rows]:
+    living = [rows[np.isin(images[rows], before)] for rows, before in zip(parts, known, strict=True)]
+    gone = len(known[0]) - len(living[0])
+    others = [rows if len(rows) == len(was) else rows[:0] for rows, was in zip(living, known, strict=True)]
+    if not len(living[0]):
+        return [rows[:0] for rows in parts]
+    return [np.concatenate([living[0], np.resize(living[0], gone)]), *others[1:]]

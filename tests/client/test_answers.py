@@ -1,0 +1,101 @@
+"""Answers of a site never differ by a few patients, whatever a run asks for and however the cache changes."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import federation as fed
+import numpy as np
+import pytest
+from caches import make_cache
+
+from client import answers
+from client.settings import SiteError, SiteSettings
+from client.site import SHARES, Site
+
+LEAST, PATIENTS = 10, 200
+
+
+def site(folder: Path, patients: list[int]) -> Site:
+    """One image a patient; every seventh a lateral, label a known of most, label b of few."""
+    number = np.asarray(patients)
+    index: dict[str, Any] = {
+        "image": [f"i{n}" for n in number],
+        "group": [f"g{n}" for n in number],
+        "split": (number * 0.6180339887) % 1,
+        "view": np.where(number % 7 == 0, "L", "PA"),
+        "sex": np.where(number % 3 == 0, "F", "M"),
+        "label:edema": np.where(number % 5 == 0, np.nan, number % 2),
+        "label:mass": np.where(number < 4, 1.0, np.nan),
+    }
+    make_cache(folder / "cache", np.full((len(number), 8, 8), 9, np.uint8), index)
+    return Site(SiteSettings("a", str(folder / "cache"), str(folder / "state"), min_cell=LEAST))
+
+
+def numbers(at: Site, *overrides: str) -> tuple[int, int] | str:
+    """What a run learns: images to train on and held out, or the word of the refusal."""
+    config = fed.settings(*overrides)
+    try:
+        return len(at.training_rows(config)), len(at.held_out_rows(config))
+    except SiteError as error:
+        return error.failure
+
+
+def test_no_setting_of_a_run_gives_numbers_that_differ_by_a_few_patients(tmp_path: Path) -> None:
+    here = site(tmp_path, list(range(PATIENTS)))
+    told = [set(range(PATIENTS))] if here.told_counts(fed.settings()) != "{}" else []
+    stages = (["run.stage=pretrain"], ["run.stage=classify", "classify.labels=[edema]"])
+    for share, laterals, stage in itertools.product(SHARES, ("false", "true"), stages):
+        config = fed.settings(f"data.test_share={share}", f"data.laterals={laterals}", *stage)
+        try:
+            told += [set(rows.tolist()) for rows in (here.training_rows(config), here.held_out_rows(config))]
+        except SiteError:
+            continue
+    told = [rows for rows in told if rows]
+    assert len({len(rows) for rows in told}) > 4
+    for one, other in itertools.permutations(told, 2):
+        assert len(one - other) == 0 or len(one - other) >= LEAST
+        assert len(one & other) == 0 or len(one & other) >= LEAST
+    assert numbers(here, "run.stage=classify", "classify.labels=[mass]") == "few images"
+    for share in ("0.19", "0.2000001"):
+        assert numbers(here, f"data.test_share={share}") == "not allowed"
+    assert numbers(here, "privacy.min_cell=1") == numbers(here, "privacy.min_cell=190")
+    kept = answers.Answers(tmp_path / "state", LEAST)
+    assert kept.images.size
+    assert (tmp_path / "state" / answers.FILE).stat().st_mode & 0o077 == 0
+
+
+def test_counts_are_of_the_cache_whatever_the_run(tmp_path: Path) -> None:
+    here = site(tmp_path, list(range(PATIENTS)))
+    first = here.told_counts(fed.settings())
+    assert json.loads(first)["sex"] == {"M": 133}  # of all; nobody is unknown, and a second cell hides it
+    others = ("run.name=x", "privacy.min_cell=50", "data.test_share=0.4")
+    assert {here.told_counts(fed.settings(one)) for one in others} == {first}
+
+
+@pytest.mark.parametrize("change", ["one more", "one less"])
+def test_a_patient_who_came_or_went_changes_no_number(tmp_path: Path, change: str) -> None:
+    before = list(range(PATIENTS))
+    trained = next(n for n in before if (n * 0.6180339887) % 1 > 0.5 and n % 7)
+    after = [*before, PATIENTS + 1] if change == "one more" else [n for n in before if n != trained]
+    here = site(tmp_path, before)
+    told, counts = numbers(here), here.told_counts(fed.settings())
+    here = site(tmp_path, after)
+    assert numbers(here) == told
+    assert here.told_counts(fed.settings("run.name=later")) == counts
+    gone = set(here.cache.index["image"].iloc[here.training_rows(fed.settings())])
+    assert f"i{trained}" not in gone or change == "one more"
+    assert f"i{PATIENTS + 1}" not in gone
+
+
+def test_a_batch_of_patients_is_taken_in(tmp_path: Path) -> None:
+    here = site(tmp_path, list(range(PATIENTS)))
+    told, counts = numbers(here), here.told_counts(fed.settings())
+    here = site(tmp_path, list(range(2 * PATIENTS)))
+    more, now = numbers(here), here.told_counts(fed.settings("run.name=later"))
+    assert isinstance(told, tuple)
+    assert isinstance(more, tuple)
+    assert min(more[0] - told[0], more[1] - told[1]) > LEAST
+    sexes = [json.loads(one)["sex"] for one in (counts, now)]
+    assert all(sexes[1][cell] - sexes[0][cell] >= LEAST for cell in sexes[0])
