@@ -280,12 +280,12 @@ def _phantom_hospital(number: int) -> SiteSettings:
     """A hospital of phantoms for a virtual node without a site of its own, made once and kept."""
     # Imported here: a hospital with a site of its own should not pay for them at every message.
     from sscxr.data import phantom
-    from sscxr.data.prepare import prepare
+    from sscxr.data.prepare import PUBLIC_SALT, prepare
 
     folder = expanded("~/.sscxr/phantoms") / f"hospital-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one
         manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
-        prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, salt=bytes(32), progress=False)
+        prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, salt=PUBLIC_SALT, progress=False)
     return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"), min_cell=1)

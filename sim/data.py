@@ -21,7 +21,7 @@ from sscxr import printable
 from sscxr.config import Config
 from sscxr.data import columns, phantom, view
 from sscxr.data.cache import Cache, CacheError, open_cache, read_index
-from sscxr.data.prepare import count_new, prepare
+from sscxr.data.prepare import PUBLIC_SALT, count_new, prepare
 from sscxr.data.progress import Display
 from sscxr.data.tables import unusable
 from sscxr.errors import SscxrError
@@ -50,7 +50,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
             others,
             files,
             size=config.data.cache_size,
-            salt=salt_of(config.run.seed),
+            salt=PUBLIC_SALT,  # the same patients are set aside whatever the seed
             uncertain=config.sim.uncertain,
             train_on_test=config.sim.train_on_test,
         )
@@ -62,11 +62,6 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         return cache
     shutil.rmtree(own, ignore_errors=True)
     return view.write(cache, own)
-
-
-def salt_of(seed: int) -> bytes:
-    """The salt of a simulation's own cache: the same seed gives the same split. It keeps nothing secret."""
-    return hashlib.sha256(f"simulation {seed}".encode()).digest()
 
 
 def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:

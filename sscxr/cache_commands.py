@@ -76,9 +76,17 @@ def prepare(
             help="A word that your devices write for a chest in Body Part Examined; may repeat.",
         ),
     ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="Of public images, with a salt that is no secret: everybody sets the same patients aside.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare a site cache from an export. Run again, it goes on where it stopped and adds what is new."""
+    from sscxr.data.prepare import PUBLIC_SALT
     from sscxr.data.prepare import prepare as prepare_cache
 
     cache = prepare_cache(
@@ -93,6 +101,7 @@ def prepare(
         uncertain=uncertain,
         train_on_test=train_on_test,
         chest_words=chest_word or (),
+        salt=PUBLIC_SALT if public else None,
     )
     _show(cache, as_json)
 

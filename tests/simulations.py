@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from sscxr.data import phantom
-from sscxr.data.prepare import prepare
+from sscxr.data.prepare import PUBLIC_SALT, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 150  # seconds for one run; it takes one or two where the machine is free
@@ -30,7 +30,7 @@ def environment(**more: str) -> dict[str, str]:
 def small_cache(folder: Path) -> Path:
     """A cache of two phantom hospitals, 72 images."""
     manifests = phantom.write(folder / "phantoms", images=72, sites=2, seed=0, size=96)
-    return prepare(manifests, folder / "cache", size=80, workers=0, salt=bytes(32), progress=False).folder
+    return prepare(manifests, folder / "cache", size=80, workers=0, salt=PUBLIC_SALT, progress=False).folder
 
 
 def arguments(out: Path, *more: str, data: Path | None = None) -> list[str]:

@@ -26,6 +26,8 @@ from sscxr.files import is_full_disk
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
 FILES_A_WORKER = 8  # below this, another process costs more than it gains
+# Of `--public`: who has the images sets the same patients aside everywhere. It protects nobody.
+PUBLIC_SALT = bytes(32)
 PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
 
 
