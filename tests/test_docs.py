@@ -62,6 +62,7 @@ SIMULATED = (
     "probe.min_cases=1000 sim.phantoms=72 finetune.batch_size=8"
 )
 SUBSTITUTIONS = {
+    r"^(sscxr prepare (?!.*--public).*)$": r"\1 --public",  # of so few, another salt can set none aside
     r"^make demo$": f"python -m sim.run --out runs/demo{SIMULATED}",
     r"^(python -m sim\.run (?!--help).*)$": rf"\1{SIMULATED}",
     r"^(sscxr finetune .*)$": r"\1 finetune.epochs=1 finetune.min_steps=1 finetune.batch_size=8 run.threads=1 "
