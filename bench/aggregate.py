@@ -25,7 +25,9 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.aggregate import server_optimiser
+from server.bounds import Bounds
 from server.fold import ARRAYS, RECORD, Fold, to_arrays
+from server.ledger import State
 from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.training.pretrain import build_encoder
@@ -90,7 +92,8 @@ class Stopwatch:
 def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[Stopwatch, float]:
     """Fold the replies and step once: its seconds, and the peak before the first one."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
-    fold = Fold(config.federation, encoder, fingerprint, round_number=0, attempt=0)
+    bounds = Bounds(config, State(0, encoder, {}))
+    fold = Fold(config.federation, encoder, fingerprint, bounds, round_number=0, attempt=0)
     spent, before = Stopwatch(), 0.0
     for site, _, make in replies(encoder, sites, codec, fingerprint):
         before = before or peak_mb()

@@ -4,12 +4,14 @@ Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a si
 """
 
 from collections.abc import Mapping
+from statistics import median_low
 
 import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
+from server.bounds import Bounds, clip
 from server.mail import record_bytes
 from sscxr import codecs, wire
 from sscxr.config import FederationConfig
@@ -47,7 +49,8 @@ class Fold:
         total: the weighted sum of the updates that passed.
         rows: one a site, in the order heard.
         folded: site -> the generation that its update belongs to.
-        losses: site -> its mean training loss and its images.
+        losses: site -> its mean training loss and its weight.
+        images: site -> the images that it trained on, at most those that it joined with.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Fold:
         settings: FederationConfig,
         encoder: Mapping[str, Tensor],
         fingerprint: str,
+        bounds: Bounds,
         round_number: int,
         attempt: int,
     ) -> None:
@@ -62,12 +66,16 @@ class Fold:
 
         Args:
             encoder: as the server holds it, fp32.
+            bounds: how far one site may move it.
             fingerprint, round_number, attempt: what a reply must say that it answers.
         """
         self.total = WeightedSum(encoder)
         self.rows: list[SiteRow] = []
         self.folded: dict[str, str] = {}
         self.losses: dict[str, tuple[float, int]] = {}
+        self.images: dict[str, int] = {}
+        self._norms: list[float] = []
+        self._bounds = bounds
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
         # Memory that each update in its turn is decoded into.
@@ -114,9 +122,18 @@ class Fold:
         size = codecs.norm(update)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
-        self.total.add(update, min(said.images, self._settings.max_images))
+        notes = [_STATE_NOTES.get(said.state, "")]
+        weight = self._bounds.weight(site, said.images)
+        if weight < said.images:
+            notes.append(f"it weighs {weight} images")
+        kept = clip(update, size, self._bounds.norm(site, said.images))
+        if kept < size:
+            notes.append(f"its update of norm {size:.4g} was clipped to {kept:.4g}")
+        self.total.add(update, weight)
         self.folded[site] = wire.generation(self._round, self._attempt)
-        self.losses[site] = (said.loss, said.images)
+        self.losses[site] = (said.loss, weight)
+        self.images[site] = self._bounds.images(site, said.images)
+        self._norms.append(self._bounds.relative(site, said.images, kept))
         return SiteRow(
             self._round + 1,
             site,
@@ -126,8 +143,12 @@ class Fold:
             said.seconds,
             sent,
             "folded",
-            _STATE_NOTES.get(said.state, ""),
+            "; ".join(filter(None, notes)),
         )
+
+    def norm(self) -> float:
+        """What a later round takes as the usual norm of this one's updates."""
+        return median_low(self._norms)
 
 
 def _arrays_bytes(reply: Message) -> int:

@@ -31,7 +31,9 @@ MAY_CHANGE = frozenset(
     f"federation.{name}" for name in ("quorum", "deadline", "start_timeout", "retries", "keep_checkpoints")
 )
 Tensors = dict[str, Tensor]
-_SAVED = ("round", "bases", "roster", "images", "counts", "keys")  # of a State, beside its tensors
+# Of a State, beside its tensors.
+_SAVED = ("round", "bases", "roster", "images", "joined", "norms", "counts", "keys")
+_LATER = {"joined", "norms"}  # of these, what checkpoints of earlier versions do not have
 
 
 class LedgerError(SscxrError):
@@ -49,6 +51,8 @@ class State:
         bases: site -> its last folded generation.
         roster: the sites expected.
         images: site -> the images it trains on, as it last said.
+        joined: site -> the images it said it would train on when it joined the run.
+        norms: of each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
         counts: site -> its aggregate tables, as it last told them.
         keys: site -> SHA-256 of the public key that it is registered with, where it is registered by name.
     """
@@ -59,6 +63,8 @@ class State:
     bases: dict[str, str] = field(default_factory=dict)
     roster: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
+    joined: dict[str, int] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
@@ -129,7 +135,7 @@ class Ledger:
             state = State(
                 encoder=encoder,
                 optimiser=optimiser,
-                **{name: saved[name] for name in _SAVED},
+                **{name: saved[name] for name in _SAVED if name in saved or name not in _LATER},
             )
         except LedgerError:
             raise

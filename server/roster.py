@@ -139,6 +139,7 @@ class Roster:
             return ""
         if registered:
             self._state.keys[site] = hashlib.sha256(nodes[node].public_key).hexdigest()
+        self._state.joined.setdefault(site, hello.images)
         self._nodes[site] = node
         self._failed.pop(site, None)
         return site

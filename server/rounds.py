@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from server import status
 from server.aggregate import ServerOptimiser
+from server.bounds import Bounds, capped
 from server.fold import Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, State
 from server.mail import Mail, RunStopped
@@ -113,7 +114,8 @@ class Federation:
         self.state.encoder = self.optimiser.step(self.state.encoder, mean)
         self.state.optimiser = self.optimiser.state()
         self.state.bases = {**self.state.bases, **fold.folded}
-        self.state.images |= {site: images for site, (_, images) in fold.losses.items()}
+        self.state.images |= fold.images
+        self.state.norms = [*self.state.norms, fold.norm()]
         held_out = self._evaluate(attempt) if self._evaluates() else {}
         self._commit(fold, held_out, codecs.norm(mean), monotonic() - began)
 
@@ -128,7 +130,14 @@ class Federation:
         self.roster.meet()
         present = self.roster.present()
         self.mail.bytes_sent = 0
-        fold = Fold(settings, self.state.encoder, self.fingerprint, self.state.round, attempt)
+        fold = Fold(
+            settings,
+            self.state.encoder,
+            self.fingerprint,
+            Bounds(self.config, self.state),
+            self.state.round,
+            attempt,
+        )
         self.listener.started(self.state.round, attempt, sorted(present.values()))
         waiting = dict(present)
         told = status.Open(
@@ -176,11 +185,14 @@ class Federation:
     def _commit(
         self, fold: Fold, held_out: Mapping[str, wire.EvaluateReply], mean_norm: float, seconds: float
     ) -> None:
-        losses = {site: (said.loss, said.images) for site, said in sorted(held_out.items())}
+        weights = capped(
+            {site: said.images for site, said in sorted(held_out.items())}, self.config.federation.weight_cap
+        )
+        losses = {site: (held_out[site].loss, weight) for site, weight in weights.items()}
         scores = {
-            site: (said.score, said.images)
-            for site, said in sorted(held_out.items())
-            if said.score != wire.NO_SCORE
+            site: (held_out[site].score, weight)
+            for site, weight in weights.items()
+            if held_out[site].score != wire.NO_SCORE
         }
         record = {
             "round": self.state.round + 1,
@@ -189,7 +201,7 @@ class Federation:
             "images": fold.total.weight,
             "loss": _weighted(fold.losses),
             "held_out_loss": _weighted(losses),
-            "held_out_images": sum(images for _, images in losses.values()),
+            "held_out_images": sum(said.images for said in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in losses.items()},
             "held_out_score": _weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},

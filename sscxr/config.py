@@ -163,6 +163,8 @@ class FederationConfig:
     share_head: bool | None = MISSING
     max_images: int = MISSING
     max_update_norm: float = MISSING
+    weight_cap: float = MISSING
+    clip_updates: float = MISSING
     keep_checkpoints: int = MISSING
     evaluate_every: int = MISSING
     server: ServerOptimiserConfig = MISSING

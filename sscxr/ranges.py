@@ -87,6 +87,8 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "federation.retries": (0, 1000),
     "federation.max_images": (1, MAX_TOTAL_WEIGHT),
     "federation.max_update_norm": (_TINY, 1e9),
+    "federation.weight_cap": (0, 1e6),
+    "federation.clip_updates": (0, 1e6),
     "federation.keep_checkpoints": (1, 10**6),
     "federation.evaluate_every": (0, 10**6),
     "federation.server.lr": (_TINY, 100),

@@ -75,8 +75,8 @@ def holding(value: float, name: str = "norm.bias", codec: str = "fp16") -> fed.D
 
 
 def sites(folder: Path) -> list[Path]:
-    """Sites to answer with replies made before: too small to train on."""
-    return fed.make_sites(folder / "sites", NAMES, images=10)
+    """Sites to answer with replies made before, as large as those that made them."""
+    return fed.make_sites(folder / "sites", NAMES)
 
 
 def table(out: Path) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from sscxr.data.cache import Cache
 from sscxr.files import expanded
 from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
-from sscxr.training import pretrain
+from sscxr.training import optim, pretrain
 from sscxr.training.parts import Parts
 from sscxr.training.pretrain import Rows, SiteTraining
 
@@ -62,6 +62,15 @@ def shares_head(config: Config) -> bool:
 def batch_size(config: Config) -> int:
     """Images a step."""
     return config.pretrain.batch_size if config.run.stage == PRETRAIN else config.finetune.batch_size
+
+
+def schedule(config: Config) -> optim.Schedule:
+    """The run's learning-rate and weight-decay schedule."""
+    if config.run.stage == PRETRAIN:
+        return pretrain.schedule(config)
+    from sscxr.training import finetune
+
+    return finetune.schedule(config.finetune)
 
 
 def encoder_args(config: Config) -> dict[str, Any]:
