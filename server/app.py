@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
 def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str) -> None:
     optimiser = server_optimiser(config.federation.server)
     optimiser.load(state.optimiser)
-    reporter, shown = Reporter(ledger.out), Hooks.listener or Listener()
+    reporter, shown = Reporter(ledger.out), Hooks.listener or _logged(config.federation.rounds)
     listener = shown.also(Listener(committed=reporter.committed))
     with _tracked(listener, tracking, ledger.out, config.run.name) as followed:
         Federation(grid, config, ledger, state, optimiser, followed).run()
@@ -129,6 +129,16 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]
     publish(config, state, ledger.out / "encoder", data)
+
+
+def _logged(rounds: int) -> Listener:
+    """The server's log: a line a round, and one for each site that something is to be said of."""
+
+    def heard(row: runs.SiteRow) -> None:
+        if row.outcome != "folded" or row.reason:
+            log.warning("%s", status.of_site(asdict(row)))
+
+    return Listener(heard=heard, committed=lambda record: log.info("%s", status.of_round(record, rounds)))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sscxr.config import Config
 from sscxr.training import pretrain, stages
 
 _MEMORY = 10  # committed rounds that tell what is usual
-_RATES = 64  # steps at most whose rates give a round's mean rate
+_RATES = 64  # steps of a round at most whose rates are looked at
 
 
 class Bounds:
@@ -68,7 +68,7 @@ class Bounds:
         return norm / (math.sqrt(steps) * rate)
 
     def _steps(self, site: str, said: int) -> tuple[int, float]:
-        """How many steps a site took in this round, and their mean learning rate."""
+        """How many steps a site took in this round, and their highest learning rate."""
         federation = self._federation
         images = self.weight(site, said)
         steps = pretrain.steps_of_round(images, self._batch, federation.local_epochs, self._round)
@@ -76,7 +76,7 @@ class Bounds:
         places = range(0, len(steps), -(-len(steps) // _RATES))
         rates = [self._schedule.at(stretch.progress(step))[0] for step in places]
         # A schedule may end at a rate of 0, and a round of one step is at the end of its stretch.
-        return len(steps), max(math.fsum(rates) / len(rates), self._schedule.lr * 1e-6)
+        return len(steps), max(*rates, self._schedule.lr * 1e-6)
 
 
 def capped(counts: dict[str, int], cap: float) -> dict[str, int]:

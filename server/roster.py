@@ -87,12 +87,13 @@ class Roster:
                 self._forget_useless()
                 again = monotonic() + _ASK_AGAIN
             sleep(_LOOK)
-        if len(set(expected) & set(present)) < self.quorum():
+        came = len(set(expected) & set(present))
+        if came < self.quorum():
             missing = sorted(set(expected) - set(present))
             told = [f"{site} ({self._failed[site][1]})" if site in self._failed else site for site in missing]
             who = f"missing: {', '.join(told[:10])}" if missing else "no site answered"
             raise RunStopped(
-                f"{len(present)} of {len(expected)} sites came within federation.start_timeout="
+                f"{came} of {len(expected)} sites came within federation.start_timeout="
                 f"{self._settings.start_timeout:g} s ({who}); start them and resume"
             )
         self._state.roster = sorted(expected)

@@ -5,12 +5,13 @@
 
 import fcntl
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 from sscxr.files import expanded, refuse_file, try_lock, write_atomically
 from sscxr.runs import LOCK, STATUS, USUAL, Status
@@ -51,6 +52,24 @@ def write(out: Path, state: str, *, done: int, rounds: int, reason: str = "") ->
     status = Status(state, done, rounds, reason, _now())
     write_atomically(out / STATUS, _text(status))
     return status
+
+
+def of_round(record: Mapping[str, Any], rounds: int, left: str = "") -> str:
+    """A committed round in a line."""
+    loss, held_out = record["loss"], record.get("held_out_loss")
+    parts = [
+        f"round {record['round']} of {rounds}: {record['sites']} of {record['roster']} sites",
+        "" if loss is None else f"loss {loss:.4f}",
+        "" if held_out is None else f"held-out loss {held_out:.4f}",
+        f"{record['seconds']:.1f} s",
+        left,
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def of_site(row: Mapping[str, Any]) -> str:
+    """A site that something is to be said of in a round, in a line."""
+    return f"round {row['round']}: {row['site']} {row['outcome']}: {row['reason']}"
 
 
 class Open:

@@ -46,7 +46,7 @@ class Snapshot:
     def latest(self) -> list[Mapping[str, str]]:
         """The last row of each site, those that were not folded first, then by name."""
         last = {row["site"]: row for row in self.rows}
-        return sorted(last.values(), key=lambda row: (row["outcome"] == "folded", row["site"]))
+        return sorted(last.values(), key=lambda row: (row["outcome"] == "folded", runs.natural(row["site"])))
 
     def left(self) -> str:
         """Time left by the last rounds, such as "2:10 left"; empty where nothing can be said."""
@@ -149,34 +149,17 @@ def _watch_lines(out: Path) -> Snapshot:
             rounds, rows = min(rounds, len(seen.rounds)), min(rows, len(seen.rows))
         for row in seen.rows[rows:]:
             if row["outcome"] != "folded":
-                typer.echo(problem(row))
+                typer.echo(status.of_site(row))
         for record in seen.rounds[rounds:]:
             last = record is seen.rounds[-1]
-            typer.echo(told(record, seen.status.rounds if seen.status else 0, seen.left() if last else ""))
+            rounds_of = seen.status.rounds if seen.status else 0
+            typer.echo(status.of_round(record, rounds_of, seen.left() if last else ""))
         rounds, rows = len(seen.rounds), len(seen.rows)
         now = seen.status.state if seen.status else "not started yet"
         if now != state and now != "running":
             typer.echo(seen.status.line() if seen.status else now)
         state = now
     return seen
-
-
-def told(record: Mapping[str, Any], rounds: int, left: str = "") -> str:
-    """A committed round in a line."""
-    loss, held_out = record["loss"], record.get("held_out_loss")
-    parts = [
-        f"round {record['round']} of {rounds}: {record['sites']} of {record['roster']} sites",
-        "" if loss is None else f"loss {loss:.4f}",
-        "" if held_out is None else f"held-out loss {held_out:.4f}",
-        f"{record['seconds']:.1f} s",
-        left,
-    ]
-    return ", ".join(part for part in parts if part)
-
-
-def problem(row: Mapping[str, Any]) -> str:
-    """A site that was not folded, in a line."""
-    return f"round {row['round']}: {row['site']} {row['outcome']}: {row['reason']}"
 
 
 class Screen:
@@ -195,7 +178,7 @@ class Screen:
         replied = f"{now.expected - len(now.waiting)} of {now.expected} sites replied" if now.expected else ""
         notes = [now.state, seen.left(), replied if running else "", str(self.out)]
         yield Line(f"round {now.round} of {now.rounds}", now.round, now.rounds, [one for one in notes if one])
-        lines = [told(seen.rounds[-1], now.rounds)] if seen.rounds else []
+        lines = [status.of_round(seen.rounds[-1], now.rounds)] if seen.rounds else []
         if running and now.waiting:
             lines.append(f"waiting for {', '.join(now.waiting)}")
         yield Group(*(Text(line, overflow="ellipsis", no_wrap=True) for line in lines))
@@ -211,11 +194,13 @@ class Screen:
         held_out = (self.seen.rounds[-1].get("held_out") or {}) if self.seen.rounds else {}
         wide, wider = width >= 60, width >= 78
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        table.add_column("site", overflow="ellipsis", no_wrap=True, max_width=max(8, width // 4))
+        # Names are what a coordinator acts on: they are shown whole, on several lines where they must be.
+        longest = min(width // 2, max((len(row["site"]) for row in rows[:most]), default=0))
+        table.add_column("site", overflow="fold", min_width=longest, max_width=max(8, width // 2))
         names = ["images"] * wide + ["rounds"] * wide + ["loss"] + ["held-out"] * wider + ["s", "MB"] * wider
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("last", overflow="ellipsis", no_wrap=True)
+        table.add_column("last")  # which gives way, as no other column does
         for row in rows[:most]:
             cells = {
                 "images": row["images"],
@@ -230,7 +215,10 @@ class Screen:
                 f"round {row['round']}" if good else f"! {row['outcome']} in {row['round']}: {row['reason']}"
             )
             table.add_row(
-                row["site"], *(cells[name] for name in names), last, style="" if good else "bold red"
+                row["site"],
+                *(cells[name] for name in names),
+                Text(last, overflow="ellipsis", no_wrap=True),
+                style="" if good else "bold red",
             )
         if len(rows) > most:
             table.add_row(f"{len(rows) - most} more")

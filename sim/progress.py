@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any
 
 from client.app import display
+from server import status
 from server.app import Hooks
 from server.rounds import Listener
-from server.watch import problem, told
 from sscxr.config import Config
 from sscxr.display import Board, Clock, Line, Rate
 from sscxr.runs import SiteRow
@@ -63,13 +63,13 @@ class Show:
         self._heard += 1
         self._shares.pop(row.site, None)
         if row.outcome != "folded":
-            self.board.say(problem(asdict(row)), style="bold red")
+            self.board.say(status.of_site(asdict(row)), style="bold red")
         self._show()
 
     def _committed(self, record: Mapping[str, Any]) -> None:
         done, total = record["round"], self.config.federation.rounds
         self._round, self._heard, self._shares, self._at_work = done, 0, {}, None
-        self.board.say(told(record, total, self._left() if done < total else ""))
+        self.board.say(status.of_round(record, total, self._left() if done < total else ""))
         self._show()
 
     def _left(self) -> str:

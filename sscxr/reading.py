@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sscxr.data import decode, dicom, listing
+from sscxr.data import decode, dicom, listing, pool
 from sscxr.data.decode import Prepared
 from sscxr.data.facts import Refused
 from sscxr.errors import SscxrError
 
+WORKERS = 1  # the model waits for a file, not a file for the model
 _ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _LONGEST = 220  # bytes of a name, which is a file's with more behind it; file systems allow 255
 
@@ -64,14 +65,29 @@ def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path
 
 
 def read(listed: Sequence[tuple[Path, str]], *, size: int) -> Iterator[Read]:
-    """Read files, in their order.
+    """Read files, in their order, each in a process that may die of it.
 
     Args:
         listed: what `files` returned.
         size: px a side of the squares.
     """
+    names = _names([file for file, _ in listed])
+    usable = [file for file, problem in listed if not problem]
+    tasks = (decode.Task(file, None, "", size, dicom.MAX_PIXELS) for file in usable)
+    outcomes = pool.in_order(tasks, min(WORKERS, len(usable)))
+    for (file, problem), name in zip(listed, names, strict=True):
+        outcome = None if problem else next(outcomes)
+        if outcome is None or isinstance(outcome, Refused):
+            yield Read(file, name, None, problem or str(outcome))
+        else:
+            yield Read(file, name, outcome)
+
+
+def _names(listed: Sequence[Path]) -> list[str]:
+    """A name for each file, as `Read` has it."""
+    names: list[str] = []
     taken: set[str] = set()
-    for file, problem in listed:
+    for file in listed:
         # A DICOM file is often named by its UID alone, whose last number is no ending.
         stem = file.stem if file.suffix.lower() in _ENDINGS else file.name
         stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
@@ -80,14 +96,8 @@ def read(listed: Sequence[tuple[Path, str]], *, size: int) -> Iterator[Read]:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
-        if problem:
-            yield Read(file, name, None, problem)
-            continue
-        outcome = decode.attempt(decode.Task(file, None, "", size, dicom.MAX_PIXELS))
-        if isinstance(outcome, Refused):
-            yield Read(file, name, None, str(outcome))
-        else:
-            yield Read(file, name, outcome)
+        names.append(name)
+    return names
 
 
 def to_original(square: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.float32]:

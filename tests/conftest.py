@@ -33,7 +33,9 @@ def shared_data() -> Path:
 @pytest.fixture
 def any_posture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Let made pictures pass, which are no thorax that the posture detector knows; real ones are looked at."""
+    from sscxr import reading
     from sscxr.data import decode
 
     if "data" not in request.keywords:
         monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])
+        monkeypatch.setattr(reading, "WORKERS", 0)  # processes of their own would look all the same

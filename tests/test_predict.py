@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import highdicom
+import killing
 import numpy as np
 import pydicom
 import pytest
@@ -232,6 +233,20 @@ def test_what_a_segmentation_cannot_be_made_of(
     monkeypatch.setattr(dicom_seg.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SscxrError, match=r"pip install 'sscxr\[seg\]'"):
         dicom_seg.require()
+
+
+def test_a_file_that_kills_its_reader_stops_no_other(
+    classifier: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GDCM does, which aborts on some damaged headers."""
+    shutil.copy(folder / "plain.png", folder / "7.png")
+    monkeypatch.setattr(reading, "WORKERS", 1)
+    monkeypatch.setattr("sscxr.data.pool._limited", killing.limited)
+    files = [folder / name for name in ("short.png", "7.png", "notes.txt", "short.png")]
+    found = predict.predict(classifier, files, tmp_path / "out")
+    problems = {path.name: problem for path, problem in found.failed}
+    assert list(problems) == ["short.png", "7.png", "notes.txt"]
+    assert "kills its reader" in problems["7.png"]
 
 
 def test_bad_requests_are_said(classifier: Path, folder: Path, tmp_path: Path) -> None:

@@ -65,6 +65,17 @@ def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Ke
             yield key, _alone(task)
 
 
+def in_order(tasks: Iterable[Task], workers: int) -> Iterator[Prepared | Refused]:
+    """Decode files as `decode` does, in their order; what is done early waits, a few files for each worker."""
+    waiting: dict[int, Prepared | Refused] = {}
+    following = 0
+    for number, outcome in decode(enumerate(tasks), workers):
+        waiting[number] = outcome
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
 def _until_broken(
     waiting: Iterator[tuple[Key, Task]], workers: int, suspects: list[tuple[Key, Task]]
 ) -> Iterator[tuple[Key, Prepared | Refused]]:

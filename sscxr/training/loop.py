@@ -114,8 +114,8 @@ def train(
     largest = torch.stack(torch._foreach_norm(list(model.parameters()), math.inf))
     if not largest.isfinite().all():
         raise NonFiniteLossError(
-            f"weights that are not finite after step {len(losses) - 1} of this round, the last; lower the learning "
-            "rate (lr), or set amp=fp32"
+            f"weights that are not finite after step {len(losses) - 1} of this round, the last; begin a new "
+            "run with a lower learning rate (lr), or with amp=fp32"
         )
     return Trained(math.fsum(losses) / max(1, len(losses)), len(losses), images, monotonic() - began)
 
@@ -150,6 +150,6 @@ def _finite(recent: Sequence[tuple[int, Tensor, Sequence[int]]]) -> list[float]:
             listed = ", ".join(str(int(row)) for row in rows)
             raise NonFiniteLossError(
                 f"loss {value} at step {step} of this round; the batch's images by cache row: {listed}. "
-                "Look at them, lower the learning rate (lr), or set amp=fp32"
+                "Look at them, then begin a new run with a lower learning rate (lr), or with amp=fp32"
             )
     return values

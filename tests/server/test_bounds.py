@@ -60,7 +60,7 @@ def test_an_honest_update_of_more_steps_or_a_higher_rate_may_be_longer() -> None
     """As AdamW's grow: with sqrt(steps) x rate."""
     config = fed.settings(*OPEN, "pretrain.batch_size=8", "pretrain.warmup=0.1", "federation.weight_cap=0")
     early, late = (Bounds(config, state(config, [1.0], number)) for number in (0, 2))
-    assert late.norm("anna", 100) > 2 * early.norm("anna", 100), "the rate rises over rounds 0 and 1"
+    assert late.norm("anna", 100) > 1.9 * early.norm("anna", 100), "the rate rises over rounds 0 and 1"
     steps = {site: math.ceil(count / 8) for site, count in JOINED.items()}
     ratio = late.norm("cora", 400) / late.norm("anna", 100)
     assert ratio == pytest.approx(math.sqrt(steps["cora"] / steps["anna"]), rel=0.01)

@@ -96,6 +96,21 @@ def test_the_page_fits_the_window_and_a_late_site_stands_out(tmp_path: Path, wid
     assert "round 3 of 4" in page
 
 
+def test_names_are_shown_whole_and_in_their_order(tmp_path: Path) -> None:
+    """The column of reasons gives way, not the names that a coordinator telephones."""
+    out = tmp_path / "run"
+    names = [f"childrens-hospital-of-the-city-{number}" for number in (10, 9, 2, 1)]
+    write(out, 1, "finished")
+    lines = [row(1, name, "refused", "its code or recipe is another: " + "x" * 80) for name in names]
+    (out / "sites.csv").write_text(HEAD + "".join(lines))
+    page = shown(out, 80)
+    places = [page.index(f"{name} ") for name in reversed(names)]
+    assert places == sorted(places)
+    assert max(map(len, page.splitlines())) <= 80
+    folded = "".join(line[:20].strip() for line in shown(out, 40).splitlines())
+    assert all(name in folded for name in names)
+
+
 def test_what_is_half_written_is_left_for_the_next_look(tmp_path: Path) -> None:
     out = tmp_path / "run"
     write(out, 2)
