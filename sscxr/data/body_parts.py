@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 
-from sscxr.data.elements import get
+from sscxr.data import elements
 
 # Any of these as a word makes a chest. German BRUST and Danish BRYST are the breast as well; mammograms are another
 # modality.
@@ -56,7 +56,7 @@ THORACIC_SPINE = re.compile("[胸腰頸颈]椎|脊柱")
 
 def written(dataset: Dataset) -> str:
     """Body Part Examined in capitals; letters beyond ASCII by the header's character set, or else as UTF-8."""
-    text = str(get(dataset, "BodyPartExamined") or "").strip()
+    text = elements.text(dataset, "BodyPartExamined")
     if text and not text.isascii():
         # A code string has no character set (PS3.5 6.1.2.2), so pydicom reads its bytes as Latin 1.
         try:
@@ -73,7 +73,11 @@ def written(dataset: Dataset) -> str:
 
 def _encodings(dataset: Dataset) -> list[str]:
     try:
-        return [name for name in convert_encodings(get(dataset, "SpecificCharacterSet")) if name != "iso8859"]
+        return [
+            name
+            for name in convert_encodings(elements.get(dataset, "SpecificCharacterSet"))
+            if name != "iso8859"
+        ]
     except (LookupError, TypeError, ValueError):
         return []
 

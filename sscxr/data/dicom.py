@@ -16,7 +16,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLossless, JPEGLosslessSV1, RLELossless
 
 from sscxr.data import codestream, gdcm_jpeg, greyscale, header, luts
-from sscxr.data.elements import get, word
+from sscxr.data.elements import get, told, word
 from sscxr.data.facts import Facts, Refused
 from sscxr.data.greyscale import Turning
 from sscxr.data.parsing import MAX_HEADER_BYTES, parse
@@ -115,7 +115,7 @@ def _check_pixel_data(dataset: Dataset) -> tuple[bytes, list[str]]:
         raise Refused("unreadable", "no pixel data")
     syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
     if not syntax.is_transfer_syntax:
-        raise Refused("unreadable", f"transfer syntax {syntax} is not known")
+        raise Refused("unreadable", f"transfer syntax {told(syntax)} is not known")
     if syntax.is_compressed:
         return codestream.checked(dataset), []
     rows, columns = int(dataset.Rows), int(dataset.Columns)
@@ -156,7 +156,7 @@ def _decode(dataset: Dataset, stream: bytes) -> npt.NDArray[Any]:
     if samples.ndim != 2 or not np.issubdtype(samples.dtype, np.integer):
         raise Refused("unreadable", "the pixels are not one picture of whole numbers")
     if word(dataset, "PhotometricInterpretation") not in ("MONOCHROME1", "MONOCHROME2"):
-        raise Refused("colour picture", word(dataset, "PhotometricInterpretation"))
+        raise Refused("colour picture", told(word(dataset, "PhotometricInterpretation")))
     return _stored_bits(samples, dataset, stored) if plain else samples
 
 

@@ -1,9 +1,14 @@
 """Single elements of a DICOM header, which may hold anything."""
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from pydicom.dataset import Dataset
+
+_LONGEST = 64
+_NO_CODE = re.compile(r"[\x00-\x1f\x7f^]")
 
 
 def get(dataset: Dataset, keyword: str) -> Any:
@@ -15,9 +20,30 @@ def get(dataset: Dataset, keyword: str) -> Any:
     return None if value is None or value == "" else value
 
 
+def text(dataset: Dataset, keyword: str) -> str:
+    """An element as text, several values separated by backslashes; empty where it is absent."""
+    value = get(dataset, keyword)
+    if value is None:
+        return ""
+    if isinstance(value, bytes):  # of a kind that is not known
+        value = value.decode("latin-1")
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return ("\\".join(map(str, value)) if several else str(value)).strip(" \0")
+
+
 def word(dataset: Dataset, keyword: str) -> str:
     """An element as upper-case text; empty where it is absent."""
-    return str(get(dataset, keyword) or "").strip().upper()
+    return text(dataset, keyword).upper()
+
+
+def told(code: str) -> str:
+    """A code of a header as it may be repeated.
+
+    A damaged header has anything in its place, and a length that is wrong brings in the elements behind it, the
+    patient's name among them. So nothing is repeated that has what no code has: control characters, the ^ between
+    the parts of a name, more than 64 characters (PS3.5 6.2).
+    """
+    return code if len(code) <= _LONGEST and not _NO_CODE.search(code) else "that is damaged"
 
 
 def numbers(dataset: Dataset, keyword: str, doubts: list[str] | None = None) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pydicom.dataset import Dataset
 
 from sscxr.data import body_parts, greyscale
-from sscxr.data.elements import get, word
+from sscxr.data.elements import get, told, word
 from sscxr.data.facts import Facts, Refused, age_band, dicom_age, is_placeholder, normal_sex, normal_view
 from sscxr.data.greyscale import Turning
 
@@ -36,18 +36,20 @@ def check_kind(header: Dataset, chest_words: Collection[str] = ()) -> None:
         raise Refused("not an image", "a DICOMDIR")
     modality = word(header, "Modality")
     if modality and modality not in RADIOGRAPHS + WRAPPED:
-        raise Refused("not a radiograph", f"modality {modality}")
+        raise Refused("not a radiograph", f"modality {told(modality)}")
     intent = word(header, "PresentationIntentType")
     if intent == "FOR PROCESSING" or str(get(header, "SOPClassUID")) == FOR_PROCESSING:
         raise Refused("for processing", "raw detector values, not meant for display (PS3.3 C.8.11.1)")
     part = body_parts.written(header)
+    if told(part) != part:  # it goes into the cache's index
+        raise Refused("unreadable", f"body part {told(part)}")
     region = _meanings(header, "AnatomicRegionSequence")
     for text, name in ((part, "body part"), (region, "anatomic region")):
         kind = body_parts.kind(text, chest_words)
         if kind == "other":
-            raise Refused("not a chest", f"{name} {text}")
+            raise Refused("not a chest", f"{name} {told(text)}")
         if kind == "not known":
-            raise Refused(BODY_PART_NOT_KNOWN, f"{text}; where that is a chest, give --chest-word")
+            raise Refused(BODY_PART_NOT_KNOWN, f"{told(text)}; where that is a chest, give --chest-word")
 
 
 def turning(dataset: Dataset) -> Turning:

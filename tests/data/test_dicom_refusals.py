@@ -46,6 +46,24 @@ def test_refusals(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
     assert refusal(dataset(chest(), **tags), tmp_path).startswith(reason)
 
 
+@pytest.mark.parametrize("keyword", ["Modality", "BodyPartExamined", "PhotometricInterpretation"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "KNEE\x10\x00\x10\x00PN\x10\x00QUILL^ANNA",
+        ["KNEE", "\x10\x00\x10\x00QUILL"],
+        "QUILL^ANNA",
+        "CHEST" * 20,
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_code_is_refused_and_not_repeated(tmp_path: Path, keyword: str, value: Any) -> None:
+    """A length that is wrong brings the patient's name into the element before it; `bench/fuzz.py` found it."""
+    said = refusal(dataset(chest(), **{keyword: value}), tmp_path)
+    assert "damaged" in said or keyword == "PhotometricInterpretation"  # which decodes nothing then
+    assert "QUILL" not in said.upper()
+
+
 @pytest.mark.parametrize("part", [None, "", "THORAX", "Chest PA", "LUNG", "UNKNOWN", "N/A"])
 @pytest.mark.filterwarnings("ignore")
 def test_body_parts_that_are_chests_or_unknown(tmp_path: Path, part: str | None) -> None:
