@@ -21,6 +21,7 @@ from sscxr.files import write_atomically
 
 Rows = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
+_RUNS = 256  # whose images are known; of earlier ones no message comes any more
 FILE = "_answers.npz"  # no run is called so: a run's name begins with a letter or a digit
 
 
@@ -88,6 +89,14 @@ class Answers:
         self.save()
         return True
 
+    def pin(self, begun: str, key: str) -> None:
+        """Keep a key's sets under another as well, whatever becomes of the first."""
+        pinned = [name for name, note in self.notes.items() if note.get("pinned")]
+        for name in pinned[: max(0, len(pinned) + 1 - _RUNS)]:
+            del self.notes[name]
+        self.notes[begun] = {"sets": self.notes[key]["sets"], "pinned": True}
+        self.save()
+
 
 def _smallest_part(members: npt.NDArray[np.bool_], groups: Names) -> int:
     """Patients of the smallest part that the sets cut the images into."""
@@ -114,11 +123,14 @@ def opened(folder: Path, least: int) -> Iterator[Answers]:
         os.close(lock)
 
 
-def settled(answers: Answers, key: str, images: Names, groups: Names, parts: Sequence[Rows]) -> list[Rows]:
+def settled(
+    answers: Answers, key: str, images: Names, groups: Names, parts: Sequence[Rows], run: str = ""
+) -> list[Rows]:
     """The rows to use in place of those asked for: what an answer may be about.
 
     Args:
         key: what the rows follow from, beside the cache; the same rows for the same key.
+        run: one that reads the same images to its end; those that have come since wait for the next.
         images, groups: of the cache, [N].
         parts: rows of the cache that numbers are to be reported of; those after the first may be left out.
 
@@ -127,6 +139,17 @@ def settled(answers: Answers, key: str, images: Names, groups: Names, parts: Seq
         show, others of the first part stand in their places, and the other parts are empty. The first is empty
         where there is no safe answer.
     """
+    begun = f"{key} in {run}"
+    known = answers.known(begun)
+    if known is not None:
+        return _repeated(known, images, parts)
+    found = _settled(answers, key, images, groups, parts)
+    if run and len(found[0]):
+        answers.pin(begun, key)
+    return found
+
+
+def _settled(answers: Answers, key: str, images: Names, groups: Names, parts: Sequence[Rows]) -> list[Rows]:
     group_of = dict(zip(images.tolist(), groups.tolist(), strict=True))
     first, *others = parts
     nothing = [rows[:0] for rows in others]

@@ -127,7 +127,7 @@ class Site:
         key = json.dumps([config.run.stage, config.data.test_share, config.data.laterals, labels])
         with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
             names = self._names()
-            training, testing = answers.settled(earlier, key, *names, [training, testing])
+            training, testing = answers.settled(earlier, key, *names, [training, testing], config.run.name)
             waiting = int((~earlier.seen(names[0][usable])).sum())
         if waiting:
             log.info("%d images wait until they are of at least min_cell patients", waiting)

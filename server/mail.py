@@ -1,6 +1,7 @@
 """Messages to nodes and back over Flower's Grid; no call on it waits for ever."""
 
 import logging
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -78,7 +79,10 @@ class Mail:
             record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
             if arrays is not None:
                 record[ARRAYS] = arrays
-            message = Message(record, node, kind, ttl=deadline, group_id=str(task.round))
+            # Flower takes a reply from any node that names the message it answers, and a message's name is the hash
+            # of what is in it: with this in it, none but who received it can name it.
+            secret = secrets.token_hex(16)
+            message = Message(record, node, kind, ttl=deadline, group_id=f"{task.round}-{secret}")
             for identifier in self._call(partial(self._grid.push_messages, [message]), patience):
                 if identifier:
                     waiting[identifier] = node

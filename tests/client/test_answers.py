@@ -93,9 +93,20 @@ def test_a_batch_of_patients_is_taken_in(tmp_path: Path) -> None:
     here = site(tmp_path, list(range(PATIENTS)))
     told, counts = numbers(here), here.told_counts(fed.settings())
     here = site(tmp_path, list(range(2 * PATIENTS)))
-    more, now = numbers(here), here.told_counts(fed.settings("run.name=later"))
+    assert numbers(here) == told, "the run that has begun reads the same images to its end"
+    more, now = numbers(here, "run.name=later"), here.told_counts(fed.settings("run.name=later"))
     assert isinstance(told, tuple)
     assert isinstance(more, tuple)
     assert min(more[0] - told[0], more[1] - told[1]) > LEAST
     sexes = [json.loads(one)["sex"] for one in (counts, now)]
     assert all(sexes[1][cell] - sexes[0][cell] >= LEAST for cell in sexes[0])
+
+
+def test_of_old_runs_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "_RUNS", 4)
+    here = site(tmp_path, list(range(PATIENTS)))
+    for number in range(7):
+        numbers(here, f"run.name=run-{number}")
+        notes = answers.Answers(tmp_path / "state", LEAST).notes
+        kept = [name.rpartition(" ")[2] for name, note in notes.items() if note.get("pinned")]
+        assert kept == [f"run-{n}" for n in range(max(0, number - 3), number + 1)]

@@ -44,6 +44,28 @@ class Remote(InlineGrid):
         return list(super().pull_messages(message_ids))
 
 
+def test_no_other_site_can_name_the_message_that_a_site_answers(tmp_path: Path) -> None:
+    """A message's name is the hash of its content, its time included; who knows the rest cannot work it out."""
+    sent: list[Message] = []
+
+    class Noted(fed.Grid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            sent.extend(messages)
+            return super().push_messages(sent[-1:])
+
+    config = fed.settings("federation.rounds=1")
+    fed.federation(
+        Noted(client.app, fed.make_sites(tmp_path, ["anna", "bona"])), config, tmp_path / "out"
+    ).run()
+    secret = [message.metadata.group_id.partition("-")[2] for message in sent]
+    assert len(sent) >= 4
+    assert len(set(secret)) == len(sent)
+    assert all(len(bytes.fromhex(text)) >= 16 for text in secret)
+    name = sent[-1].object_id
+    sent[-1].metadata.__dict__["_group_id"] = "0"
+    assert sent[-1].object_id != name
+
+
 @pytest.mark.parametrize("call", ["nodes", "push", "pull"])
 @pytest.mark.parametrize("error", [None, ConnectionError("DOE^JANE")], ids=["hangs", "raises"])
 def test_a_call_that_does_not_return_stops_the_run_in_time(
