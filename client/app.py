@@ -23,6 +23,7 @@ from client.settings import (
     check_allowed,
     check_approved,
     check_mixed,
+    check_registered,
     limit_memory,
     read_settings,
 )
@@ -183,6 +184,8 @@ def _answer(
         own = wire.fingerprint(configs.recipe_hash(config))
         if do is not _hello and task.fingerprint != own:
             raise SiteError("fingerprint", f"the run's fingerprint is {task.fingerprint}, this site's {own}")
+        if task.registered:
+            check_registered(settings, task.registered)
         check_allowed(settings, config)
         if not _is_of_phantoms(context):
             check_approved(settings, config)

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from sscxr import approval, floors, wire, yaml_text
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
-from sscxr.files import refuse_file
+from sscxr.files import private_folder, refuse_file, write_atomically
 from sscxr.join import Join, JoinError
 from sscxr.ranges import CHOICES, MIXED_IMAGES
 
@@ -139,6 +139,31 @@ def _problem(settings: SiteSettings) -> str:
             "only with dp.enabled=false"
         )
     return ""
+
+
+REGISTERED = (
+    "_registered"  # in the site's state: the name that the coordinator has for its key; no run is called so
+)
+
+
+def check_registered(settings: SiteSettings, name: str) -> None:
+    """See that the coordinator knows this site by its name, and note the other name for the doctor.
+
+    Raises:
+        SiteError: it registered the site's key under another.
+    """
+    note = Path(settings.state) / REGISTERED
+    if name == settings.name:
+        note.unlink(missing_ok=True)
+        return
+    wire.check_name(name, "the registered name")
+    private_folder(note.parent)
+    write_atomically(note, name.encode())
+    raise SiteError(
+        "name",
+        f"site.yaml says name: {settings.name}, the coordinator registered this site's key as {name}: agree on "
+        "one, and change site.yaml or have the key registered anew",
+    )
 
 
 def check_allowed(settings: SiteSettings, config: Config) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import monotonic, sleep
 from typing import Any
 
@@ -110,7 +111,9 @@ class Roster:
             if self._nodes.get(site) == node:
                 del self._nodes[site]
         new = sorted(nodes.keys() - self._known.keys())
-        for node, reply in self._mail.ask(dict.fromkeys(new, self._task(_HELLO_TIME)), "query", _HELLO_TIME):
+        question = self._task(_HELLO_TIME)
+        named = {node: replace(question, registered=str(nodes[node].name or "")) for node in new}
+        for node, reply in self._mail.ask(named, "query", _HELLO_TIME):
             self._known[node] = self._heard(node, reply, nodes)
 
     def _heard(self, node: int, reply: Any, nodes: Mapping[int, Any]) -> str:
@@ -120,7 +123,10 @@ class Roster:
             hello = wire.from_record(wire.Hello, fields_of(reply))
             site = wire.check_name(hello.site, "site")
         except (WireError, SiteFailedError) as error:
-            site = registered or getattr(error, "site", "")
+            claimed = str(getattr(error, "site", ""))
+            if claimed in self._expected() and (problem := self._not_its_name(claimed, node, nodes)):
+                self.intruders.append((claimed, problem))
+            site = registered or claimed
             if site in self._expected() and not self._not_its_name(site, node, nodes):
                 if self._failed.get(site) != ("failed", str(error)):  # asked again and again: reported once
                     log.warning("%s does not join yet: %s", site, error)

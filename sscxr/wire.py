@@ -21,7 +21,7 @@ from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 from sscxr.ranges import PLAIN_NAME
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 RECORD = "sscxr"  # the name of the record that holds a message's fields
 ARRAYS = "encoder"  # the name of the record that holds an encoder or an update, and of the one array in it
 
@@ -41,6 +41,7 @@ FAILURES: Final[dict[str, str]] = {
     "not approved": "it has not approved this recipe: its site.yaml pins another, or none",
     "paused": "it is paused",
     "settings": "its site settings cannot be used",
+    "name": "its site.yaml gives another name than the one that its key is registered under",
     "cache": "its cache cannot be used",
     "few images": "it has too few images that the run can use",
     "time": "its training did not end within the time there was",
@@ -110,6 +111,7 @@ class Task:
         config: the run's settings, YAML.
         fingerprint: what the site must agree with.
         budget: seconds the site has.
+        registered: the name that the site's key is registered under, where the question is who it is.
     """
 
     run: str
@@ -119,6 +121,7 @@ class Task:
     config: str
     fingerprint: str
     budget: float
+    registered: str = ""
 
 
 def generation(round_number: int, attempt: int) -> str:

@@ -74,6 +74,7 @@ def _machine(
         if settings:
             yield from guarded("approval", machine.approval, join, settings)
     if settings:
+        yield from guarded("name", machine.name, settings)
         yield from guarded("device", machine.device, join, settings, recipe)
         if join:
             yield from guarded("threads", machine.threads, recipe, settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.doctor.checks import Check, failed, judged, ok, warning
-from client.settings import SiteSettings
+from client.settings import REGISTERED, SiteSettings
 from sscxr.config import Config, ConfigError
 from sscxr.join import Join, installed
 
@@ -67,6 +67,20 @@ def recipe(join: Join, config: Config) -> Iterator[Check]:
         )
     else:
         yield ok("recipe", f"fingerprint {here['recipe']}")
+
+
+def name(settings: SiteSettings) -> Iterator[Check]:
+    """Whether the coordinator knows the site by its name, as far as a run has told; nothing where none has."""
+    note = Path(settings.state) / REGISTERED
+    if not note.is_file():
+        return
+    told = note.read_text()
+    if told != settings.name:
+        yield failed(
+            "name",
+            f"site.yaml says {settings.name}, the coordinator registered this key as {told}",
+            "agree on one: change name in site.yaml, or have the key registered anew",
+        )
 
 
 def approval(join: Join, settings: SiteSettings) -> Iterator[Check]:

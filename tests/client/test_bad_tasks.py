@@ -10,6 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import app as client
 from client.app import ARRAYS, RECORD
+from client.doctor import machine
+from client.settings import read_settings
 from sim.engine import InlineGrid
 from sscxr import config as configs
 from sscxr import wire
@@ -51,6 +53,24 @@ def test_a_server_whose_question_cannot_be_read_learns_the_code_that_this_is(
 ) -> None:
     reply = fed.ask(fed.settings(), site, "query", encoder=False, **fields)
     assert said(reply) == {"site": "anna", "fingerprint": wire.fingerprint(""), "images": 0}
+
+
+def test_a_site_registered_under_another_name_learns_so_in_its_log_and_from_the_doctor(
+    site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = fed.settings()
+
+    def examined() -> list[str]:
+        return [check.value for check in machine.name(read_settings(site))]
+
+    assert examined() == []
+    assert failure(fed.ask(config, site, "query", encoder=False, registered="bona")) == "name"
+    assert "site.yaml says name: anna, the coordinator registered this site's key as bona" in caplog.text
+    assert examined() == ["site.yaml says anna, the coordinator registered this key as bona"]
+    for name in ("../up", "a b"):
+        assert failure(fed.ask(config, site, "query", encoder=False, registered=name)) == "request"
+    assert said(fed.ask(config, site, "query", encoder=False, registered="anna"))["site"] == "anna"
+    assert examined() == []
 
 
 @pytest.mark.parametrize("fields", [{"run": "../up"}, {"run": ""}, {"run": "a b"}], ids=str)
