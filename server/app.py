@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.exit import add_exit_handler
 
 import sscxr
 from server import status
@@ -32,6 +33,7 @@ from sscxr.training.device import set_up
 
 log = logging.getLogger("sscxr.server")
 app = ServerApp()
+_FROM_OUTSIDE = "ended from outside, as by flwr stop or Ctrl-C; resume it"
 
 
 class Hooks:
@@ -100,12 +102,14 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
             return
         status.write(out, "running", done=state.round, rounds=rounds)
         try:
-            _run(grid, config, ledger, state, tracking)
+            with _EndedByFlower(out, state, rounds):
+                _run(grid, config, ledger, state, tracking)
         except BaseException as error:
-            kind = "stopped" if isinstance(error, RunStopped | KeyboardInterrupt) else "failed"
+            from_outside = isinstance(error, KeyboardInterrupt | SystemExit)
+            kind = "stopped" if from_outside or isinstance(error, RunStopped) else "failed"
             reason = str(error) if isinstance(error, SscxrError) else type(error).__name__
-            if isinstance(error, KeyboardInterrupt):
-                reason = "interrupted; resume it"
+            if from_outside:
+                reason = _FROM_OUTSIDE
             ended = status.write(out, kind, done=state.round, rounds=rounds, reason=reason)
             Reporter(out).write()
             log.error("run %s %s", out, ended.line())
@@ -114,6 +118,29 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
             raise
         ended = status.write(out, "finished", done=state.round, rounds=rounds)
         log.info("run %s %s", out, ended.line())
+
+
+class _EndedByFlower:
+    """While it is open, a run that `flwr stop` or a signal ends says so at once.
+
+    Flower ends the process a few seconds after its own handlers have begun, in the middle of anything.
+    """
+
+    def __init__(self, out: Path, state: State, rounds: int) -> None:
+        self._out, self._state, self._rounds, self._open = out, state, rounds, False
+        add_exit_handler(self._write, run_before_force_exit=True)
+
+    def _write(self) -> None:
+        if self._open:
+            status.write(
+                self._out, "stopped", done=self._state.round, rounds=self._rounds, reason=_FROM_OUTSIDE
+            )
+
+    def __enter__(self) -> None:
+        self._open = True
+
+    def __exit__(self, *error: object) -> None:
+        self._open = False
 
 
 def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str) -> None:

@@ -296,6 +296,20 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
     assert [row["outcome"] for row in rows(out)] == ["folded"] * 12
 
 
+def test_flwr_stop_stops_a_run_which_is_resumed_like_any_other(federation: Deployment) -> None:
+    out = federation.folder / "out-stopped"
+    settings = (*SHORT, "federation.rounds=3", "run.name=stopped")
+    federation.run(out, *settings)
+    in_round(federation, out, 2)
+    federation.flwr("stop", str(federation.listed()[-1]["run-id"]), NAME)
+    wait_until(lambda: read_status(out).state != "running", 60, "the run ends")
+    ended = read_status(out)
+    assert (ended.state, ended.round) == ("stopped", 1)
+    assert "flwr stop" in ended.reason
+    federation.run(out, *settings, resume=str(out))
+    assert federation.wait(out).state == "finished"
+
+
 def test_a_run_that_cannot_reach_its_quorum_stops_with_its_state_saved(federation: Deployment) -> None:
     out = federation.folder / "out-quorum"
     federation.stop(C)

@@ -5,13 +5,16 @@ from pathlib import Path
 import federation as fed
 import pytest
 import safetensors.torch
+from flwr.supercore.exit.exit_handler import trigger_exit_handlers
 
 from client import app as client
 from server import app as server
 from server.mail import RunStopped
+from server.rounds import Listener
 from sim.engine import run_inline
 from sscxr import config as configs
 from sscxr.config import ConfigError
+from sscxr.runs import Status, read_status
 
 
 def run(out: Path, sites: list[Path], *overrides: str, **settings: object) -> None:
@@ -50,3 +53,23 @@ def test_a_mistake_in_the_settings_leaves_no_folder_behind(tmp_path: Path, overr
     with pytest.raises(ConfigError):
         run(tmp_path / "out", [], override)
     assert not (tmp_path / "out").exists(), "it would be taken for a run with other settings"
+
+
+@pytest.mark.parametrize("way", ["handler", "exit"])
+def test_a_run_that_flower_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Flower's handlers run first, and may not live to raise SystemExit in the rounds."""
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna"], images=10), tmp_path / "out"
+
+    def ended(record: object) -> None:
+        if way == "handler":
+            trigger_exit_handlers(run_before_force_exit=True)
+            found.append(read_status(out))
+        raise SystemExit(0)
+
+    found: list[Status] = []
+    monkeypatch.setattr(server.Hooks, "listener", Listener(committed=ended))
+    with pytest.raises(SystemExit):
+        run(out, sites, "federation.rounds=2")
+    for status in [*found, read_status(out)]:
+        assert (status.state, status.round) == ("stopped", 1)
+        assert "flwr stop" in status.reason
