@@ -16,6 +16,7 @@ from sscxr import wire
 from sscxr.errors import SscxrError
 from sscxr.wire import ARRAYS, RECORD, WireError
 
+_SECRET = "secret"  # a record of a task that no site reads
 _POLL = 0.5  # seconds between looks for replies that have not come yet
 _PATIENCE = 120.0  # seconds for a call that moves no large payload
 _LOOK = 30.0  # seconds between looks whether the SuperLink is still there
@@ -81,8 +82,8 @@ class Mail:
                 record[ARRAYS] = arrays
             # Flower takes a reply from any node that names the message it answers, and a message's name is the hash
             # of what is in it: with this in it, none but who received it can name it.
-            secret = secrets.token_hex(16)
-            message = Message(record, node, kind, ttl=deadline, group_id=f"{task.round}-{secret}")
+            record[_SECRET] = ConfigRecord({_SECRET: secrets.token_hex(16)})
+            message = Message(record, node, kind, ttl=deadline, group_id=str(task.round))
             for identifier in self._call(partial(self._grid.push_messages, [message]), patience):
                 if identifier:
                     waiting[identifier] = node

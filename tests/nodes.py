@@ -111,7 +111,7 @@ class _Node:
         contents: dict[str, bytes | None] = {
             name: thing.deflate() for name, thing in get_all_nested_objects(reply).items()
         }
-        number = int(request.metadata.group_id.partition("-")[0])
+        number = int(request.metadata.group_id)
         if request.metadata.message_type == "train" and number in self._spoil:
             tree, contents = _spoiled(tree, contents, self._spoil[number])
         reply.metadata.__dict__["_message_id"] = tree.object_id

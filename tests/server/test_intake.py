@@ -103,12 +103,12 @@ class OtherReplies:
         reply = client.app(message, context)
         if message.metadata.message_type != "train":
             return reply
-        if message.metadata.group_id.startswith("0-"):
+        if message.metadata.group_id == "0":
             self.first = reply.content
-        elif message.metadata.group_id.startswith("1-"):
+        elif message.metadata.group_id == "1":
             assert self.first is not None
             return Message(self.first, reply_to=message)
-        elif message.metadata.group_id.startswith("2-"):
+        elif message.metadata.group_id == "2":
             reply.content.config_records[RECORD]["fingerprint"] = "0.0.1/another"
         return reply
 

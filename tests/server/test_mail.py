@@ -57,12 +57,12 @@ def test_no_other_site_can_name_the_message_that_a_site_answers(tmp_path: Path) 
     fed.federation(
         Noted(client.app, fed.make_sites(tmp_path, ["anna", "bona"])), config, tmp_path / "out"
     ).run()
-    secret = [message.metadata.group_id.partition("-")[2] for message in sent]
+    secret = [str(message.content["secret"]["secret"]) for message in sent]
     assert len(sent) >= 4
     assert len(set(secret)) == len(sent)
     assert all(len(bytes.fromhex(text)) >= 16 for text in secret)
     name = sent[-1].object_id
-    sent[-1].metadata.__dict__["_group_id"] = "0"
+    sent[-1].content["secret"]["secret"] = secret[0]
     assert sent[-1].object_id != name
 
 
