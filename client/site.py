@@ -133,6 +133,12 @@ class Site:
             log.info("%d images wait until they are of at least min_cell patients", waiting)
         return training, testing
 
+    def waiting(self, config: Config) -> int:
+        """How many images no run has had yet, as they are of too few patients; of a site never asked, none."""
+        earlier = answers.Answers(self.store.folder, self.settings.min_cell)
+        rows = self.usable_rows(config) if self._guarded and len(earlier.images) else np.empty(0, np.int64)
+        return int((~earlier.seen(self._names()[0][rows])).sum())
+
     def _names(self) -> tuple[answers.Names, answers.Names]:
         return self.cache.column("image").astype(str), self.cache.column("group").astype(str)
 

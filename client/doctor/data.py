@@ -95,6 +95,8 @@ def _counts(site: Site, rows: Rows, held: npt.NDArray[np.bool_], config: Config)
     value = f"{training} images to train on, {out} held out, {opened.size} px"
     cell = site.min_cell(config)
     detail = tuple(tables(opened.index.iloc[rows]))
+    if waiting := site.waiting(config):
+        detail = (f"{waiting} more than runs have had: they wait until they are of {cell} patients", *detail)
     least = max(cell, site.settings.min_images)
     if training < least:
         advice = f"at least {least} are needed (min_cell, min_images); prepare more"

@@ -11,6 +11,8 @@ import pytest
 from caches import make_cache
 
 from client import answers
+from client.doctor import data
+from client.doctor.checks import to_json
 from client.settings import SiteError, SiteSettings
 from client.site import SHARES, Site
 
@@ -110,3 +112,13 @@ def test_of_old_runs_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytes
         notes = answers.Answers(tmp_path / "state", LEAST).notes
         kept = [name.rpartition(" ")[2] for name, note in notes.items() if note.get("pinned")]
         assert kept == [f"run-{n}" for n in range(max(0, number - 3), number + 1)]
+
+
+def test_the_doctor_says_how_many_images_wait(tmp_path: Path) -> None:
+    here = site(tmp_path, list(range(PATIENTS)))
+    assert here.waiting(fed.settings()) == 0, "a site that was never asked"
+    numbers(here)
+    here = site(tmp_path, list(range(PATIENTS + 3)))
+    said = [line for check in data.cache(here.settings, fed.settings()) for line in check.lines()]
+    assert any("3 more than runs have had: they wait until they are of 10 patients" in line for line in said)
+    assert "3 more" not in to_json(list(data.cache(here.settings, fed.settings())))
