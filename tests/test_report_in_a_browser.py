@@ -25,6 +25,7 @@ BROWSERS_OWN = (
     "http://update.googleapis.com/service/update2/",
     "https://update.googleapis.com/service/update2/",
     "https://accounts.google.com/ListAccounts",
+    "https://www.google.com/async/",
 )
 SITES, ROUNDS = 64, 100
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from canaries import Canaries, Export, write_exports
-from deployments import BIN, NGINX, SITES, Deployment
+from deployments import BIN, NGINX, SITES, Deployment, salt
 from leaks import Hit, Search, Watch
 from processes import wait_until
 from pydicom import dcmread
@@ -24,6 +24,7 @@ from wires import Wire
 
 from client.answers import FILE
 from client.settings import init
+from sscxr.data import store
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.timeout(1200)
@@ -109,6 +110,7 @@ class Hospitals(Deployment):
         self.canaries, self.printed = Canaries(), {}
         self.exports = write_exports(self.folder, self.sites, self.canaries, images=self.images)
         for site, export in self.exports.items():
+            store.create(self.site(site) / "cache", salt(site))
             out = ["--out", self.site(site) / "cache", "--size", "80", "--workers", "0"]
             self.printed[site] = self.sscxr("prepare", *export.arguments, *out)
             file = init(self.site(site), name=site, join=join)
