@@ -28,9 +28,9 @@ from server.aggregate import server_optimiser
 from server.bounds import Bounds
 from server.fold import ARRAYS, RECORD, Fold, to_arrays
 from server.ledger import State
-from sscxr import codecs, wire
 from sscxr import config as configs
-from sscxr.training.pretrain import build_encoder
+from sscxr.federation import codecs, wire
+from sscxr.stages.pretrain import build_encoder
 
 _DRAWN = 4  # different updates; a site's is one of them
 Encoder = dict[str, torch.Tensor]

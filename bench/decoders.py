@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pydicom
 from PIL import Image
 
-from sscxr.data.decode import Prepared, Task, attempt
+from sscxr.data.pixels.decode import Prepared, Task, attempt
 
 SIZE = 128
 MATCH = 0.98  # of the correlation with dcm2pnm's picture

@@ -21,9 +21,10 @@ from typing import Any
 
 import pairs
 
-from sscxr import fetch, judge
-from sscxr.data.cache import open_cache
-from sscxr.model_commands import names
+from sscxr.commands.model import names
+from sscxr.data.cache.cache import open_cache
+from sscxr.finetuning import judge
+from sscxr.release import fetch
 
 
 def tests(arguments: argparse.Namespace, encoder: Path, keys: Mapping[str, Any]) -> list[dict[str, Any]]:

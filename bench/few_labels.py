@@ -22,9 +22,9 @@ import pairs
 from matplotlib.figure import Figure
 from scipy import stats
 
-from sscxr import fetch
-from sscxr.data.cache import Cache, open_cache
-from sscxr.model_commands import names
+from sscxr.commands.model import names
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.release import fetch
 
 STYLES = {"pretrained": "o-", "untrained": "s--"}
 

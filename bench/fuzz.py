@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from sscxr.data import parsing, pool
-from sscxr.data.decode import Prepared, Task, attempt
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import parsing
+from sscxr.data.pixels.decode import Prepared, Task, attempt
+from sscxr.data.pixels.facts import Refused
+from sscxr.data.prepare import pool
 
 NAME = "QUILLFEATHER"  # the patient's, in no file by chance
 SIZE = 128

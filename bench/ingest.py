@@ -37,11 +37,13 @@ from pydicom.pixels import apply_windowing, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian
 from timing import in_turn, report
 
-from sscxr.data import gdcm_jpeg, phantom, pool
-from sscxr.data.decode import Prepared, Task, attempt
-from sscxr.data.dicom import MAX_PIXELS
-from sscxr.data.phantom_anatomy import draw_patient
-from sscxr.data.prepare import prepare
+from sscxr.data.pixels import gdcm_jpeg
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare import pool
+from sscxr.data.pixels.decode import Prepared, Task, attempt
+from sscxr.data.pixels.dicom import MAX_PIXELS
+from sscxr.data.phantoms.anatomy import draw_patient
+from sscxr.data.prepare.prepare import prepare
 
 SYNTAXES = {  # and the plug-in that `dicom.read` has pydicom decode by
     "uncompressed": (None, ""),

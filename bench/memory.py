@@ -1,4 +1,4 @@
-"""Peak memory of a site's round of pretraining, against the formula of `sscxr/training/memory.py`.
+"""Peak memory of a site's round of pretraining, against the formula of `sscxr/stages/memory.py`.
 
     python bench/memory.py --config default --json memory.json
     python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=8" run.threads=1
@@ -22,10 +22,11 @@ from step import noise
 from timing import report
 
 import client.app  # noqa: F401 - what a site's process imports
-from sscxr import codecs, seeds
 from sscxr import config as configs
+from sscxr import seeds
 from sscxr.config import Config
-from sscxr.training import memory, pretrain
+from sscxr.federation import codecs
+from sscxr.stages import memory, pretrain
 from sscxr.training.device import set_up
 
 MODELS = ("vit_small_patch16_224", "vit_large_patch16_224")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, TEXT_COLUMNS
+from sscxr.data.cache.cache import FORMAT_VERSION, INDEX_COLUMNS, TEXT_COLUMNS
 
 _BLOCK = 10_000  # rows made at a time
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sscxr import config as configs
-from sscxr import tune
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
+from sscxr.finetuning import tune
 
 STARTS = ("pretrained", "untrained")
 

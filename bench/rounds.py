@@ -45,15 +45,16 @@ _SIZE = 128  # px a side of the cached images
 
 # part -> the functions that do it; none of them is called by another.
 PARTS = {
-    "training": ["sscxr.training.pretrain:SiteTraining.train_round"],
+    "training": ["sscxr.stages.pretrain:SiteTraining.train_round"],
     "settings": ["client.app:_settings", "sscxr.config:loads", "sscxr.config:recipe_hash"],
     "cache": ["client.site:Site.__init__", "client.site:Site.training_rows"],
-    "model": ["sscxr.training.stages:site_training", "sscxr.training.parts:Parts.load_shared",
-              "sscxr.training.pretrain:SiteTraining.load_local", "sscxr.training.pretrain:SiteTraining.local"],
-    "weights": ["sscxr.codecs:encode", "sscxr.codecs:decode", "client.app:_message", "server.rounds:to_arrays"],
+    "model": ["sscxr.stages.stages:site_training", "sscxr.training.parts:Parts.load_shared",
+              "sscxr.stages.pretrain:SiteTraining.load_local", "sscxr.stages.pretrain:SiteTraining.local"],
+    "weights": ["sscxr.federation.codecs:encode", "sscxr.federation.codecs:decode", "client.app:_message",
+                "server.rounds:to_arrays"],
     "state": ["client.site:StateStore.load", "client.site:StateStore.save", "client.site:StateStore.keep_only"],
     "aggregating": ["server.aggregate:WeightedSum.add", "server.aggregate:WeightedSum.mean",
-                    "server.aggregate:FedAvg.step", "sscxr.codecs:norm"],
+                    "server.aggregate:FedAvg.step", "sscxr.federation.codecs:norm"],
     "checkpoint": ["server.ledger:Ledger.commit", "server.ledger:Ledger.next_attempt",
                    "server.ledger:Ledger.log_sites", "server.ledger:Ledger.log_round", "server.status:write"],
     "report": ["server.reporting:Reporter.committed"],
@@ -72,7 +73,7 @@ def in_process(engine_name: str, out: Path, given: argparse.Namespace) -> dict[s
     from sim import engine
     from sim.sites import write_config, write_sites
     from sscxr import config as configs
-    from sscxr.data.cache import open_cache
+    from sscxr.data.cache.cache import open_cache
 
     config = configs.load(given.config, settings(given))
     config.federation.sites = write_sites(
@@ -131,10 +132,10 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Run over a SuperLink and SuperNodes on this machine, each hospital with a folder of its own."""
     from omegaconf import OmegaConf
 
-    from sscxr import approval
     from sscxr import config as configs
-    from sscxr.data import columns
-    from sscxr.data.cache import read_index
+    from sscxr.data.cache import columns
+    from sscxr.data.cache.cache import read_index
+    from sscxr.federation import approval
 
     config = configs.load(given.config, settings(given))
     names = [f"hospital-{number}" for number in range(given.sites)]

@@ -33,7 +33,7 @@ def peak_mb() -> float:
 
 def opened(folder: Path) -> dict[str, Any]:
     """Open a cache, find its training rows, read a batch."""
-    from sscxr.data.cache import open_cache
+    from sscxr.data.cache.cache import open_cache
 
     before, began, computed = peak_mb(), perf_counter(), process_time()
     cache = open_cache(folder)
@@ -91,8 +91,8 @@ def main() -> None:
     if given.open or given.simulate:
         print(json.dumps(opened(given.open) if given.open else simulated(given.simulate)))
         return
-    from sscxr.data import columns
-    from sscxr.data.cache import read_index
+    from sscxr.data.cache import columns
+    from sscxr.data.cache.cache import read_index
 
     found = []
     for images in (int(text) for text in given.images.split(",") if text):

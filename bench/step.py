@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from sscxr import config as configs
 from sscxr import seeds
 from sscxr.config import Config
-from sscxr.data.cache import Cache, open_cache
-from sscxr.training import pretrain
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.stages import pretrain
 from sscxr.training.device import autocast, set_up
 from sscxr.training.loop import Stretch, train
 

@@ -1,4 +1,4 @@
-"""Train and measure the posture detector (`sscxr/data/posture.py`); see `docs/posture.md`.
+"""Train and measure the posture detector (`sscxr/data/pixels/posture.py`); see `docs/posture.md`.
 
     python bench/train_posture.py --data ../shared/data/cxr                        # train, then measure
     python bench/train_posture.py --data ../shared/data/cxr --leave-out nih        # a source never seen
@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sscxr.data import phantom, posture
+from sscxr.data.phantoms import phantom
+from sscxr.data.pixels import posture
 
 STORE = 96  # px of the squares that training crops from
 TEST_SHARE, THRESHOLD_SHARE = 0.25, 0.1

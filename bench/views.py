@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sscxr import config as configs
 from sscxr.config import Config
-from sscxr.data import phantom
+from sscxr.data.phantoms import phantom
 
 IMAGES = 64
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sscxr.data.rows import Rows
 from sscxr.files import write_atomically
 
-Rows = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 _RUNS = 256  # whose images are known; of earlier ones no message comes any more
 FILE = "_answers.npz"  # no run is called so: a run's name begins with a letter or a digit

@@ -1,4 +1,4 @@
-"""The Flower ClientApp: takes a message, lets the site do it, replies. What leaves is in `sscxr.wire` alone.
+"""The Flower ClientApp: takes a message, lets the site do it, replies. What leaves is in `federation.wire` alone.
 
 The outermost layer catches everything: Flower would send an exception's text to the server, and a text can name
 a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
@@ -27,15 +27,17 @@ from client.settings import (
     limit_memory,
     read_settings,
 )
-from client.site import Rows, Site
-from sscxr import codecs, printable, seeds, wire
+from client.site import Site
 from sscxr import config as configs
+from sscxr import printable, seeds
 from sscxr.config import Config, ConfigError
+from sscxr.data.rows import Rows
+from sscxr.federation import codecs, wire
+from sscxr.federation.wire import ARRAYS, RECORD
 from sscxr.files import expanded, is_full_disk
-from sscxr.training import stages
+from sscxr.stages import stages
 from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
-from sscxr.wire import ARRAYS, RECORD
 
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
 _RESIDUAL = "residual."  # begins the names, in the site's state, of what the codec left out of the update
@@ -282,8 +284,8 @@ def _code(folder: Path) -> dict[str, bytes]:
 def _phantom_hospital(number: int) -> SiteSettings:
     """A hospital of phantoms for a virtual node without a site of its own, made once and kept."""
     # Imported here: a hospital with a site of its own should not pay for them at every message.
-    from sscxr.data import phantom
-    from sscxr.data.prepare import PUBLIC_SALT, prepare
+    from sscxr.data.phantoms import phantom
+    from sscxr.data.prepare.prepare import PUBLIC_SALT, prepare
 
     folder = expanded("~/.sscxr/phantoms") / f"hospital-{number}"
     folder.mkdir(parents=True, exist_ok=True)

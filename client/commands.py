@@ -6,7 +6,7 @@ from typing import Annotated
 import click
 import typer
 
-from sscxr.command_line import examples
+from sscxr.commands.command_line import examples
 
 
 def add(app: typer.Typer) -> None:
@@ -68,8 +68,8 @@ def site_approve(
     Its hash goes into site.yaml.
     """
     from client.settings import approve
-    from sscxr import approval
-    from sscxr.join import Join
+    from sscxr.federation import approval
+    from sscxr.federation.join import Join
 
     file = site or join.parent / "site.yaml"
     invitation = Join.read(join)

@@ -13,12 +13,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sscxr import approval, floors, wire, yaml_text
-from sscxr.config import Config, ConfigError
+from sscxr.config import Config, ConfigError, yaml_text
+from sscxr.config.ranges import CHOICES, MIXED_IMAGES
 from sscxr.errors import SscxrError
+from sscxr.federation import approval, floors, wire
+from sscxr.federation.join import Join, JoinError
 from sscxr.files import private_folder, refuse_file, write_atomically
-from sscxr.join import Join, JoinError
-from sscxr.ranges import CHOICES, MIXED_IMAGES
 
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _TOLD = METRICS[:3]  # where site.yaml does not say; a histogram of pixels is told on purpose or not at all
@@ -53,7 +53,7 @@ class SiteSettings:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
             sites share one cache through it.
         min_mixed: an update mixes at least so many distinct images; `ranges.MIXED_IMAGES` where that is more.
-        approved: digests of the recipes that may run here, see `sscxr.approval`; none: nothing may.
+        approved: digests of the recipes that may run here, see `sscxr.federation.approval`; none: nothing may.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
     """
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors
 import safetensors.torch
 import torch
@@ -24,16 +23,16 @@ from torch import Tensor
 
 from client import answers
 from client.settings import SiteError, SiteSettings
-from sscxr import wire
 from sscxr.config import Config
-from sscxr.data.cache import LABEL_PREFIX, Cache, CacheError, open_cache, stamps
+from sscxr.data.cache.cache import LABEL_PREFIX, Cache, CacheError, open_cache, stamps
+from sscxr.data.rows import Rows
+from sscxr.federation import wire
 from sscxr.files import private_folder, settle, write_atomically
-from sscxr.training import stages
+from sscxr.stages import stages
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Rows = npt.NDArray[np.int64]
 # What a run may set aside here: from a list, as a free share could be moved past one patient after the other.
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 _GREY_IMAGES = 2048  # of a large site so many, evenly spaced, stand for all in the histogram: half a second

@@ -17,9 +17,9 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 import sscxr
-from sscxr import inference
-from sscxr.data import phantom
-from sscxr.data.prepare import prepare
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import prepare
+from sscxr.models import inference
 from sscxr.models.encoder import build
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -16,8 +16,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import sscxr
-from sscxr.data import augment, phantom
-from sscxr.data.prepare import prepare
+from sscxr.data import augment
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import prepare
 from sscxr.models.encoder import build
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

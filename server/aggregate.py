@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sscxr import codecs
 from sscxr.config import ConfigError, ServerOptimiserConfig
+from sscxr.config.ranges import MAX_TOTAL_WEIGHT
 from sscxr.errors import SscxrError
-from sscxr.ranges import MAX_TOTAL_WEIGHT
+from sscxr.federation import codecs
 
 FRACTION_BITS = 32
 # |value| <= 64 and a total weight below 2^25 (33 million images) keep every sum below 2^63.

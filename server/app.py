@@ -19,16 +19,19 @@ from server.ledger import Ledger, State
 from server.mail import RunStopped
 from server.reporting import Reporter
 from server.rounds import Federation, Listener
+from server.tracking import Tracking, kinds_of
 from server.watch import committed
 from sscxr import config as configs
-from sscxr import floors, printable, release, runs, seeds
-from sscxr.card import Card, SiteData
+from sscxr import printable, runs, seeds
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
+from sscxr.federation import floors
 from sscxr.models import encoder as encoders
-from sscxr.tracking import Tracking, kinds_of
-from sscxr.training import parts, stages
+from sscxr.release import release
+from sscxr.release.card import Card, SiteData
+from sscxr.stages import stages
+from sscxr.training import parts
 from sscxr.training.device import set_up
 
 log = logging.getLogger("sscxr.server")

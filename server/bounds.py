@@ -17,7 +17,8 @@ from torch import Tensor
 
 from server.ledger import State
 from sscxr.config import Config
-from sscxr.training import pretrain, stages
+from sscxr.stages import stages
+from sscxr.training import batches
 
 _MEMORY = 10  # committed rounds that tell what is usual
 _RATES = 64  # steps of a round at most whose rates are looked at
@@ -71,8 +72,8 @@ class Bounds:
         """How many steps a site took in this round, and their highest learning rate."""
         federation = self._federation
         images = self.weight(site, said)
-        steps = pretrain.steps_of_round(images, self._batch, federation.local_epochs, self._round)
-        stretch = pretrain.stretch_of_round(steps, self._round, federation.rounds)
+        steps = batches.steps_of_round(images, self._batch, federation.local_epochs, self._round)
+        stretch = batches.stretch_of_round(steps, self._round, federation.rounds)
         places = range(0, len(steps), -(-len(steps) // _RATES))
         rates = [self._schedule.at(stretch.progress(step))[0] for step in places]
         # A schedule may end at a rate of 0, and a round of one step is at the end of its stretch.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import click
 import typer
 
-from sscxr.command_line import examples
-from sscxr.encoder_commands import Force
+from sscxr.commands.command_line import examples
+from sscxr.commands.encoder import Force
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
     from sscxr.config import Config
-    from sscxr.join import Join
+    from sscxr.federation.join import Join
     from sscxr.training.parts import Parts
 
 # Memory of a fine-tuning process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
@@ -55,11 +55,11 @@ def describe(
         ConfigError: settings that cannot be used.
         OSError: no such CA.
     """
-    from sscxr import approval, codecs, floors, wire, yaml_text
     from sscxr import config as configs
-    from sscxr.config import ConfigError
-    from sscxr.join import PROBE, Join, Payload, installed
-    from sscxr.training import stages
+    from sscxr.config import ConfigError, yaml_text
+    from sscxr.federation import approval, codecs, floors, wire
+    from sscxr.federation.join import PROBE, Join, Payload, installed
+    from sscxr.stages import stages
 
     config = stages.load_config(recipe, overrides)
     problem = floors.problem(config)
@@ -90,7 +90,7 @@ def describe(
 
 def _memory_gb(config: "Config", parts: "Parts") -> float:
     """GB that a site's round takes, on a device that computes in fp32 unless the recipe says bf16."""
-    from sscxr.training import memory, stages
+    from sscxr.stages import memory, stages
 
     if config.run.stage == stages.PRETRAIN:
         return memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16") / 1e9
@@ -138,9 +138,9 @@ def track(
     """Write a run's curves, by site, from what it has committed. Written anew, so there is no point twice."""
     from functools import partial
 
+    from server.tracking import Tracking, kinds_of
     from server.watch import committed
     from sscxr import runs
-    from sscxr.tracking import Tracking, kinds_of
 
     if not (tensorboard or mlflow):
         raise click.UsageError("say where to: --tensorboard, --mlflow or both")

@@ -13,10 +13,10 @@ from torch import Tensor
 from server.aggregate import FoldError, WeightedSum
 from server.bounds import Bounds, clip
 from server.mail import record_bytes
-from sscxr import codecs, wire
 from sscxr.config import FederationConfig
+from sscxr.federation import codecs, wire
+from sscxr.federation.wire import ARRAYS, RECORD, WireError
 from sscxr.runs import SiteRow
-from sscxr.wire import ARRAYS, RECORD, WireError
 
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
 # flwr.common.constant.ErrorCode, in words.

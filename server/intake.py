@@ -16,7 +16,7 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
 from flwr.superlink.grid import http_grid
 
-from sscxr.wire import WireError
+from sscxr.federation.wire import WireError
 
 _OBJECT = 1000  # bytes that an object costs beside its content, roughly
 

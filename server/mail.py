@@ -12,9 +12,9 @@ import httpx
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from sscxr import wire
 from sscxr.errors import SscxrError
-from sscxr.wire import ARRAYS, RECORD, WireError
+from sscxr.federation import wire
+from sscxr.federation.wire import ARRAYS, RECORD, WireError
 
 _SECRET = "secret"  # a record of a task that no site reads
 _POLL = 0.5  # seconds between looks for replies that have not come yet

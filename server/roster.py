@@ -16,9 +16,9 @@ from typing import Any
 from server.fold import SiteFailedError, fields_of
 from server.ledger import State
 from server.mail import Mail, RunStopped
-from sscxr import wire
 from sscxr.config import FederationConfig
-from sscxr.wire import WireError
+from sscxr.federation import wire
+from sscxr.federation.wire import WireError
 
 _LOOK = 0.5  # seconds between looks for new nodes
 _ASK_AGAIN = 10.0  # seconds between questions to a node that could not join

@@ -21,11 +21,11 @@ from server.fold import Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, State
 from server.mail import Mail, RunStopped
 from server.roster import Roster
-from sscxr import codecs, wire
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.federation import codecs, wire
+from sscxr.federation.wire import WireError
 from sscxr.runs import SiteRow
-from sscxr.wire import WireError
 
 
 @dataclass(frozen=True)

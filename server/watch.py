@@ -82,7 +82,7 @@ def look(out: Path) -> Snapshot:
 
 
 def committed(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """What `sscxr.tracking` makes curves of: records of rounds, rows of sites as text."""
+    """What `tracking` makes curves of: records of rounds, rows of sites as text."""
     names = list(runs.SITE_COLUMNS)
     cells = csv.reader(runs.whole_lines(out / runs.SITES).splitlines())
     rows = [dict(zip(names, row, strict=True)) for row in cells if len(row) == len(names) and row != names]

@@ -15,16 +15,16 @@ from torch import Tensor
 from client.settings import SiteError, read_settings
 from client.site import Site
 from server.ledger import State
-from sscxr import finetuned
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
 from sscxr.evaluation import classification, segmentation
 from sscxr.files import write_atomically
+from sscxr.finetuning import finetuned
+from sscxr.finetuning.site_finetune import SiteFineTuning
 from sscxr.report import SiteScore
-from sscxr.training import stages
+from sscxr.stages import stages
 from sscxr.training.loop import NonFiniteLossError
-from sscxr.training.pretrain import Rows
-from sscxr.training.site_finetune import SiteFineTuning
 
 
 def site_scores(

@@ -12,8 +12,8 @@ from server.ledger import MAY_CHANGE, LedgerError, differing
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.data import corpora
-from sscxr.data.cache import Cache
-from sscxr.data.store import is_cache
+from sscxr.data.cache.cache import Cache
+from sscxr.data.cache.store import is_cache
 from sscxr.files import refuse_file, try_lock, write_atomically
 from sscxr.runs import PROBES, SCORES
 

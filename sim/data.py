@@ -19,11 +19,12 @@ import pandas as pd
 from sim import asked
 from sscxr import printable
 from sscxr.config import Config
-from sscxr.data import columns, phantom, view
-from sscxr.data.cache import Cache, CacheError, open_cache, read_index
-from sscxr.data.prepare import PUBLIC_SALT, count_new, prepare
-from sscxr.data.progress import Display
-from sscxr.data.tables import unusable
+from sscxr.data.cache import columns, view
+from sscxr.data.cache.cache import Cache, CacheError, open_cache, read_index
+from sscxr.data.cache.tables import unusable
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import PUBLIC_SALT, count_new, prepare
+from sscxr.data.prepare.progress import Display
 from sscxr.errors import SscxrError
 
 log = logging.getLogger("sscxr.sim")

@@ -5,9 +5,9 @@ Counts by kinds, which are fixed words: nothing names a file.
 
 from collections.abc import Mapping
 
-from sscxr.card import count
-from sscxr.data.cache import Cache
-from sscxr.data.tables import doubts, unusable
+from sscxr.data.cache.cache import Cache
+from sscxr.data.cache.tables import doubts, unusable
+from sscxr.release.card import count
 
 MOST = 8  # kinds that are named
 

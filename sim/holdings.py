@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sim import confounding
 from sim.partition import CHILD_BANDS, apart
-from sscxr import confounding
-from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS
+from sscxr.data.cache.cache import LABEL_PREFIX, LATERAL_VIEWS
 from sscxr.report.svg import COLOURS
 from sscxr.runs import natural
 

@@ -12,18 +12,18 @@ from server.app import publish
 from server.ledger import Ledger, State
 from sim import alone, pictures
 from sscxr import report, runs
-from sscxr.card import SiteData
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.gains import Comparison
 from sscxr.files import write_atomically
+from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
 from sscxr.runs import PROBES, SCORES
-from sscxr.training import stages
+from sscxr.stages import stages
+from sscxr.stages.pretrain import SiteTraining, build_encoder
 from sscxr.training.device import set_up
-from sscxr.training.pretrain import SiteTraining, build_encoder
 
 
 def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from sscxr import seeds
-from sscxr.data.cache import LABEL_PREFIX, Cache
+from sscxr.config.ranges import CHOICES
+from sscxr.data.cache.cache import LABEL_PREFIX, Cache
 from sscxr.errors import SscxrError
-from sscxr.ranges import CHOICES
 
 METHODS = tuple(method for method in CHOICES["sim.partition"] if method != "file")
 CHILD_BANDS, UNKNOWN = ("0-4", "5-17", "paediatric"), "unknown"

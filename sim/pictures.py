@@ -23,21 +23,22 @@ from torch import Tensor, nn
 from client.site import StateStore
 from server.app import Hooks
 from server.rounds import Listener
-from sscxr import inference, printable, seeds
+from sscxr import printable, seeds
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
 from sscxr.evaluation.tasks import HEALTHY
 from sscxr.files import write_atomically
+from sscxr.models import inference
 from sscxr.report import pictures, record
-from sscxr.training import stages
+from sscxr.stages import stages
+from sscxr.stages.pretrain import SiteTraining, whole
 from sscxr.training.device import set_up
-from sscxr.training.pretrain import SiteTraining, whole
 
 _SHOWN = 6  # held-out images
 _PLACED = 1000  # images on the map: more would hide each other
 _LABELS = 5  # that have a colour of their own on the map
 _PERPLEXITY = 30.0  # t-SNE's usual number of neighbours (van der Maaten and Hinton 2008: 5 to 50)
-Rows = npt.NDArray[np.int64]
 
 log = logging.getLogger("sscxr.sim")
 

@@ -15,12 +15,14 @@ import pandas as pd
 import typer
 
 from sim.typed import sorted_out
-from sscxr import command_line, files
 from sscxr import config as configs
+from sscxr import files
+from sscxr.commands import command_line
 from sscxr.config import Config, ConfigError
-from sscxr.data import corpora, groups
-from sscxr.data.cache import LATERAL_VIEWS
+from sscxr.data import corpora
+from sscxr.data.cache.cache import LATERAL_VIEWS
 from sscxr.data.corpora import Found
+from sscxr.data.prepare import groups
 from sscxr.display import PlainConsole
 
 PROGRAM = "python -m sim.plan"

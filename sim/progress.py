@@ -13,8 +13,8 @@ from server.rounds import Listener
 from sscxr.config import Config
 from sscxr.display import Board, Clock, Line, Rate
 from sscxr.runs import SiteRow
-from sscxr.training import stages
-from sscxr.training.pretrain import steps_of_round
+from sscxr.stages import stages
+from sscxr.training.batches import steps_of_round
 
 
 class Show:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from sim.partition import Groups, PartitionError, check_minimum
 from sscxr import printable
-from sscxr.ranges import PLAIN_NAME
+from sscxr.config.ranges import PLAIN_NAME
 
 COLUMNS = ("source", "image", "site", "part")
 

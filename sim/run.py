@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from server.tracking import kinds_of
 from sim.typed import sorted_out
-from sscxr import command_line, printable
 from sscxr import config as configs
-from sscxr.command_line import examples
+from sscxr import printable
+from sscxr.commands import command_line
+from sscxr.commands.command_line import examples
 from sscxr.config import ConfigError
 from sscxr.runs import CONFIG
-from sscxr.tracking import kinds_of
 
 PROGRAM = "python -m sim.run"
 _ENGINES = ("inline", "ray")
@@ -92,7 +93,7 @@ def run(
 
 
 def _located(encoder: str) -> Path:
-    from sscxr import fetch
+    from sscxr.release import fetch
 
     return fetch.located(encoder).resolve()
 
@@ -101,7 +102,7 @@ def _settings(config: str, overrides: list[str]) -> configs.Config:
     settings = configs.load(config, overrides)
     if settings.run.stage == "pretrain":
         return settings
-    from sscxr.training import stages  # torch takes seconds to import; a mistyped setting was told without it
+    from sscxr.stages import stages  # torch takes seconds to import; a mistyped setting was told without it
 
     return stages.load_config(config, overrides)
 

@@ -9,12 +9,13 @@ import pandas as pd
 
 from client.settings import METRICS
 from sim import asked, findings, holdings, published
+from sim import test_sets as tested
 from sim.partition import groups_of, partition
-from sscxr import approval, printable, yaml_text
 from sscxr import config as configs
-from sscxr.config import Config, ConfigError
-from sscxr.data import published as tested
-from sscxr.data.cache import Cache
+from sscxr import printable
+from sscxr.config import Config, ConfigError, yaml_text
+from sscxr.data.cache.cache import Cache
+from sscxr.federation import approval
 from sscxr.report.record import HOLDINGS, NOTES
 
 

@@ -9,22 +9,19 @@ Importing it takes some tens of milliseconds: numpy, pandas and torch come when 
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sscxr import _torchvision
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from sscxr.data.cache import open_cache
-    from sscxr.runs import Run
+    from sscxr.api import Run, load_encoder
+    from sscxr.data.cache.cache import open_cache
 
 __version__ = "0.1.0"
 __all__ = ["Run", "load_encoder", "open_cache"]
 
 _torchvision.make_importable()
-_LATER = {"Run": "sscxr.runs", "open_cache": "sscxr.data.cache"}
+_LATER = {"Run": "sscxr.api", "load_encoder": "sscxr.api", "open_cache": "sscxr.data.cache.cache"}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,21 +34,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_LATER])
-
-
-def load_encoder(path_or_url: str | Path, *, key: str | Path | None = None) -> "nn.Module":
-    """A released encoder as a timm ViT in eval mode, fetched where an address is given and checked by its sums.
-
-    Called on normalised images [B, C, H, W] it gives [B, D], the mean of the patch tokens;
-    `sscxr.release.input_norm` says how to normalise grey levels 0..1.
-
-    Args:
-        path_or_url: a folder (a release, or a run's `encoder`), or an http or https address.
-        key: file of the Ed25519 public key whose signature the release must have; None: not checked.
-
-    Raises:
-        SscxrError: one line that says what is wrong.
-    """
-    from sscxr import fetch, signing  # imported here: `import sscxr` stays light
-
-    return fetch.load_encoder(path_or_url, key=signing.read_public(key) if key else None)

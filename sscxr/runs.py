@@ -19,20 +19,12 @@ from sscxr.files import expanded, try_lock
 
 if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
     import pandas as pd
-    from torch import nn
-
-    from sscxr.config import Config
 
 CONFIG, STATUS, SITES, ROUNDS, PROBES, SCORES = (
     "config.yaml", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
 )  # fmt: skip
 USUAL = "~/.sscxr/runs"  # where a server keeps a run whose folder is not given
 LOCK = "checkpoints/lock"  # held by the process that the run goes on in
-
-_PROBE_COLUMNS = ["label", "cohort", "kind", "auroc", "low", "high", "untrained", "gain", "gain_low", "gain_high",
-                  "test_images", "test_positives", "test_patients"]  # fmt: skip
-_SCORE_COLUMNS = ["site", "figure", "images", "test_images", "test_patients", "federated", "alone", "gap",
-                  "gap_low", "gap_high"]  # fmt: skip
 
 
 class RunError(SscxrError):
@@ -100,133 +92,6 @@ class Status:
     def line(self) -> str:
         """The outcome, as a log's last line has it."""
         return f"{self.state} after round {self.round} of {self.rounds}{': ' if self.reason else ''}{self.reason}"
-
-
-class Run:
-    """A run, by its folder. Each attribute reads the files anew, so that of a run that goes on it is the newest.
-
-    Attributes:
-        folder: where it lies.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        """Open a run's folder.
-
-        Raises:
-            RunError: no run has started there.
-        """
-        self.folder = expanded(folder)
-        if not (self.folder / CONFIG).is_file():
-            raise RunError(f"{self.folder}: no run has started there (no {CONFIG})")
-
-    def __repr__(self) -> str:
-        sites = self.sites
-        number = sites["site"].nunique()
-        try:
-            outcome = self.status.line()
-        except RunError:  # its first moment
-            outcome = "starting"
-        return f"Run({str(self.folder)!r}: {number} site{'' if number == 1 else 's'}, {outcome})"
-
-    @property
-    def status(self) -> Status:
-        """How it stands."""
-        return read_status(self.folder)
-
-    @property
-    def config(self) -> "Config":
-        """Its settings, every one; those that were added since it was made are at their defaults."""
-        from sscxr import config as configs
-
-        return configs.load(self.folder / CONFIG, foreign=True)
-
-    @property
-    def sites(self) -> "pd.DataFrame":
-        """One row a site and attempt at a round: the fields of `SiteRow`."""
-        return read_sites(self.folder / SITES)
-
-    @property
-    def rounds(self) -> "pd.DataFrame":
-        """One row a round, by its number: sites, images, loss, held_out_loss, bytes_up, seconds and so on."""
-        import pandas as pd
-
-        records = read_rounds(self.folder / ROUNDS)
-        plain = [{key: cell for key, cell in one.items() if not isinstance(cell, dict)} for one in records]
-        table = pd.DataFrame(plain) if plain else pd.DataFrame({"round": []}, dtype=int)
-        return table.set_index("round")
-
-    @property
-    def held_out(self) -> "pd.DataFrame":
-        """One row a site and evaluation: round, site, loss, score; empty cells where the site told none."""
-        import pandas as pd
-
-        rows = []
-        for one in read_rounds(self.folder / ROUNDS):
-            losses, scores = one.get("held_out") or {}, one.get("scores") or {}
-            for site in sorted(losses.keys() | scores.keys(), key=natural):
-                rows.append((one["round"], site, losses.get(site), scores.get(site)))
-        return pd.DataFrame(rows, columns=["round", "site", "loss", "score"])
-
-    @property
-    def probes(self) -> "pd.DataFrame":
-        """One row a probe, with 95 % intervals: AUROC, and the gain over the untrained encoder.
-
-        Empty until the run has ended, and where nobody had labels: a real server measures none.
-        """
-        import pandas as pd
-
-        rows = []
-        for pair in read_list(self.folder / PROBES):
-            rows.append(
-                pair["trained"]
-                | {"untrained": pair["untrained"]["auroc"], "gain": pair["gain"]}
-                | {"gain_low": pair["low"], "gain_high": pair["high"]}
-            )
-        return pd.DataFrame(rows, columns=_PROBE_COLUMNS)
-
-    @property
-    def scores(self) -> "pd.DataFrame":
-        """One row a site, of a fine-tuning in a simulation: the federation's model against the site's own."""
-        import pandas as pd
-
-        rows = []
-        for one in read_list(self.folder / SCORES):
-            values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
-            ends = {f"gap_{end}": (one["gap"] or {}).get(end) for end in ("low", "high")}
-            rows.append(one | values | ends)
-        return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
-
-    def encoder(self) -> "nn.Module":
-        """Its released encoder, as `sscxr.load_encoder` gives it; before its end, that of the last round.
-
-        Raises:
-            RunError: no round is done yet.
-        """
-        from sscxr import release, seeds
-        from sscxr.models import encoder as encoders
-        from sscxr.training import parts, stages
-
-        released = self.folder / "encoder"
-        if (released / release.WEIGHTS).is_file():
-            return release.load_encoder(released)
-        config = self.config
-        with seeds.forked(config.run.seed, "encoder"):
-            encoder = encoders.build(config.encoder.name, **stages.encoder_args(config))
-        encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
-        about: Any = encoder.pretrained_cfg
-        about.update(mean=(config.data.mean,), std=(config.data.std,))  # as a release's says
-        return encoder.eval()
-
-    def _last_checkpoint(self) -> dict[str, Any]:
-        """The tensors of the last committed round."""
-        import safetensors.torch
-
-        for folder in sorted((self.folder / "checkpoints").glob("round-?????"), reverse=True):
-            try:
-                return safetensors.torch.load_file(folder / "encoder.safetensors")
-            except FileNotFoundError:  # deleted just now, in favour of newer ones
-                continue
-        raise RunError(f"{self.folder}: no round is done yet, so there is no encoder")
 
 
 def natural(name: object) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 from flwr.app import Message
 
 from client.app import ARRAYS, RECORD
-from sscxr import wire
+from sscxr.federation import wire
 
 PATIENT = "DOE^JANE"
 

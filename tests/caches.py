@@ -1,4 +1,4 @@
-"""Small site caches, written file by file as the contract in `sscxr/data/cache.py` says."""
+"""Small site caches, written file by file as the contract in `sscxr/data/cache/cache.py` says."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sscxr.data.cache import FORMAT_VERSION, INDEX_COLUMNS, TEXT_COLUMNS, Cache, open_cache
+from sscxr.data.cache.cache import FORMAT_VERSION, INDEX_COLUMNS, TEXT_COLUMNS, Cache, open_cache
 
 
 def make_cache(folder: Path, images: npt.NDArray[np.uint8], index: dict[str, Any] | pd.DataFrame) -> Cache:

@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from sscxr.data import phantom
+from sscxr.data.phantoms import phantom
 
 MARK = "QXZK"  # of a text
 NUMBER = "8675309"  # of a UID (ten digits follow) and of a decimal (a point and six digits)

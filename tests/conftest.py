@@ -33,8 +33,8 @@ def shared_data() -> Path:
 @pytest.fixture
 def any_posture(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Let made pictures pass, which are no thorax that the posture detector knows; real ones are looked at."""
-    from sscxr import reading
-    from sscxr.data import decode
+    from sscxr.data.pixels import decode
+    from sscxr.predict import reading
 
     if "data" not in request.keywords:
         monkeypatch.setattr(decode, "_check_posture", lambda content, frontal: [])

@@ -23,8 +23,8 @@ from wires import Wire
 
 from client.settings import approve, init
 from server.commands import describe
-from sscxr.data import phantom
-from sscxr.data.prepare import prepare
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import prepare
 from sscxr.runs import Status, read_status
 
 BIN = Path(sys.executable).parent

@@ -19,8 +19,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from sscxr.data import dicom
-from sscxr.data.facts import Facts, Refused
+from sscxr.data.pixels import dicom
+from sscxr.data.pixels.facts import Facts, Refused
 
 Grey = npt.NDArray[np.float32]
 

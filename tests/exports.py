@@ -8,8 +8,8 @@ import numpy.typing as npt
 from dicoms import chest, dataset, save
 from PIL import Image
 
-from sscxr.data.cache import Cache
-from sscxr.data.prepare import prepare
+from sscxr.data.cache.cache import Cache
+from sscxr.data.prepare.prepare import prepare
 
 SALT = bytes(range(32))
 Bytes = npt.NDArray[np.uint8]

@@ -18,10 +18,10 @@ from server.fold import RECORD, to_arrays
 from server.ledger import Ledger, State
 from server.rounds import Federation
 from sim.engine import InlineGrid
-from sscxr import approval, codecs, wire
 from sscxr import config as configs
 from sscxr.config import Config
-from sscxr.training.pretrain import build_encoder
+from sscxr.federation import approval, codecs, wire
+from sscxr.stages.pretrain import build_encoder
 
 SMALL = [
     *(

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from caches import make_cache
 
-from sscxr import tune
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
+from sscxr.finetuning import tune
 
 QUICK = (
     *("finetune.epochs=4", "finetune.min_steps=0", "finetune.batch_size=16", "finetune.lr=3e-3"),

@@ -4,8 +4,8 @@ import os
 import resource
 import signal
 
-from sscxr.data.decode import Prepared, Task, attempt
-from sscxr.data.facts import Refused
+from sscxr.data.pixels.decode import Prepared, Task, attempt
+from sscxr.data.pixels.facts import Refused
 
 
 def limited(task: Task) -> Prepared | Refused:

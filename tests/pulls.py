@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from releases import Site
 
-from sscxr import fetch, release
-from sscxr.download import FetchError
+from sscxr.release import fetch, release
+from sscxr.release.download import FetchError
 
 CHUNK = 1 << 14  # what is written to the disk at once
 FAR = 20 * CHUNK

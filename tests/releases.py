@@ -14,10 +14,10 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sscxr import release
-from sscxr.card import Card, SiteData
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.models.encoder import build, model_args
+from sscxr.release import release
+from sscxr.release.card import Card, SiteData
 
 NAME = "vit_tiny_patch16_224"
 SIZES = {"img_size": 32, "patch_size": 8, "in_chans": 1, "depth": 2}

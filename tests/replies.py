@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from server.fold import ARRAYS, RECORD
 from sim.engine import InlineGrid
-from sscxr import codecs
+from sscxr.federation import codecs
 
 NAMES = ["anna", "bona", "cora"]
 PATIENT = "DOE^JANE"  # a name that may be on no disk of the server's

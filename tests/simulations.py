@@ -11,8 +11,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from sscxr.data import phantom
-from sscxr.data.prepare import PUBLIC_SALT, prepare
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import PUBLIC_SALT, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 150  # seconds for one run; it takes one or two where the machine is free

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from caches import make_cache
 
-from sscxr import cli
-from sscxr.data import phantom, store
+from sscxr.commands import cli
+from sscxr.data.cache import store
+from sscxr.data.phantoms import phantom
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_module_runs_and_leaves_no_process(manifests: list[Path], tmp_path: 
     command = [
         sys.executable,
         "-m",
-        "sscxr.cli",
+        "sscxr.commands.cli",
         "prepare",
         str(manifests[0]),
         "--out",

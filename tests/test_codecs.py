@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sscxr import codecs, seeds
 from sscxr import config as configs
-from sscxr.codecs import CODECS, SCALE, encode_update
-from sscxr.training.pretrain import build_encoder
-from sscxr.wire import WireError
+from sscxr import seeds
+from sscxr.federation import codecs
+from sscxr.federation.codecs import CODECS, SCALE, encode_update
+from sscxr.federation.wire import WireError
+from sscxr.stages.pretrain import build_encoder
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -16,14 +16,14 @@ from simulations import ROOT, environment
 from typer.main import get_command
 
 from sim import run as simulation
-from sscxr import cli, command_line
+from sscxr.commands import cli, command_line
 from sscxr.errors import SscxrError
 
 HEAVY = ("torch", "pandas", "flwr", "timm", "sklearn", "ray")
 
 
 def sscxr(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sscxr.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "sscxr.commands.cli", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=240
     )
@@ -97,7 +97,7 @@ def test_exit_codes(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, os, signal, typer\nfrom sscxr import command_line\napp = typer.Typer()\n"
+        "import sys, os, signal, typer\nfrom sscxr.commands import command_line\napp = typer.Typer()\n"
         f"@app.command()\ndef work(name: str) -> None:\n    os.kill(os.getpid(), {int(number)})\n"
         "command_line.main(app, 'program', lambda words: 'again: ' + command_line.typed('program', words))"
     )
@@ -108,7 +108,8 @@ def test_a_signal_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("module", "heavy"), [("sscxr.cli", HEAVY), ("sim.run", HEAVY), ("sim.plan", ("torch", "flwr", "timm"))]
+    ("module", "heavy"),
+    [("sscxr.commands.cli", HEAVY), ("sim.run", HEAVY), ("sim.plan", ("torch", "flwr", "timm"))],
 )
 def test_help_imports_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
     code = f"""
@@ -153,7 +154,7 @@ def test_version_completion_and_the_nearest_name() -> None:
 def test_a_reader_that_went_and_a_full_disk_leave_no_traceback(tmp_path: Path) -> None:
     gone, there = os.pipe()
     os.close(gone)
-    command = [sys.executable, "-m", "sscxr.cli", "--help"]
+    command = [sys.executable, "-m", "sscxr.commands.cli", "--help"]
     for stdout, code in ((there, 1), (os.open("/dev/full", os.O_WRONLY), 1)):
         done = subprocess.run(
             command, cwd=ROOT, env=environment(), stdout=stdout, stderr=subprocess.PIPE, text=True

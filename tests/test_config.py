@@ -7,12 +7,12 @@ import pytest
 
 from server.aggregate import server_optimiser
 from sscxr import config as configs
-from sscxr.codecs import CODECS
 from sscxr.config import ConfigError
-from sscxr.ranges import CHOICES
-from sscxr.training.pretrain import build_objective
+from sscxr.config.ranges import CHOICES
+from sscxr.federation.codecs import CODECS
+from sscxr.stages.pretrain import build_objective
 
-RECIPES = sorted(file.stem for file in (Path(configs.__file__).parents[1] / "configs").glob("*.yaml"))
+RECIPES = sorted(file.stem for file in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 
 
 @functools.cache

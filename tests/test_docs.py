@@ -30,8 +30,8 @@ from releases import served
 from simulations import ROOT
 
 from sim import run as sim_run
-from sscxr import cli
 from sscxr import config as configs
+from sscxr.commands import cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages of which nothing is run here.

@@ -8,7 +8,8 @@ import pytest
 import torch
 from releases import encoder, write
 
-from sscxr import cli, export
+from sscxr.commands import cli
+from sscxr.release import export
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

@@ -68,7 +68,7 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
     edit(
         tree / "server" / "aggregate.py",
         ("def server_optimiser(", rule[rule.index("class ") :] + "\n\ndef server_optimiser("),
-        ("from sscxr.config import", "from sscxr import codecs\nfrom sscxr.config import"),
+        ("from sscxr.config import", "from sscxr.federation import codecs\nfrom sscxr.config import"),
         (
             '    if settings.name == "fedavg":',
             '    if settings.name == "clipped": return Clipped(settings.lr)\n    if settings.name == "fedavg":',

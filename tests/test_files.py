@@ -17,11 +17,13 @@ from simulations import ROOT
 from client import settings
 from server import status
 from sim import asked, plan
-from sscxr import fetch, files, finetuned, release, runs
-from sscxr.data import tables
-from sscxr.data.cache import open_cache
+from sscxr import api, files, runs
+from sscxr.data.cache import tables
+from sscxr.data.cache.cache import open_cache
 from sscxr.files import ExistsError
+from sscxr.finetuning import finetuned
 from sscxr.models import checkpoint
+from sscxr.release import fetch, release
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "sim.plan": lambda out: plan.main(data=[], out=out),
@@ -134,7 +136,7 @@ def test_an_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.Monke
         "a slash in it": lambda: runs.find("nosuch"),
         "absolute path": lambda: status.folder_of("nosuch"),
         "SSCXR_CACHE": fetch.cache_folder,
-        "without '~'": lambda: runs.Run("~/run"),
+        "without '~'": lambda: api.Run("~/run"),
     }
     for words, call in wanted.items():
         with pytest.raises(files.HomeError, match="set HOME") as error:

@@ -11,12 +11,12 @@ from caches import make_cache
 from releases import write
 from typer.testing import CliRunner
 
-from sscxr import finetuned, judge, tune
-from sscxr.cli import app
-from sscxr.data.cache import Cache, CacheError, open_cache
+from sscxr.commands.cli import app
+from sscxr.data.cache.cache import Cache, CacheError, open_cache
+from sscxr.finetuning import finetuned, judge, tune
+from sscxr.finetuning.finetune import FinetuneError
 from sscxr.models.encoder import EncoderError, build, model_args
 from sscxr.models.unetr import UNETR
-from sscxr.training.finetune import FinetuneError
 
 SIZE = 32
 QUICK = ["finetune.epochs=1", "finetune.min_steps=1", "finetune.batch_size=8", "segment.feature_size=4"]
@@ -76,7 +76,7 @@ def test_a_released_encoder_is_the_start_and_stays_when_frozen(tmp_path: Path) -
     tuned = tune.segment(job(tmp_path, cache, release, "finetune.frozen=true", sources=["north"]))
     assert set(cache.index["source"].iloc[tuned.parts.train]) == {"north"}
     model, spec = finetuned.load(tuned.folder)
-    from sscxr import release as releases
+    from sscxr.release import release as releases
 
     state = releases.load_encoder(release).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.encoder.state_dict().items())  # type: ignore[union-attr]

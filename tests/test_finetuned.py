@@ -12,10 +12,11 @@ import releases
 import safetensors.torch
 import torch
 
-from sscxr import finetuned, release, signing
 from sscxr.errors import SscxrError
-from sscxr.finetuned import FinetunedError, Spec
+from sscxr.finetuning import finetuned
+from sscxr.finetuning.finetuned import FinetunedError, Spec
 from sscxr.models.encoder import build, model_args
+from sscxr.release import release, signing
 
 ARGS = model_args(**releases.SIZES)
 

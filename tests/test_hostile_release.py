@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from releases import NAME, write
 
-from sscxr import finetuned, release
+from sscxr.finetuning import finetuned
+from sscxr.release import release
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sscxr import inference
+from sscxr.models import inference
 
 INPUT = {"img_size": 8, "mean": 0.5, "std": 0.25}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sscxr.join import PACKAGES, PROBE, Join, JoinError, Payload
+from sscxr.federation.join import PACKAGES, PROBE, Join, JoinError, Payload
 
 
 @pytest.fixture(scope="session")

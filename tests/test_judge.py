@@ -9,10 +9,11 @@ from caches import make_cache
 from tuned import make_model
 
 from sscxr import config as configs
-from sscxr import finetuned, inference, judge
-from sscxr.data.cache import Cache, CacheError
+from sscxr.data.cache.cache import Cache, CacheError
 from sscxr.errors import SscxrError
 from sscxr.evaluation import classification
+from sscxr.finetuning import finetuned, judge
+from sscxr.models import inference
 
 COUNT = 40
 

@@ -14,7 +14,8 @@ from marks import slow
 from PIL import Image
 from tuned import make_model
 
-from sscxr import cli, finetuned
+from sscxr.commands import cli
+from sscxr.finetuning import finetuned
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 

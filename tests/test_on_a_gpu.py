@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sscxr import seeds
 from sscxr.config import Config
-from sscxr.data.cache import Cache, open_cache
+from sscxr.data.cache.cache import Cache, open_cache
 from sscxr.objectives import gmml
-from sscxr.training import pretrain
+from sscxr.stages import pretrain
 from sscxr.training.device import set_up
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")

@@ -16,10 +16,11 @@ from dicoms import chest, dataset, save
 from PIL import Image
 from tuned import make_model
 
-from sscxr import dicom_seg, judge, overlay, predict, reading
-from sscxr.data import decode
-from sscxr.data.prepare import prepare
+from sscxr.data.pixels import decode
+from sscxr.data.prepare.prepare import prepare
 from sscxr.errors import SscxrError
+from sscxr.finetuning import judge
+from sscxr.predict import dicom_seg, overlay, predict, reading
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 
@@ -241,7 +242,7 @@ def test_a_file_that_kills_its_reader_stops_no_other(
     """As GDCM does, which aborts on some damaged headers."""
     shutil.copy(folder / "plain.png", folder / "7.png")
     monkeypatch.setattr(reading, "WORKERS", 1)
-    monkeypatch.setattr("sscxr.data.pool._limited", killing.limited)
+    monkeypatch.setattr("sscxr.data.prepare.pool._limited", killing.limited)
     files = [folder / name for name in ("short.png", "7.png", "notes.txt", "short.png")]
     found = predict.predict(classifier, files, tmp_path / "out")
     problems = {path.name: problem for path, problem in found.failed}

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import typer
 
-from sscxr import command_line, printable
-from sscxr.data import tables
-from sscxr.data.cache import INDEX_COLUMNS, read_index
-from sscxr.data.tables import Tables
+from sscxr import printable
+from sscxr.commands import command_line
+from sscxr.data.cache import tables
+from sscxr.data.cache.cache import INDEX_COLUMNS, read_index
+from sscxr.data.cache.tables import Tables
 from sscxr.display import Board, Line, PlainConsole
 
 ESCAPES = "\x1b]0;owned\x07\x1b[31mPWN\x1b[2J\x9b1m\r\u202egnp\u2028"

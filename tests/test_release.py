@@ -14,10 +14,10 @@ import torch
 from releases import NAME, SIZES, a_card, a_run, encoder, key_files, write
 
 import sscxr
-from sscxr import card, release, signing
-from sscxr.card import SiteData
 from sscxr.errors import SscxrError
 from sscxr.models.encoder import model_args
+from sscxr.release import card, release, signing
+from sscxr.release.card import SiteData
 
 
 def test_timm_loads_every_key_and_gives_the_same_features(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from test_report import Page, site_rows
 
-from sscxr import cli, command_line, runs
 from sscxr import config as configs
+from sscxr import runs
+from sscxr.commands import cli, command_line
 from sscxr.report import record
 
 

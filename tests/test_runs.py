@@ -14,8 +14,9 @@ from server import status
 from server.ledger import Ledger, State
 from sscxr import config as configs
 from sscxr import runs
-from sscxr.runs import Run, RunError, SiteRow, natural
-from sscxr.training.pretrain import build_encoder
+from sscxr.api import Run
+from sscxr.runs import RunError, SiteRow, natural
+from sscxr.stages.pretrain import build_encoder
 
 CONFIG = configs.load("smoke", ["encoder.depth=1", "gmml.blocks=[1]", "run.threads=1"])
 

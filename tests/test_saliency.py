@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from sscxr import saliency, seeds
+from sscxr import seeds
 from sscxr.models import encoder as encoders
 from sscxr.models.classifier import Classifier
+from sscxr.predict import saliency
 
 
 def make(pool: str = "mean", seed: int = 0) -> Classifier:

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from releases import key_files
 
-from sscxr import signing
-from sscxr.signing import SigningError
+from sscxr.release import signing
+from sscxr.release.signing import SigningError
 
 NAMES = ("a.txt", "b.bin")
 

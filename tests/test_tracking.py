@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sscxr import tracking
-from sscxr.tracking import Tracking, TrackingError
+from server import tracking
+from server.tracking import Tracking, TrackingError
 
 
 class Ledger:

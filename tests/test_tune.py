@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import releases
 
-from sscxr import cli, finetuned, tune
 from sscxr import config as configs
-from sscxr.data.cache import Cache, open_cache
-from sscxr.tune import Job, Tuned
+from sscxr.commands import cli
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.finetuning import finetuned, tune
+from sscxr.finetuning.tune import Job, Tuned
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The wire: what is malformed is refused, and what leaves a site is the list in `sscxr/wire.py`, no more."""
+"""The wire: what is malformed is refused, and what leaves a site is the list in `federation/wire.py`, no more."""
 
 import json
 import math
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sscxr import wire
-from sscxr.wire import WireError
+from sscxr.federation import wire
+from sscxr.federation.wire import WireError
 
 TASK = wire.Task("run", 3, 1, "r00002-a00", "run: {}", "{}", 60.0)
 HELLO = wire.Hello("site-1", "{}", 40)

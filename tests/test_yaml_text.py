@@ -10,10 +10,9 @@ from test_join import a_join
 
 from client.settings import init, read_settings
 from sscxr import config as configs
-from sscxr import yaml_text
-from sscxr.config import ConfigError
-from sscxr.join import Join, JoinError
-from sscxr.yaml_text import YamlError
+from sscxr.config import ConfigError, yaml_text
+from sscxr.config.yaml_text import YamlError
+from sscxr.federation.join import Join, JoinError
 
 # What YAML 1.1 takes for a number, a truth, a date or nothing.
 ODD = (

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from sscxr import config, finetuned, seeds
-from sscxr.finetuned import Spec
+from sscxr import config, seeds
+from sscxr.finetuning import finetuned
+from sscxr.finetuning.finetuned import Spec
 
 SIZE = 32  # px at the encoder's input
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from client.doctor.checks import Check, judged, warning
 from client.doctor.network import Server
-from sscxr.join import Join
+from sscxr.federation.join import Join
 
 PROBE_BYTES = 2 << 20  # what the server's probe gives, and takes at most
 _LONGEST = 10.0  # seconds a direction; what got through by then tells the speed of a slow link

@@ -17,10 +17,11 @@ import pandas as pd
 from client.doctor.checks import Check, failed, judged, ok, warning
 from client.settings import SiteSettings
 from client.site import Site
-from sscxr import wire
 from sscxr.config import Config
-from sscxr.data.cache import LABEL_PREFIX, LATERAL_VIEWS, Cache
+from sscxr.data.cache.cache import LABEL_PREFIX, LATERAL_VIEWS, Cache
+from sscxr.data.rows import Rows
 from sscxr.errors import SscxrError
+from sscxr.federation import wire
 
 FILES = 20  # of an export that are decoded
 LOOKED_AT = 512  # images whose posture is judged
@@ -30,15 +31,13 @@ _LISTED = 20_000  # files of an export among which the sample is drawn
 # Above this share of the sample, a line is more than the detector's false alarms (docs/posture.md).
 _TURNED_FAILED, _MIRRORED_WARNING = 0.02, 0.05
 
-Rows = npt.NDArray[np.int64]
-
 
 def files(folder: Path) -> Iterator[Check]:
     """How many of a folder's files decode, and why the others do not, in the decoder's fixed words."""
-    from sscxr.data import pool
-    from sscxr.data.decode import Task
-    from sscxr.data.dicom import MAX_PIXELS
-    from sscxr.data.facts import Refused
+    from sscxr.data.pixels.decode import Task
+    from sscxr.data.pixels.dicom import MAX_PIXELS
+    from sscxr.data.pixels.facts import Refused
+    from sscxr.data.prepare import pool
 
     found = list(islice(_walk(folder), _LISTED))
     sample = [found[place] for place in _evenly(len(found), FILES)]
@@ -179,8 +178,8 @@ def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
 
     Where the view is unknown, an image may be a lateral: it counts only beyond the odds that laterals reach.
     """
-    from sscxr.data import posture
-    from sscxr.data.decode import LATERAL_ODDS
+    from sscxr.data.pixels import posture
+    from sscxr.data.pixels.decode import LATERAL_ODDS
 
     views = opened.index["view"].to_numpy()
     frontal = rows[~np.isin(views[rows], LATERAL_VIEWS)]

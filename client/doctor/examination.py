@@ -12,7 +12,7 @@ from client.doctor.network import Server
 from client.settings import SiteError, SiteSettings, read_settings
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
-from sscxr.join import Join, JoinError
+from sscxr.federation.join import Join, JoinError
 
 
 @dataclass(frozen=True)

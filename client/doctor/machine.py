@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from client.doctor.checks import Check, failed, judged, ok, warning
 from client.settings import REGISTERED, SiteSettings
 from sscxr.config import Config, ConfigError
-from sscxr.join import Join, installed
+from sscxr.federation.join import Join, installed
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,8 @@ def _series(version: str) -> list[str]:
 
 def recipe(join: Join, config: Config) -> Iterator[Check]:
     """The fingerprint that this installation gives the join file's recipe, against the join file's."""
-    from sscxr import wire
     from sscxr.config import recipe_hash
+    from sscxr.federation import wire
 
     here = json.loads(wire.fingerprint(recipe_hash(config)))
     there = json.loads(join.fingerprint)
@@ -85,7 +85,7 @@ def name(settings: SiteSettings) -> Iterator[Check]:
 
 def approval(join: Join, settings: SiteSettings) -> Iterator[Check]:
     """Whether the site has approved the join file's recipe."""
-    from sscxr import approval as approvals
+    from sscxr.federation import approval as approvals
 
     try:
         own = approvals.digest(approvals.settings_of(join.recipe))
@@ -120,7 +120,7 @@ def device(join: Join | None, settings: SiteSettings | None, config: Config) -> 
 
 def _need(join: Join | None, config: Config, device: "torch.device") -> float:
     """GB that a round of the run takes on this device; of a fine-tuning, what the join file says of any."""
-    from sscxr.training import memory
+    from sscxr.stages import memory
     from sscxr.training.device import in_bf16
 
     if join is None or config.run.stage != "pretrain":

@@ -19,11 +19,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
-from sscxr import inference
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import metrics
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.evaluation.tasks import Task, find_tasks
+from sscxr.models import inference
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import ndimage
 
-from sscxr.data.cache import Cache, CacheError
-from sscxr.data.pictures import MASK_IGNORE, MASK_LUNG
+from sscxr.data.cache.cache import Cache, CacheError
+from sscxr.data.pixels.pictures import MASK_IGNORE, MASK_LUNG
+from sscxr.data.rows import Rows
 from sscxr.evaluation import metrics
 from sscxr.evaluation.classification import SUBGROUPS
 
-Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Masks = npt.NDArray[np.uint8]
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sscxr.data.cache import Cache
-
-Rows = npt.NDArray[np.int64]
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
 
 # Labels that state that nothing was found: where one only mirrors a finding, the finding's name is kept.
 HEALTHY = frozenset({"normal", "no finding", "no_finding", "healthy"})

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sscxr import card
 from sscxr.files import write_atomically
+from sscxr.release import card
 from sscxr.report import charts
 from sscxr.report.charts import Chart, Estimate, Line
 from sscxr.report.page import template

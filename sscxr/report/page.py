@@ -70,7 +70,7 @@ def render(record: Record) -> str:
 @cache
 def template(name: str) -> jinja2.Template:
     """A page's template; every text put into it is escaped."""
-    folder = resources.files("sscxr") / "templates"
+    folder = resources.files("sscxr.report") / "templates"
     loader = jinja2.FunctionLoader(lambda file: (folder / file).read_text(encoding="utf-8"))
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return found.get_template(name)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from sscxr.federation.wire import COUNT_TABLES, GREY, GREY_CELLS
 from sscxr.report import svg
 from sscxr.report.charts import Chart, Line, curves
 from sscxr.report.record import Record
 from sscxr.runs import natural
-from sscxr.wire import COUNT_TABLES, GREY, GREY_CELLS
 
 AT_MOST = "≤ "  # before the name of a site whose total is not told
 

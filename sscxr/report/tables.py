@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sscxr import card
+from sscxr.federation.wire import GREY
+from sscxr.release import card
 from sscxr.report.record import FOLDED, Record
 from sscxr.report.summary import total_images, verdict
 from sscxr.runs import natural
-from sscxr.wire import GREY
 
 # Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
 LISTED = 40

@@ -45,6 +45,19 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """A model on a site's held-out images.
+
+    Attributes:
+        loss: mean over the images.
+        score: mean AUROC of a classifier, Dice of a segmenter; NaN: there is none.
+    """
+
+    loss: float
+    score: float
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Where a stretch of `steps` lies in the whole run: from `begin` to `end`, shares in 0..1."""
 

@@ -10,7 +10,7 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLosslessSV1
 
 from sscxr import config as configs
-from sscxr.data import dicom
+from sscxr.data.pixels import dicom
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = ("encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "run.device=cpu", "pretrain.batch_size=8")
@@ -57,8 +57,8 @@ def test_ingest(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cache_is_opened_with_its_columns_and_without(bench: Any, tmp_path: Path) -> None:
-    from sscxr.data import columns
-    from sscxr.data.cache import read_index
+    from sscxr.data.cache import columns
+    from sscxr.data.cache.cache import read_index
 
     folder = bench("noise").make(tmp_path / "cache", 400, 64, sparse=True)
     parsed = bench("scale").opened(folder)
@@ -79,7 +79,7 @@ def of_rounds(**given: Any) -> Namespace:
 
 @pytest.mark.slow
 def test_parts_of_a_round_are_within_it(bench: Any, tmp_path: Path) -> None:
-    from sscxr.training.pretrain import SiteTraining
+    from sscxr.stages.pretrain import SiteTraining
 
     rounds, real = bench("rounds"), SiteTraining.train_round
     run = rounds.in_process("inline", tmp_path, of_rounds(sites=2, rounds=1, steps=4))

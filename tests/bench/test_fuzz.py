@@ -10,8 +10,9 @@ import pytest
 from dicoms import chest, dataset, save
 from PIL import Image
 
-from sscxr.data import decode, pool
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import decode
+from sscxr.data.pixels.facts import Refused
+from sscxr.data.prepare import pool
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 

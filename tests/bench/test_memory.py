@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sscxr import config as configs
-from sscxr.training import memory
+from sscxr.stages import memory
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -58,7 +58,7 @@ def test_only_the_metrics_that_the_site_allows_are_told(site: Path, metrics: lis
 def test_training_is_held_to_the_memory_that_the_site_allows(site: Path, gigabytes: float) -> None:
     allow(site, memory_gb=gigabytes)
     code = (
-        "import federation as fed, sys; from pathlib import Path; from sscxr.wire import RECORD\n"
+        "import federation as fed, sys; from pathlib import Path; from sscxr.federation.wire import RECORD\n"
         "config = fed.settings('encoder.depth=12', 'encoder.name=vit_base_patch16_224')\n"
         "print(dict(fed.ask(config, Path(sys.argv[1])).content.config_records[RECORD])['failure'])"
     )

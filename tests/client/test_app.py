@@ -8,8 +8,8 @@ import torch
 from answers import said, states, update
 
 from client.app import RECORD
-from sscxr import codecs, wire
 from sscxr import config as configs
+from sscxr.federation import codecs, wire
 
 
 def test_hello_says_who_it_is_and_no_more(site: Path) -> None:

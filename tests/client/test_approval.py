@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from client import commands
 from client.settings import approve, init, read_settings
 from server.commands import describe
-from sscxr import approval, wire
 from sscxr import config as configs
+from sscxr.federation import approval, wire
 
 KINDS = ("query", "train", "evaluate")
 

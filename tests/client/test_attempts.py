@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from answers import said, states, update
 
-from sscxr import codecs, wire
+from sscxr.federation import codecs, wire
 
 
 @pytest.mark.parametrize("codec", ["fp16", "int8"])

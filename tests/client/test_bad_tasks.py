@@ -14,7 +14,7 @@ from client.doctor import machine
 from client.settings import read_settings
 from sim.engine import InlineGrid
 from sscxr import config as configs
-from sscxr import wire
+from sscxr.federation import wire
 
 
 def test_a_task_of_another_recipe_is_refused_before_any_work(site: Path) -> None:

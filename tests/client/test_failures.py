@@ -13,9 +13,9 @@ from flwr.app import Message, RecordDict
 
 from client import app as client
 from sim.engine import InlineGrid
+from sscxr.stages.pretrain import SiteTraining
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 from sscxr.training.parts import Parts
-from sscxr.training.pretrain import SiteTraining
 
 
 @pytest.mark.parametrize(

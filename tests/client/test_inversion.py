@@ -15,13 +15,14 @@ from answers import failure, said, states, update
 from omegaconf import OmegaConf
 
 from client import app as client
-from sscxr import codecs, ranges
 from sscxr import config as configs
-from sscxr.config import Config, ConfigError
-from sscxr.data import phantom
-from sscxr.data.cache import open_cache
-from sscxr.data.prepare import prepare
-from sscxr.training import pretrain, stages
+from sscxr.config import Config, ConfigError, loading, ranges
+from sscxr.data.cache.cache import open_cache
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import prepare
+from sscxr.federation import codecs
+from sscxr.stages import pretrain, stages
+from sscxr.training.batches import batches_of_round, steps_of_round
 
 # All that makes AdamW's first step a gradient in fp32, and a gradient a picture.
 BARE = (
@@ -69,9 +70,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ranges, "problem", lambda config: "")
-    configs._loaded.cache_clear()
+    loading._loaded.cache_clear()
     yield
-    configs._loaded.cache_clear()
+    loading._loaded.cache_clear()
 
 
 def attacked(site: Path, config: Config) -> inversion.Leak:
@@ -89,8 +90,8 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
     cache = open_cache(site.parent / "cache")
     rows = client.Site(client.read_settings(site)).training_rows(config)
     batch, local = stages.batch_size(config), config.federation.local_epochs
-    steps = pretrain.steps_of_round(len(rows), batch, local, 0)
-    batches = pretrain.batches_of_round(rows, batch, steps, seed=config.run.seed, site="anna")
+    steps = steps_of_round(len(rows), batch, local, 0)
+    batches = batches_of_round(rows, batch, steps, seed=config.run.seed, site="anna")
     used = np.unique(np.concatenate(list(batches)))
     trained, others = (
         pretrain.whole(torch.from_numpy(cache.images[part]), config)[:, 0].double().numpy()

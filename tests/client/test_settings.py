@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from client.settings import SiteError, SiteSettings, init, limit_memory, read_settings
 from server.commands import describe
-from sscxr.join import Join
-from sscxr.wire import WireError
+from sscxr.federation.join import Join
+from sscxr.federation.wire import WireError
 
 
 def test_what_init_writes_is_read_back_with_every_setting_in_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from caches import make_cache
 
 from client.settings import SiteError, SiteSettings
 from client.site import Site
-from sscxr.wire import FAILURES
+from sscxr.federation.wire import FAILURES
 
 
 def test_a_cache_or_list_of_groups_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from client.settings import SiteError
 from client.site import StateStore, writes
-from sscxr.wire import WireError
+from sscxr.federation.wire import WireError
 
 TENSORS = {"head.weight": torch.arange(6.0).reshape(2, 3), "exp_avg.encoder.norm.bias": torch.ones(4)}
 

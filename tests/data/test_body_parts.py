@@ -6,8 +6,8 @@ import pytest
 from dicoms import chest, dataset, save
 from exports import quarantine, run
 
-from sscxr.data import body_parts, parsing
-from sscxr.data.cache import open_cache
+from sscxr.data.cache.cache import open_cache
+from sscxr.data.pixels import body_parts, parsing
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from caches import make_cache
 
-from sscxr.data import columns
-from sscxr.data.cache import Cache, open_cache, read_index
+from sscxr.data.cache import columns
+from sscxr.data.cache.cache import Cache, open_cache, read_index
 
 INDEX = {
     "view": ["PA", "L", "", "AP", "NA"],

@@ -11,7 +11,8 @@ from layouts import LAYOUTS
 from layouts.base import Truth, picture, write_table
 from layouts.labeller import labelled
 
-from sscxr.data import corpora, vocabulary
+from sscxr.data import corpora
+from sscxr.data.corpora import vocabulary
 from sscxr.data.corpora.base import CorpusError
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sscxr.data import corpora, rle
-from sscxr.data.prepare import prepare
+from sscxr.data import corpora
+from sscxr.data.corpora import rle
+from sscxr.data.prepare.prepare import prepare
 
 
 def test_siim_masks_are_decoded_as_torchxrayvision_decodes_them(corpus) -> None:  # type: ignore[no-untyped-def]

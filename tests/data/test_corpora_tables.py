@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from layouts.base import shipped
 
-from sscxr.data import corpora, vocabulary
-from sscxr.data.corpora import base
+from sscxr.data import corpora
+from sscxr.data.corpora import base, vocabulary
 from sscxr.data.corpora.base import CorpusError
 
 

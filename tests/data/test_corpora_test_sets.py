@@ -8,7 +8,7 @@ import pytest
 from layouts.base import picture
 from marks import slow
 
-from sscxr.data.prepare import prepare
+from sscxr.data.prepare.prepare import prepare
 
 
 @pytest.mark.parametrize("name", ["nih", slow("kermany"), slow("covidx")])

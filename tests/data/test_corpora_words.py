@@ -9,11 +9,11 @@ import pytest
 from layouts.base import picture
 from typer.testing import CliRunner
 
-from sscxr.cli import app
+from sscxr.commands.cli import app
 from sscxr.data import corpora
 from sscxr.data.corpora.base import CorpusError
-from sscxr.data.parts import part_of
-from sscxr.data.vocabulary import PADCHEST_SILENT, PADCHEST_WORDS, spelled
+from sscxr.data.corpora.parts import part_of
+from sscxr.data.corpora.vocabulary import PADCHEST_SILENT, PADCHEST_WORDS, spelled
 
 KINDS = ("covid19", "pneumonia", "viral_pneumonia", "bacterial_pneumonia", "fungal_pneumonia", "normal")
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from caches import make_cache
 
-from sscxr.data.cache import CacheError, open_cache, read_index
+from sscxr.data.cache.cache import CacheError, open_cache, read_index
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
 

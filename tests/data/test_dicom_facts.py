@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from dicoms import chest, dataset, read
 
-from sscxr.data.facts import Facts
-from sscxr.data.greyscale import turn, upright
+from sscxr.data.pixels.facts import Facts
+from sscxr.data.pixels.greyscale import turn, upright
 
 
 @pytest.mark.parametrize(

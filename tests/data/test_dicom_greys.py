@@ -10,7 +10,7 @@ from dicoms import chest, dataset, read
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from sscxr.data import greyrange, greyscale
+from sscxr.data.pixels import greyrange, greyscale
 
 
 def lut(entries: npt.NDArray[Any], first: int, bits: int) -> Sequence:

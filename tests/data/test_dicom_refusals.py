@@ -12,9 +12,9 @@ from dicoms import LOSSLESS, chest, dataset, read, refusal, save
 from pydicom import dcmread
 from pydicom.encaps import encapsulate, generate_frames
 
-from sscxr.data import dicom
-from sscxr.data.decode import Prepared, Task, attempt
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import dicom
+from sscxr.data.pixels.decode import Prepared, Task, attempt
+from sscxr.data.pixels.facts import Refused
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_damaged_files_are_refused_or_read_and_never_crash(tmp_path: Path, synta
 def peak_of_reading(path: Path) -> tuple[str, int]:
     """The refusal of a file in a fresh process, and the MB that reading it took there."""
     program = (
-        "import resource, sys; from pathlib import Path; from sscxr.data import dicom, facts\n"
+        "import resource, sys; from pathlib import Path; from sscxr.data.pixels import dicom, facts\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
         "before = peak()\n"
         "try: dicom.read(Path(sys.argv[1]))\n"

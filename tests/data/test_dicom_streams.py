@@ -16,8 +16,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import JPEG2000, JPEG2000Lossless
 
-from sscxr.data import codestream, dicom
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import codestream, dicom
+from sscxr.data.pixels.facts import Refused
 
 SIZ = {"across": 8, "down": 12, "left": 16, "top": 20, "tiles left": 32, "tiles top": 36}  # ISO 15444-1 A.5.1
 

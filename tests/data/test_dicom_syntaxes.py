@@ -9,8 +9,8 @@ import pytest
 from dicoms import LOSSLESS, LOSSY, SYNTAXES, chest, dataset, read, save
 from pydicom import dcmread
 
-from sscxr.data import dicom, parsing
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import dicom, parsing
+from sscxr.data.pixels.facts import Refused
 
 
 @pytest.mark.parametrize("signed", [False, True])

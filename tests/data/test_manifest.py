@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sscxr.data import manifest
-from sscxr.data.facts import normal_view
-from sscxr.data.manifest import ManifestError, Record
+from sscxr.data.corpora import manifest
+from sscxr.data.corpora.manifest import ManifestError, Record
+from sscxr.data.pixels.facts import normal_view
 
 FULL = """file,source,patient_id,view,age,age_group,sex,label,labels_raw,mask,licence,orig_width,notes,split_group
 images/a.png,hospital,p1,PA,76.0,adult,M,pneumonia,viral,masks/a.png,CC BY 4.0,640,x,g1

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from layouts.base import picture
 
-from sscxr.data import listing, manifest
-from sscxr.data.assemble import remove
-from sscxr.data.cache import CacheError
-from sscxr.data.facts import is_placeholder, normal_id
-from sscxr.data.manifest import ManifestError, Record
-from sscxr.data.prepare import prepare
+from sscxr.data.cache.assemble import remove
+from sscxr.data.cache.cache import CacheError
+from sscxr.data.corpora import manifest
+from sscxr.data.corpora.manifest import ManifestError, Record
+from sscxr.data.pixels.facts import is_placeholder, normal_id
+from sscxr.data.prepare import listing
+from sscxr.data.prepare.prepare import prepare
 
 
 def read(folder: Path, text: str | bytes) -> tuple[list[Record], str]:

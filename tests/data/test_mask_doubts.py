@@ -8,8 +8,9 @@ import pytest
 from layouts.base import picture
 from PIL import Image
 
-from sscxr.data import mask_doubts, sheet
-from sscxr.data.prepare import prepare
+from sscxr.data.cache import sheet
+from sscxr.data.pixels import mask_doubts
+from sscxr.data.prepare.prepare import prepare
 
 SIDE = 64
 

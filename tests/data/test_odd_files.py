@@ -19,9 +19,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
-from sscxr.data import decode, dicom, luts, pictures, quiet
-from sscxr.data.decode import Prepared, Task, attempt
-from sscxr.data.facts import Refused
+from sscxr.data.pixels import decode, dicom, luts, pictures, quiet
+from sscxr.data.pixels.decode import Prepared, Task, attempt
+from sscxr.data.pixels.facts import Refused
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 JPEGS = ("jpeg baseline", "jpeg lossless sv1", "jpeg-ls", "jpeg 2000")
@@ -373,7 +373,7 @@ def test_no_library_prints_a_word_of_a_header(tmp_path: Path) -> None:
     data.PixelData = encapsulate([bytes(frame)])
     data.save_as(path)
     program = (
-        "import sys, logging; from pathlib import Path; from sscxr.data.decode import Task, attempt\n"
+        "import sys, logging; from pathlib import Path; from sscxr.data.pixels.decode import Task, attempt\n"
         "for file in sorted(Path(sys.argv[1]).iterdir()): attempt(Task(file, None, '', 64, 10**6))\n"
     )
     done = subprocess.run(

@@ -11,10 +11,10 @@ import pydicom
 import pytest
 from PIL import Image
 
-from sscxr.data import phantom
-from sscxr.data.phantom_anatomy import draw_patient
-from sscxr.data.phantom_findings import LABELS
-from sscxr.data.phantom_scanner import draw_style
+from sscxr.data.phantoms import phantom
+from sscxr.data.phantoms.anatomy import draw_patient
+from sscxr.data.phantoms.findings import LABELS
+from sscxr.data.phantoms.scanner import draw_style
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def rows_of(folder: Path) -> list[tuple[Path, dict[str, str]]]:
 
 
 def test_same_seed_same_bytes_in_another_process(written: Path, tmp_path: Path) -> None:
-    code = "import sys, sscxr.data.phantom as p; p.write(sys.argv[1], images=24, sites=3, seed=5, size=96)"
+    code = "import sys, sscxr.data.phantoms.phantom as p; p.write(sys.argv[1], images=24, sites=3, seed=5, size=96)"
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "again")],
         check=True,

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sscxr.data import phantom, posture
-from sscxr.data.posture import Floats, Posture, look
+from sscxr.data.phantoms import phantom
+from sscxr.data.pixels import posture
+from sscxr.data.pixels.posture import Floats, Posture, look
 
 
 @pytest.fixture(scope="module")

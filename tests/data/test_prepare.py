@@ -10,8 +10,10 @@ from dicoms import dataset, save
 from exports import picture, quarantine, run, write
 from PIL import Image
 
-from sscxr.data import decode, groups, tables
-from sscxr.data.tables import PRIVATE
+from sscxr.data.cache import tables
+from sscxr.data.cache.tables import PRIVATE
+from sscxr.data.pixels import decode
+from sscxr.data.prepare import groups
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 

@@ -15,14 +15,17 @@ from dicoms import chest, dataset, save
 from exports import contents, picture, quarantine, run, write
 from marks import slow
 
-from sscxr.data import assemble, decode, phantom, pool, store
-from sscxr.data.cache import CacheError, open_cache
-from sscxr.data.facts import Refused
-from sscxr.data.listing import SourceError
-from sscxr.data.manifest import ManifestError
-from sscxr.data.pool import WorkerError
-from sscxr.data.pool import decode as decode_in_pool
-from sscxr.data.prepare import PrepareError
+from sscxr.data.cache import assemble, store
+from sscxr.data.cache.cache import CacheError, open_cache
+from sscxr.data.corpora.manifest import ManifestError
+from sscxr.data.phantoms import phantom
+from sscxr.data.pixels import decode
+from sscxr.data.pixels.facts import Refused
+from sscxr.data.prepare import pool
+from sscxr.data.prepare.listing import SourceError
+from sscxr.data.prepare.pool import WorkerError
+from sscxr.data.prepare.pool import decode as decode_in_pool
+from sscxr.data.prepare.prepare import PrepareError
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 
@@ -44,7 +47,7 @@ def test_a_second_run_is_quick_and_changes_nothing(
     def forbidden(task: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("sscxr.data.pool.attempt", forbidden)
+    monkeypatch.setattr("sscxr.data.prepare.pool.attempt", forbidden)
     run(export, tmp_path / "cache")
     assert contents(cache.folder) == before
     assert {
@@ -151,7 +154,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     manifests = [str(path) for path in phantoms]
     whole = run(manifests, tmp_path / "whole")
     script = (
-        "import sys; from sscxr.data.prepare import prepare\n"
+        "import sys; from sscxr.data.prepare.prepare import prepare\n"
         "prepare(sys.argv[2:], sys.argv[1], size=64, workers=0, progress=False, salt=bytes(range(32)))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "cache"), *manifests]
@@ -180,7 +183,7 @@ def test_a_file_that_kills_its_worker_is_quarantined(tmp_path: Path, monkeypatch
     import killing
 
     files = [write(tmp_path / f"{number}.png", picture(number)) for number in range(12)]
-    monkeypatch.setattr("sscxr.data.pool._limited", killing.limited)
+    monkeypatch.setattr("sscxr.data.prepare.pool._limited", killing.limited)
     tasks = [(file.name, decode.Task(file, None, "L", 64, 10**6)) for file in files]
     results = dict(decode_in_pool(tasks, 2))
     assert set(results) == {file.name for file in files}
@@ -204,7 +207,7 @@ def test_a_refused_file_is_tried_anew_where_its_line_is_deleted_or_it_is_touched
         run(export, out)
         return list(tried)
 
-    monkeypatch.setattr("sscxr.data.pool.attempt", kills)
+    monkeypatch.setattr("sscxr.data.prepare.pool.attempt", kills)
     assert refused.name in again()
     assert again() == []
     (out / "quarantine.csv").write_text("file,reason\n")
@@ -255,7 +258,7 @@ def test_workers_that_do_not_start_are_no_fault_of_the_files(
 ) -> None:
     import killing
 
-    monkeypatch.setattr("sscxr.data.pool._start_worker", killing.die)
+    monkeypatch.setattr("sscxr.data.prepare.pool._start_worker", killing.die)
     with pytest.raises(WorkerError, match="die as they start"):
         run(export, tmp_path / "cache", workers=1)
     assert not (tmp_path / "cache" / "quarantine.csv").exists()
@@ -305,7 +308,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
         patch.setattr(store, "write_images", full)
         with pytest.raises(PrepareError, match=r"disk of .* is full"):
             run(export, tmp_path / "cache")
-    monkeypatch.setattr("sscxr.data.pool.attempt", full)  # nothing is decoded a second time
+    monkeypatch.setattr("sscxr.data.prepare.pool.attempt", full)  # nothing is decoded a second time
     cache = run(export, tmp_path / "cache")
     assert contents(cache.folder) == contents(whole.folder)
 

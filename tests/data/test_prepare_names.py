@@ -10,9 +10,9 @@ from dicoms import chest, dataset, save
 from exports import contents, picture, quarantine, run, write
 from PIL import Image
 
-from sscxr.data import store
-from sscxr.data.listing import SourceError
-from sscxr.data.prepare import PrepareError
+from sscxr.data.cache import store
+from sscxr.data.prepare.listing import SourceError
+from sscxr.data.prepare.prepare import PrepareError
 
 pytestmark = pytest.mark.usefixtures("any_posture")
 

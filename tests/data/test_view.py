@@ -9,10 +9,11 @@ from caches import make_cache
 
 from client.settings import SiteSettings
 from client.site import Site
-from sscxr.data import phantom, store, view
-from sscxr.data.assemble import remove
-from sscxr.data.cache import Cache, CacheError, open_cache
-from sscxr.data.prepare import count_new, prepare
+from sscxr.data.cache import store, view
+from sscxr.data.cache.assemble import remove
+from sscxr.data.cache.cache import Cache, CacheError, open_cache
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import count_new, prepare
 
 
 @pytest.fixture(scope="module")

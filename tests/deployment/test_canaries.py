@@ -24,7 +24,7 @@ from wires import Wire
 
 from client.answers import FILE
 from client.settings import init
-from sscxr.data import store
+from sscxr.data.cache import store
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.timeout(1200)

@@ -9,10 +9,10 @@ import torch
 from caches import make_cache
 from torch import nn
 
-from sscxr import inference
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.tasks import find_tasks
+from sscxr.models import inference
 
 INPUT = {"img_size": 16, "mean": 0.5, "std": 0.25}
 

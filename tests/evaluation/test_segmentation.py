@@ -14,7 +14,7 @@ from caches import make_cache
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from scipy import ndimage
 
-from sscxr.data.cache import Cache, CacheError, open_cache
+from sscxr.data.cache.cache import Cache, CacheError, open_cache
 from sscxr.evaluation import segmentation
 from sscxr.evaluation.segmentation import dice, difference, evaluate, figures, hd95, measure, mm_per_px
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from releases import Site, a_run, key_files, served
 
-from sscxr import download, release, signing
+from sscxr.release import download, release, signing
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import requests
 from pulls import CHUNK, FAR, assert_same, break_off, entries, spoil, weights_size
 from releases import Site, a_run, served
 
-from sscxr import download, fetch, release, signing
-from sscxr.download import Server
+from sscxr.release import download, fetch, release, signing
+from sscxr.release.download import Server
 
 
 def test_a_cut_connection_is_gone_on_with(site: Site) -> None:
@@ -109,7 +109,7 @@ def test_a_redirect_to_another_server_is_followed(
 @pytest.mark.slow
 def test_a_pull_that_was_killed_goes_on(site: Site, cache: Path) -> None:
     site.pause = 0.05
-    code = "import sys; from sscxr import fetch; fetch.pull(sys.argv[1])"
+    code = "import sys; from sscxr.release import fetch; fetch.pull(sys.argv[1])"
     puller = subprocess.Popen([sys.executable, "-c", code, site.url])
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(

@@ -13,8 +13,9 @@ from pulls import assert_same, entries, spoil
 from releases import Site
 
 import sscxr
-from sscxr import cli, download, fetch, release
-from sscxr.download import FetchError
+from sscxr.commands import cli
+from sscxr.release import download, fetch, release
+from sscxr.release.download import FetchError
 
 
 def test_a_pull_is_whole_and_the_second_asks_for_no_weights(site: Site, cache: Path) -> None:

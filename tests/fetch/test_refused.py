@@ -9,10 +9,10 @@ from pulls import assert_same, entries, spoil
 from releases import Site, encoder, key_files
 
 import sscxr
-from sscxr import fetch, release, signing
-from sscxr.download import FetchError
 from sscxr.errors import SscxrError
-from sscxr.signing import SigningError
+from sscxr.release import fetch, release, signing
+from sscxr.release.download import FetchError
+from sscxr.release.signing import SigningError
 
 
 @pytest.mark.parametrize("name", release.FILES)

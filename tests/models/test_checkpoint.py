@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sscxr.models.checkpoint import is_from_a_hub, load_start
 from sscxr.models.encoder import EncoderError, build
-from sscxr.training import stages
+from sscxr.stages import stages
 
 NAME = "vit_tiny_patch16_224"
 State = dict[str, Tensor]

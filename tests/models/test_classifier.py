@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sscxr.models.classifier import Classifier
 from sscxr.models.encoder import build
-from sscxr.release import load_encoder
+from sscxr.release.release import load_encoder
 
 
 def classifier(labels: int = 3, pool: str = "mean") -> Classifier:

@@ -8,9 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from sscxr import release
-from sscxr.card import Card
 from sscxr.models.encoder import EncoderError, build, model_args, patch_tokens, project
+from sscxr.release import release
+from sscxr.release.card import Card
 
 NAME = "vit_tiny_patch16_224"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from releases import write
 
-from sscxr import release
 from sscxr.models.encoder import EncoderError, build, model_args
 from sscxr.models.unetr import UNETR, step_strides, tap_blocks
+from sscxr.release import release
 
 NAME = "vit_tiny_patch16_224"
 SIZES: dict[str, Any] = {"img_size": 32, "patch_size": 8, "in_chans": 1, "depth": 4}

@@ -17,8 +17,8 @@ from server.aggregate import (
     WeightedSum,
     server_optimiser,
 )
-from sscxr.codecs import CHUNK
 from sscxr.config import ServerOptimiserConfig
+from sscxr.federation.codecs import CHUNK
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3)}
 WEIGHTS = (1, 100_000, 17, 3, 999)

@@ -26,8 +26,8 @@ from replies import (
 
 from client import app as client
 from sim.engine import InlineGrid
-from sscxr import wire
-from sscxr.training.pretrain import SiteTraining
+from sscxr.federation import wire
+from sscxr.stages.pretrain import SiteTraining
 
 REFUSED: dict[str, tuple[fed.Damage, str]] = {
     "NaN": (holding(math.nan), "NaN or infinity in norm.bias"),

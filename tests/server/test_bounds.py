@@ -12,8 +12,8 @@ from replies import NAMES, Replay, answer, fields, sites, table
 
 from server.bounds import Bounds, capped, clip
 from server.ledger import Ledger, State
-from sscxr import codecs
 from sscxr.config import Config
+from sscxr.federation import codecs
 
 JOINED = {"anna": 100, "bona": 120, "cora": 400}
 OPEN = ("federation.rounds=20", "federation.local_epochs=1")

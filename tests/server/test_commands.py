@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from server import commands
-from sscxr import approval, wire
 from sscxr import config as configs
 from sscxr.config import ConfigError
-from sscxr.join import Join, JoinError
+from sscxr.federation import approval, wire
+from sscxr.federation.join import Join, JoinError
 
 GIVEN = ["--name", "lungs", "--superlink", "fl.example.org:8443"]
 

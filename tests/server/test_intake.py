@@ -13,7 +13,7 @@ from superlinks import Authority, SuperLink
 
 from client import app as client
 from server import mail
-from sscxr.wire import RECORD
+from sscxr.federation.wire import RECORD
 
 NAMES = ["anna", "bona"]
 PATIENT = "DOE^JANE"

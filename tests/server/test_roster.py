@@ -14,8 +14,8 @@ from flwr.app import ConfigRecord, Message
 from client import app as client
 from server.mail import RunStopped
 from sim.engine import InlineGrid
-from sscxr import wire
-from sscxr.wire import RECORD
+from sscxr.federation import wire
+from sscxr.federation.wire import RECORD
 
 
 class Registered(InlineGrid):

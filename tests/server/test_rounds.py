@@ -17,7 +17,7 @@ from server import rounds
 from server.app import run
 from server.ledger import Ledger, State
 from sim.engine import InlineGrid
-from sscxr import codecs
+from sscxr.federation import codecs
 from sscxr.runs import read_status
 
 

@@ -161,7 +161,7 @@ def test_it_begins_without_what_takes_seconds_to_import(tmp_path: Path) -> None:
     out = tmp_path / "run"
     write(out, 4, "finished")
     code = (
-        "import sys; from sscxr import cli\n"
+        "import sys; from sscxr.commands import cli\n"
         f"sys.argv = ['sscxr', 'watch', {str(out)!r}, '--once']\n"
         "try: cli.main()\n"
         "except SystemExit as ended: assert ended.code == 0, ended.code\n"

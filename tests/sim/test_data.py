@@ -14,10 +14,11 @@ from sim.data import gather
 from sim.sites import write_sites
 from sim.typed import sorted_out
 from sscxr import config as configs
-from sscxr.data import phantom, view
-from sscxr.data.assemble import remove
-from sscxr.data.cache import CacheError, open_cache
-from sscxr.data.prepare import prepare
+from sscxr.data.cache import view
+from sscxr.data.cache.assemble import remove
+from sscxr.data.cache.cache import CacheError, open_cache
+from sscxr.data.phantoms import phantom
+from sscxr.data.prepare.prepare import prepare
 from sscxr.report.record import NOTES
 from sscxr.runs import read_list
 

@@ -9,8 +9,8 @@ import pytest
 from caches import make_cache
 
 from sim.partition import METHODS, Groups, PartitionError, groups_of, partition
-from sscxr.data.cache import Cache, open_cache
-from sscxr.wire import check_name
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.federation.wire import check_name
 
 SOURCES = ("north", "south")
 

@@ -19,12 +19,12 @@ from sim import pictures
 from sscxr import config as configs
 from sscxr import seeds
 from sscxr.config import Config
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
 from sscxr.report import pictures as shown
 from sscxr.report import record
-from sscxr.training import stages
+from sscxr.stages import stages
+from sscxr.stages.pretrain import SiteTraining, whole
 from sscxr.training.device import set_up
-from sscxr.training.pretrain import SiteTraining, whole
 
 IMAGES = 20
 

@@ -13,14 +13,13 @@ from layouts import LAYOUTS
 from marks import slow
 from simulations import ROOT, SMALLEST, environment
 
-from sim import holdings, plan, published
+from sim import confounding, holdings, plan, published
+from sim import test_sets as tested
 from sim.partition import PartitionError, gathered, groups_of, partition
 from sscxr import config as configs
-from sscxr import confounding
 from sscxr.data import corpora
-from sscxr.data import published as tested
-from sscxr.data.cache import Cache, open_cache
-from sscxr.data.prepare import prepare
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.data.prepare.prepare import prepare
 
 HELD = 0.2
 

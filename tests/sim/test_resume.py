@@ -124,9 +124,9 @@ def test_killed_at_random_moments(
 @pytest.mark.parametrize(
     ("at", "call"),
     [
-        ("sscxr.data.phantom:_write_site", 2),
-        ("sscxr.data.journal:Journal.add", 10),
-        ("sscxr.data.store:recover", 2),
+        ("sscxr.data.phantoms.phantom:_write_site", 2),
+        ("sscxr.data.cache.journal:Journal.add", 10),
+        ("sscxr.data.cache.store:recover", 2),
         ("sim.sites:partition", 1),
     ],
 )

@@ -15,7 +15,7 @@ from sim.outcome import _site_data
 from sim.sites import check_labelled, write_config, write_sites
 from sscxr import config as configs
 from sscxr.config import ConfigError
-from sscxr.data.cache import CacheError, open_cache
+from sscxr.data.cache.cache import CacheError, open_cache
 
 
 def images(seed: int, count: int = 4) -> np.ndarray:

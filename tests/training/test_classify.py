@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sscxr.data.cache import Cache, CacheError
-from sscxr.training import classify
-from sscxr.training.classify import balanced_loss, draw
-from sscxr.training.finetune import FinetuneError, Split
+from sscxr.data.cache.cache import Cache, CacheError
+from sscxr.finetuning import classify
+from sscxr.finetuning.classify import balanced_loss, draw
+from sscxr.finetuning.finetune import FinetuneError, Split
 
 UNKNOWN = float("nan")
 

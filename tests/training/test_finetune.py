@@ -12,11 +12,11 @@ import releases
 import torch
 from torch import Tensor, nn
 
-from sscxr.data.cache import Cache
+from sscxr.data.cache.cache import Cache
+from sscxr.finetuning import finetune
+from sscxr.finetuning.finetune import Epoch, FinetuneError, Split
 from sscxr.models.classifier import Classifier
 from sscxr.models.encoder import build
-from sscxr.training import finetune
-from sscxr.training.finetune import Epoch, FinetuneError, Split
 from sscxr.training.optim import set_rates
 
 

@@ -13,10 +13,11 @@ from client.settings import read_settings
 from client.site import Site
 from server.app import run
 from sscxr import seeds
-from sscxr.training import stages
+from sscxr.stages import stages
+from sscxr.stages.pretrain import SiteTraining
+from sscxr.training.batches import epoch, steps_of_round
 from sscxr.training.device import set_up
 from sscxr.training.parts import split
-from sscxr.training.pretrain import SiteTraining, epoch, steps_of_round
 
 
 @pytest.mark.parametrize("images", [1, 7, 8, 61, 500])
@@ -34,7 +35,7 @@ def test_rounds_follow_each_other_without_a_gap(images: int, epochs: float) -> N
 def test_four_quarters_of_an_epoch_see_each_image_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from sscxr.training import pretrain
+    from sscxr.stages import pretrain
 
     config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=8")
     site = fed.make_site(tmp_path, "anna", images=80)

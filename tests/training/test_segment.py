@@ -10,12 +10,12 @@ import torch
 from caches import make_cache
 
 from sscxr import config as configs
-from sscxr import finetuned, seeds
+from sscxr import seeds
 from sscxr.config import Config
-from sscxr.data.cache import Cache, open_cache
+from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.finetuning import finetune, finetuned
+from sscxr.finetuning.segment import Segmentation, segmentation_loss
 from sscxr.models.unetr import UNETR
-from sscxr.training import finetune
-from sscxr.training.segment import Segmentation, segmentation_loss
 
 SIZE = 32
 CPU = torch.device("cpu")

@@ -16,10 +16,11 @@ from client import app as client
 from server.app import run
 from server.ledger import Ledger
 from sim import alone
-from sscxr import finetuned, release
-from sscxr.data.cache import open_cache
+from sscxr.data.cache.cache import open_cache
+from sscxr.finetuning import finetuned, site_finetune
+from sscxr.release import release
 from sscxr.runs import read_sites
-from sscxr.training import site_finetune, stages
+from sscxr.stages import stages
 from sscxr.training.loop import NonFiniteLossError
 from sscxr.training.parts import Parts, split
 

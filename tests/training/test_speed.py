@@ -15,11 +15,11 @@ from caches import make_cache
 from torch import Tensor, nn
 
 from sscxr import seeds
-from sscxr.data.cache import open_cache
+from sscxr.data.cache.cache import open_cache
 from sscxr.data.feed import feed
+from sscxr.stages.pretrain import SiteTraining, build_objective
 from sscxr.training import compiled, optim
 from sscxr.training.loop import Stretch, train
-from sscxr.training.pretrain import SiteTraining, build_objective
 
 CPU = torch.device("cpu")
 

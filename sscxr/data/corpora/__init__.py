@@ -1,7 +1,7 @@
 """Public corpora, from the folder that was downloaded to a manifest: `nih:/data/nih`.
 
 A corpus is an entry (`base.Corpus`) in one of the modules of this package, and a line in `CORPORA`. Its table has
-one row an image, as `sscxr.data.manifest` describes it; what is the same for all of them is done here.
+one row an image, as `sscxr.data.corpora.manifest` describes it; what is the same for all of them is done here.
 """
 
 import difflib
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sscxr.data.cache import LABEL_PREFIX
+from sscxr.data.cache.cache import LABEL_PREFIX
 from sscxr.data.corpora import covid, folders, labeller, nih, readers, tuberculosis
 from sscxr.data.corpora.base import COLUMNS, Corpus, CorpusError, Folder
-from sscxr.data.facts import age_band, normal_sex, normal_view
-from sscxr.data.manifest import Record
-from sscxr.data.vocabulary import UNCERTAIN
+from sscxr.data.corpora.manifest import Record
+from sscxr.data.corpora.vocabulary import UNCERTAIN
+from sscxr.data.pixels.facts import age_band, normal_sex, normal_view
 from sscxr.files import expanded
 
 CORPORA: dict[str, Corpus] = {

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sscxr.data import csv_text
-from sscxr.data.cache import LABEL_PREFIX
-from sscxr.data.parts import TEST
+from sscxr.data.cache.cache import LABEL_PREFIX
+from sscxr.data.corpora import csv_text
+from sscxr.data.corpora.parts import TEST
 from sscxr.errors import SscxrError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")

@@ -18,8 +18,8 @@ from sscxr.data.corpora.base import (
     read_csv,
     unknown_words,
 )
-from sscxr.data.parts import TEST, TRAIN, VALID
-from sscxr.data.vocabulary import COVID_WORDS, COVIDX_CLASSES, PNEUMONIA_KINDS, spelled
+from sscxr.data.corpora.parts import TEST, TRAIN, VALID
+from sscxr.data.corpora.vocabulary import COVID_WORDS, COVIDX_CLASSES, PNEUMONIA_KINDS, spelled
 
 
 def _parts(text: str) -> Sequence[str]:

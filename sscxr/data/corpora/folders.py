@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels
-from sscxr.data.parts import part_of
-from sscxr.data.vocabulary import LABELS, PARENTS
+from sscxr.data.corpora.parts import part_of
+from sscxr.data.corpora.vocabulary import LABELS, PARENTS
 
 MAX_CLASSES = 50  # folders; more are patients or studies, not classes (ours)
 # Folders that say what lies in them and not what it shows; `256x256` and `1024` as well.

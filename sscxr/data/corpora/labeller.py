@@ -5,17 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sscxr.data.corpora.base import (
-    Corpus,
-    CorpusError,
-    Folder,
-    add_labels,
-    first_rows,
-    number,
-    read_csv,
-)
-from sscxr.data.parts import TEST, TRAIN, VALID, part_of
-from sscxr.data.vocabulary import CHEXPERT_WORDS, from_labeller
+from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels, first_rows, number, read_csv
+from sscxr.data.corpora.parts import TEST, TRAIN, VALID, part_of
+from sscxr.data.corpora.vocabulary import CHEXPERT_WORDS, from_labeller
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",

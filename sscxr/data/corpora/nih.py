@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sscxr.data import csv_text, rle
+from sscxr.data.corpora import csv_text, rle
 from sscxr.data.corpora.base import (
     Corpus,
     CorpusError,
@@ -22,8 +22,8 @@ from sscxr.data.corpora.base import (
     reading_table,
     unknown_words,
 )
-from sscxr.data.parts import TEST, TRAIN
-from sscxr.data.vocabulary import NIH_WORDS, spelled
+from sscxr.data.corpora.parts import TEST, TRAIN
+from sscxr.data.corpora.vocabulary import NIH_WORDS, spelled
 
 
 def _bar(text: str) -> Sequence[str]:

@@ -22,8 +22,8 @@ from sscxr.data.corpora.base import (
     read_csv,
     unknown_words,
 )
-from sscxr.data.parts import TEST, TRAIN
-from sscxr.data.vocabulary import (
+from sscxr.data.corpora.parts import TEST, TRAIN
+from sscxr.data.corpora.vocabulary import (
     OPENI_SILENT,
     OPENI_WORDS,
     PADCHEST_SILENT,

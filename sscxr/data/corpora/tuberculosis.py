@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels, lines
-from sscxr.data.parts import TEST, TRAIN, VALID
+from sscxr.data.corpora.parts import TEST, TRAIN, VALID
 
 
 def _named(folder: Folder, prefix: str) -> pd.DataFrame:

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sscxr.data import phantom, posture
+from sscxr.data.phantoms import phantom
+from sscxr.data.pixels import posture
 
 COUNT = 60
 

@@ -16,9 +16,9 @@ from superlinks import Authority, SuperLink
 from typer.testing import CliRunner
 
 from client import commands
-from sscxr import approval, wire
 from sscxr import config as configs
-from sscxr.join import PROBE, Join, Payload, installed
+from sscxr.federation import approval, wire
+from sscxr.federation.join import PROBE, Join, Payload, installed
 
 OVERRIDES = ["run.threads=1", "data.cache_size=96"]
 

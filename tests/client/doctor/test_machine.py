@@ -15,9 +15,10 @@ from client.doctor import machine
 from client.doctor.checks import Check
 from client.settings import SiteSettings
 from sscxr import config as configs
-from sscxr import wire
-from sscxr.join import Join, Payload, installed
-from sscxr.training import device, memory
+from sscxr.federation import wire
+from sscxr.federation.join import Join, Payload, installed
+from sscxr.stages import memory
+from sscxr.training import device
 
 CONFIG = configs.load("default", ["run.threads=1"])
 

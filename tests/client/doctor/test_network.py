@@ -10,7 +10,7 @@ from superlinks import Authority, Probe, https
 from client.doctor.bandwidth import bandwidth
 from client.doctor.checks import Check
 from client.doctor.network import Server, certificate, listens, proxy, resolves
-from sscxr.join import Join, Payload
+from sscxr.federation.join import Join, Payload
 
 
 @pytest.fixture(scope="module")

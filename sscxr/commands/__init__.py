@@ -1,0 +1,1 @@
+"""The commands of `sscxr`: thin, so that `--help` and a mistyped option are answered at once."""

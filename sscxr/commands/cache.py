@@ -1,0 +1,233 @@
+"""`sscxr prepare`, `sscxr corpora`, `sscxr cache ...`. Thin: what reads images is imported when a command runs."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from sscxr.commands.command_line import examples
+
+if TYPE_CHECKING:
+    from sscxr.data.cache.cache import Cache
+
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    app.command(
+        "prepare",
+        epilog=examples(
+            "sscxr prepare EXPORT --out cache",
+            "sscxr prepare EXPORT --out cache --labels labels.csv --source ward-3",
+            "sscxr prepare nih/manifest.csv --out cache --size 288 --workers 4",
+        ),
+    )(prepare)
+    app.command("corpora", epilog=examples("sscxr corpora", "sscxr corpora nih"))(list_corpora)
+    cache = typer.Typer(help="Look into a site cache, or remove images from it.", no_args_is_help=True)
+    cache.command("info", epilog=examples("sscxr cache info cache", "sscxr cache info cache --json"))(
+        cache_info
+    )
+    cache.command("remove", epilog=examples("sscxr cache remove cache --patient 0012345"))(cache_remove)
+    app.add_typer(cache, name="cache")
+
+
+def prepare(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SRC...",
+            help="Folders, DICOM, PNG or JPEG files, manifests (.csv), public corpora (NAME:FOLDER).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The cache's folder; an unfinished or older one is continued.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="A CSV that says more about files of the folders.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="What to call where the images come from, if no manifest says; default: local. No patient's name."
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels a side of the cached images.")] = 256,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Larger images are refused before decoding.")
+    ] = 50_000_000,
+    readd_removed: Annotated[
+        bool, typer.Option("--readd-removed", help="Take back images removed on request.")
+    ] = False,
+    uncertain: Annotated[
+        str, typer.Option(help="Labels a corpus calls uncertain: ignore (unknown), zeros or ones.")
+    ] = "ignore",
+    train_on_test: Annotated[
+        bool, typer.Option("--train-on-test", help="Do not set aside what was published as a test set.")
+    ] = False,
+    chest_word: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD",
+            help="A word that your devices write for a chest in Body Part Examined; may repeat.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="Of public images, with a salt that is no secret: everybody sets the same patients aside.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare a site cache from an export. Run again, it goes on where it stopped and adds what is new."""
+    from sscxr.data.prepare.prepare import PUBLIC_SALT
+    from sscxr.data.prepare.prepare import prepare as prepare_cache
+
+    cache = prepare_cache(
+        sources,
+        out,
+        labels=labels,
+        size=size,
+        workers=workers,
+        max_pixels=max_pixels,
+        readd_removed=readd_removed,
+        source=source,
+        uncertain=uncertain,
+        train_on_test=train_on_test,
+        chest_words=chest_word or (),
+        salt=PUBLIC_SALT if public else None,
+    )
+    _show(cache, as_json)
+
+
+def list_corpora(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this one, with its labels.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the public corpora that can be named as NAME:FOLDER. What they hold, whom to ask, how they lie."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sscxr.data import corpora
+    from sscxr.display import PlainConsole
+
+    console = PlainConsole(markup=True, width=None if sys.stdout.isatty() else 160)
+    chosen = [corpora.known(name)] if name else list(corpora.CORPORA.values())
+    titles = ("images", "labels", "licence", "where", "layout")
+    if as_json:
+        facts = {
+            corpus.name: {title: getattr(corpus, title) for title in ("title", *titles)} for corpus in chosen
+        }
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for corpus in chosen:
+        table = Table(
+            "", "", title=f"{corpus.name}: {corpus.title}", title_justify="left", title_style="bold", box=None,
+            show_header=False,
+        )  # fmt: skip
+        for title in titles:
+            table.add_row(title, escape(getattr(corpus, title)))
+        console.print(table)
+        console.print()
+
+
+def cache_info(folder: CacheFolder, as_json: AsJson = False) -> None:
+    """Say what a cache holds; complete a write that was interrupted."""
+    from sscxr.data.cache import store
+    from sscxr.data.cache.cache import COMMIT, NEXT, open_cache
+
+    if (folder / NEXT / COMMIT).exists():  # only then: who may read a cache need not be able to write to it
+        with store.writing(folder):
+            pass
+    _show(open_cache(folder), as_json)
+
+
+def cache_remove(
+    folder: CacheFolder,
+    patient: Annotated[list[str] | None, typer.Option(help="A patient's id as the export writes it.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="A patient group, by its hash in the index.")
+    ] = None,
+    image: Annotated[list[str] | None, typer.Option(help="An image, by its hash in the index.")] = None,
+) -> None:
+    """Remove images from a cache. The next `prepare` of the same export does not bring them back."""
+    from sscxr.data.cache.assemble import remove
+    from sscxr.data.cache.cache import open_cache
+
+    if not (patient or group or image):
+        raise click.UsageError("say what to remove: --patient ID, --group HASH or --image HASH")
+    removed = remove(folder, patients=patient or (), groups=group or (), images=image or ())
+    typer.echo(f"removed {removed} image{'s' if removed != 1 else ''}; {len(open_cache(folder))} remain")
+
+
+def _show(cache: "Cache", as_json: bool) -> None:
+    """Counts of a cache, without a name in them."""
+    facts = describe(cache)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    from rich.table import Table
+
+    from sscxr.display import PlainConsole
+
+    console = PlainConsole(highlight=True)
+    table = Table("", "", "images", title=repr(cache), title_justify="left", title_style="bold", box=None)
+    for name, label in (
+        ("sources", "source"),
+        ("views", "view"),
+        ("ages", "age"),
+        ("grey_ranges", "grey range"),
+    ):
+        for place, (value, count) in enumerate(facts[name].items()):
+            table.add_row("" if place else label, value, str(count))
+    for place, (name, cells) in enumerate(facts["labels"].items()):
+        words = ", ".join(f"{count} {kind}" for kind, count in cells.items())
+        table.add_row("" if place else "label", name, words)
+    table.add_row("masks", "", str(facts["masks"]))
+    for title in ("warnings", "quarantined"):
+        for place, (name, count) in enumerate(facts[title].items()):
+            table.add_row("" if place else title, name, str(count))
+    console.print(table)
+    for name in ("quarantine", "sheet"):
+        console.print(facts[name], soft_wrap=True, highlight=False)
+
+
+def describe(cache: "Cache") -> dict[str, Any]:
+    """What a cache holds, in counts: nothing of it names a patient or a file of the export."""
+    from sscxr.data.cache.cache import LABEL_PREFIX
+    from sscxr.data.cache.tables import doubts, unusable
+
+    index = cache.index
+
+    def counted(column: str) -> dict[str, int]:
+        return {str(name or "unknown"): count for name, count in sorted(Counter(index[column]).items())}
+
+    labels = {}
+    for name in cache.labels:
+        cells = index[LABEL_PREFIX + name]
+        with_it, without, unknown = (cells == 1).sum(), (cells == 0).sum(), cells.isna().sum()
+        labels[name] = {"with": int(with_it), "without": int(without), "unknown": int(unknown)}
+    return {
+        "cache": str(cache.folder),
+        "images": len(cache),
+        "groups": int(index["group"].nunique()),
+        "size": cache.size,
+        "sources": counted("source"),
+        "views": counted("view"),
+        "ages": counted("age_band"),
+        "grey_ranges": counted("grey_range"),
+        "labels": labels,
+        "masks": int((index["has_mask"] == 1).sum()),
+        "warnings": doubts(cache),
+        "quarantined": unusable(cache),
+        "quarantine": str(cache.folder / "quarantine.csv"),
+        "sheet": str(cache.folder / "sheet.png"),
+    }

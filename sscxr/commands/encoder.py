@@ -1,0 +1,149 @@
+"""`sscxr release` and `sscxr encoder ...`. Thin: torch is imported when a command runs, not before."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sscxr import files
+from sscxr.commands.command_line import examples
+
+if TYPE_CHECKING:
+    from sscxr.release.download import Shown
+
+Encoder = Annotated[
+    str, typer.Argument(metavar="URL|DIR", help="Where the release is: http, https or a folder.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file, if it is there.")]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    encoder = typer.Typer(help="Fetch a released encoder, look at it, export it.", no_args_is_help=True)
+    pulled = "https://example.org/encoders/v1"
+    encoder.command("pull", epilog=examples(f"sscxr encoder pull {pulled} --key consortium.pub"))(pull)
+    encoder.command(
+        "info", epilog=examples("sscxr encoder info runs/mine/encoder", f"sscxr encoder info {pulled} --json")
+    )(info)
+    encoder.command("export", epilog=examples("sscxr encoder export runs/mine/encoder --onnx encoder.onnx"))(
+        export
+    )
+    app.command(
+        "release",
+        epilog=examples("sscxr release runs/mine --to releases/v1 --key release.key --licence CC-BY-4.0"),
+    )(make)
+    app.add_typer(encoder, name="encoder")
+
+
+def make(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", help="The release's folder; it has to be new, or empty.")
+    ],
+    key: Annotated[Path | None, typer.Option(help="An Ed25519 private key that signs it.")] = None,
+    version: Annotated[str, typer.Option(help="Default: the rounds and the weights' first digits.")] = "",
+    licence: Annotated[str, typer.Option(help="Of the weights, such as CC-BY-4.0.")] = "",
+) -> None:
+    """Release a run's encoder. Weights, config, model card, SHA256SUMS and, with a key, its signature."""
+    from sscxr.release import release, signing
+
+    private = signing.read_private(key) if key else None
+    folder = release.publish(run, to, version=version, licence=licence, key=private)
+    typer.echo(
+        f"{folder}: version {release.facts(folder)['version']}{', signed' if private else ', not signed'}"
+    )
+
+
+def pull(
+    source: Encoder,
+    key: PublicKey = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Default: $SSCXR_CACHE, or sscxr in the user's cache folder.")
+    ] = None,
+    max_mb: Annotated[int, typer.Option(min=1, help="Larger weights are refused (MB of 10^6 bytes).")] = 4000,
+) -> None:
+    """Fetch a release into the cache and print its folder there. Run again, it goes on where it broke off."""
+    from sscxr.release import fetch, signing
+
+    public = signing.read_public(key) if key else None
+    with shown_downloads() as shown:
+        folder = fetch.pull(source, key=public, cache=cache, most_bytes=max_mb * 1_000_000, shown=shown)
+    if not public:
+        typer.echo("note: no --key, so the sums show damage, but not whose release it is", err=True)
+    typer.echo(folder)
+
+
+def info(
+    source: Encoder,
+    key: PublicKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
+) -> None:
+    """Say what an encoder is; a release is verified first."""
+    from sscxr.release import release
+
+    facts = release.facts(_located(source, key))
+    if facts["signature"] == "there" and key:
+        facts["signature"] = "this key's"
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):13} {'not stated' if value is None else value}")
+
+
+def export(
+    source: Encoder,
+    onnx: Annotated[Path, typer.Option(metavar="FILE", help="The ONNX file to write.")],
+    key: PublicKey = None,
+    force: Force = False,
+) -> None:
+    """Export an encoder as ONNX. It is compared with PyTorch before the file is there."""
+    from sscxr.release.export import BOUND, export_onnx
+
+    files.refuse_existing(onnx, force=force)
+    difference = export_onnx(_located(source, key), onnx)
+    typer.echo(f"{onnx}: largest difference from PyTorch {difference:.1e} (allowed: {BOUND:.0e})")
+
+
+def _located(source: str, key: Path | None) -> Path:
+    """The folder of an encoder, fetched and checked.
+
+    Raises:
+        FinetunedError: a fine-tuned model in its place; and as `fetch.located`.
+    """
+    from sscxr.finetuning import finetuned
+    from sscxr.release import fetch, signing
+
+    if finetuned.is_model(Path(source)):
+        raise finetuned.FinetunedError(f"{source} is a fine-tuned model; give the encoder that it began from")
+    with shown_downloads() as shown:
+        return fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
+
+
+@contextmanager
+def shown_downloads() -> "Iterator[Shown]":
+    """A progress bar a file, on stderr where that is a terminal; elsewhere a line now and then."""
+    from sscxr.display import Board, Clock, Line, Rate
+
+    clocks: dict[str, tuple[Clock, Rate]] = {}
+    with Board() as board:
+
+        def shown(name: str, done: int, total: int | None) -> None:
+            clock, rate = clocks.setdefault(name, (Clock(), Rate()))
+            speed, whole = rate.of(done), "" if total is None else f" of {total / 1e6:.1f}"
+            notes = [
+                f"{done / 1e6:.1f}{whole} MB",
+                "" if speed is None else f"{speed / 1e6:.1f} MB/s",
+                "" if total is None else clock.left(done, total),
+            ]
+            notes = [note for note in notes if note]
+            board.lines = [Line(name, done, total, notes)]
+            board.say_now_and_then(f"{name}: {', '.join(notes)}")
+
+        yield shown

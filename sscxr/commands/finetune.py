@@ -1,0 +1,236 @@
+"""`sscxr finetune ...`. Thin: torch is imported when a command runs, not before."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sscxr.commands.command_line import examples
+from sscxr.commands.model import CacheOption, Source, figures_of, names
+from sscxr.display import PlainConsole
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sscxr.config import Config
+    from sscxr.finetuning.finetune import Epoch, Split
+    from sscxr.finetuning.tune import Job, Listener, Tuned
+
+_LINES = 30  # at most so many plain lines of epochs, where there is no terminal
+
+Encoder = Annotated[
+    str, typer.Option(metavar="URL|DIR", help="A released encoder, or a run's `encoder` folder.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")]
+Frozen = Annotated[
+    bool, typer.Option("--frozen", help="Leave the encoder as it is; only what is on top of it learns.")
+]
+Untrained = Annotated[
+    bool, typer.Option("--untrained", help="Begin at random weights of the same network: a baseline.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the fine-tuned model in DIR.")]
+ConfigFile = Annotated[
+    str, typer.Option("--config", metavar="FILE", help="A recipe: a YAML file, or a shipped one by name.")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as finetune.epochs=10."),
+]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to `sscxr`."""
+    finetune = typer.Typer(help="Fine-tune an encoder on a prepared site cache.", no_args_is_help=True)
+    finetune.command(
+        "classify",
+        epilog=examples(
+            "sscxr finetune classify --encoder runs/mine/encoder --data cache --label pneumonia --out models/p",
+            "sscxr finetune classify --encoder runs/mine/encoder --data cache --label pneumonia,effusion \\",
+            "    --per-class 50 --out models/few finetune.epochs=10",
+        ),
+    )(classify)
+    finetune.command(
+        "segment",
+        epilog=examples("sscxr finetune segment --encoder runs/mine/encoder --data cache --out models/lungs"),
+    )(segment)
+    app.add_typer(finetune, name="finetune")
+
+
+def classify(
+    encoder: Encoder,
+    data: CacheOption,
+    label: Annotated[
+        str, typer.Option(metavar="NAME[,NAME...]", help="The labels to tell, as the cache calls them.")
+    ],
+    out: Out,
+    overrides: Overrides = None,
+    source: Source = "",
+    per_class: Annotated[
+        int | None,
+        typer.Option(min=1, help="Learn from so many images with, and without, each label; no validation."),
+    ] = None,
+    frozen: Frozen = False,
+    untrained: Untrained = False,
+    force: Force = False,
+    config: ConfigFile = "default",
+    key: PublicKey = None,
+) -> None:
+    """Fine-tune a classifier. It is judged at the end on patients that nothing was trained on."""
+    from sscxr.finetuning import tune
+
+    folder = _located(encoder, key)
+    settings = _settings(folder, "classify", config, overrides, frozen=frozen)
+    settings.classify.labels = names(label)
+    settings.classify.per_class = per_class or settings.classify.per_class
+    with Show(settings) as show:
+        tuned = tune.classify(_job(folder, data, settings, out, source, untrained, force), show.listener)
+    _finish(tuned)
+
+
+def segment(
+    encoder: Encoder,
+    data: CacheOption,
+    out: Out,
+    overrides: Overrides = None,
+    source: Source = "",
+    frozen: Frozen = False,
+    untrained: Untrained = False,
+    force: Force = False,
+    config: ConfigFile = "segment",
+    key: PublicKey = None,
+) -> None:
+    """Fine-tune a lung segmenter (UNETR) on masks. It is judged at the end on patients it has not seen."""
+    from sscxr.finetuning import tune
+
+    folder = _located(encoder, key)
+    settings = _settings(folder, "segment", config, overrides, frozen=frozen)
+    with Show(settings) as show:
+        tuned = tune.segment(_job(folder, data, settings, out, source, untrained, force), show.listener)
+    _finish(tuned)
+
+
+class Show:
+    """Shows a fine-tuning while it is open: bars on a terminal, else some plain lines."""
+
+    def __init__(self, config: "Config") -> None:
+        from sscxr.display import Board, Clock
+
+        self.board, self._clock = Board(), Clock()
+        self.score = "AUROC" if config.run.stage == "classify" else "Dice"
+        self._planned, self._images, self._epochs, self._last = 1, 0, 0, ""
+        self._began = 0.0
+
+    def __enter__(self) -> "Show":
+        self.board.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.board.__exit__(kind, error, trace)
+
+    @property
+    def listener(self) -> "Listener":
+        """What a fine-tuning tells of itself, shown here."""
+        from sscxr.finetuning.tune import Listener
+
+        return Listener(self._noted, self._begun, self._epoch_done, self._stepped)
+
+    def _noted(self, text: str) -> None:
+        self.board.say(f"note: {text}")
+
+    def _begun(self, parts: "Split", planned: int) -> None:
+        self._planned, self._images, self._began = planned, len(parts.train), time.monotonic()
+        train, val, test = (len(rows) for rows in (parts.train, parts.val, parts.test))
+        self.board.say(
+            f"{train} images to learn from, {val} to stop by, {test} to test on; at most {planned} epochs"
+        )
+
+    def _stepped(self, done: int, steps: int) -> None:
+        from sscxr.display import Line
+
+        share = self._epochs + done / steps
+        left = self._clock.left(share, self._planned)
+        speed = self._images * done / steps / max(time.monotonic() - self._began, 1e-6)
+        notes = [left and f"at most {left}", self._last]
+        self.board.lines = [
+            Line(
+                f"epoch {self._epochs + 1} of at most {self._planned}",
+                share,
+                self._planned,
+                [note for note in notes if note],
+            ),
+            Line(f"step {done} of {steps}", done, steps, [f"{speed:.0f} images/s"]),
+        ]
+
+    def _epoch_done(self, one: "Epoch") -> None:
+        scored = "" if math.isnan(one.score) else f", validation {self.score} {one.score:.4f}"
+        self._epochs, self._last, self._began = one.epoch, f"loss {one.loss:.4f}{scored}", time.monotonic()
+        every = -(-self._planned // _LINES)
+        if one.epoch % every == 0 or one.epoch == self._planned:
+            left = self._clock.left(one.epoch, self._planned) if one.epoch < self._planned else ""
+            line = f"epoch {one.epoch}/{self._planned}: {self._last}, {one.seconds:.1f} s"
+            self.board.say(f"{line}{left and f', at most {left}'}")
+
+
+def _located(encoder: str, key: Path | None) -> Path:
+    from sscxr.commands.encoder import shown_downloads
+    from sscxr.release import fetch, signing
+
+    with shown_downloads() as shown:
+        return fetch.located(encoder, key=signing.read_public(key) if key else None, shown=shown)
+
+
+def _settings(
+    encoder: Path, stage: str, config: str, overrides: list[str] | None, *, frozen: bool
+) -> "Config":
+    from sscxr.finetuning import tune
+
+    settings = tune.settings(encoder, stage, config, overrides or ())
+    settings.finetune.frozen |= frozen
+    return settings
+
+
+def _job(
+    encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, force: bool
+) -> "Job":
+    from sscxr.data.cache.cache import open_cache
+    from sscxr.finetuning import tune
+
+    cache = open_cache(data)
+    settings.data.cache_size = cache.size  # what `sscxr predict` scales files to
+    return tune.Job(encoder, cache, settings, out, names(source), untrained, force)
+
+
+def _finish(tuned: "Tuned") -> None:
+    """The figures on the test patients, and where the model lies."""
+    from rich.table import Table
+
+    found = tuned.figures
+    if found:
+        title = f"on {found['n']} images of {found['patients']} test patients"
+        table = Table("", "value", "95 % interval", "images", title=title, title_justify="left", box=None)
+        _add_figures(table, found)
+        sources = found["by"]["source"]
+        if tuned.spec.task == "segment" and len(sources) > 1:
+            for source, figures in sources.items():
+                table.add_section()
+                _add_figures(table, figures, f"{source}: ")
+        PlainConsole().print(table)
+    typer.echo(tuned.folder)
+
+
+def _add_figures(table: "Table", figures: Mapping[str, Any], prefix: str = "") -> None:
+    """A row for each figure that has a value."""
+    for name, one in figures_of(figures).items():
+        if one["value"] is not None:
+            low, high = ("" if v is None else f"{v:.3f}" for v in (one["low"], one["high"]))
+            interval = f"{low} to {high}" if low else ""
+            table.add_row(prefix + name, f"{one['value']:.3f}", interval, str(one["n"]))

@@ -1,0 +1,149 @@
+"""The cache's folder as a thing that is written whole or not at all, by one process at a time.
+
+New files are made in `next/`. Once they are all on the disk, `next/COMMIT` says so, and they are moved to their
+places; a process killed before that leaves the cache as it was, one killed after it leaves moves that whoever
+comes next completes.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sscxr.data.cache.cache import COMMIT, NEXT, CacheError
+from sscxr.data.pixels.facts import normal_id
+from sscxr.files import privately, sync, try_lock
+
+SALT_BYTES = 32
+_FIRST = {"lock", "salt.part"}  # what lies in a cache's folder before its salt does
+
+
+class Secret:
+    """The salt of a cache: what turns identifiers into hashes that nobody else can make or compare."""
+
+    def __init__(self, salt: bytes) -> None:
+        self._salt = salt
+
+    def hash(self, kind: str, text: str) -> str:
+        """16 hex digits of HMAC-SHA256; `kind` keeps the hashes of different things apart."""
+        message = f"{kind}\0{text}".encode("utf-8", "surrogateescape")
+        return hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:16]
+
+    def patient(self, identifier: str) -> list[str]:
+        """The hashes of a patient's identifier: as written, and where they differ as `normal_id` has it."""
+        return [self.hash("patient", name) for name in dict.fromkeys((identifier, normal_id(identifier)))]
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether a folder is a cache, be it unfinished: its salt is the first file written."""
+    return (folder / "salt").is_file()
+
+
+def create(folder: Path, salt: bytes | None) -> Secret:
+    """Make a folder a cache, or open it as one; the salt is drawn once and readable by its owner alone.
+
+    Raises:
+        CacheError: the folder holds other things, or another salt than the one given, or another process begins it.
+    """
+    file = folder / "salt"
+    if not file.is_file():
+        if folder.exists() and not (folder.is_dir() and {name.name for name in folder.iterdir()} <= _FIRST):
+            raise CacheError(f"{folder} is there and is not a cache; give --out an empty or a new folder")
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        with _locked(folder):  # of two salts, one would be lost, and with it what was hashed by it
+            if not file.is_file():
+                _draw(file, salt)
+    stored = file.read_bytes()
+    if salt is not None and salt != stored:
+        raise CacheError(f"cache {folder} was made with another salt; leave it out, or use another folder")
+    return Secret(stored)
+
+
+def _draw(file: Path, salt: bytes | None) -> None:
+    drawn = file.with_name("salt.part")
+    with os.fdopen(os.open(drawn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+        out.write(salt if salt is not None else secrets.token_bytes(SALT_BYTES))
+        out.flush()
+        os.fsync(out.fileno())
+    drawn.rename(file)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the cache for writing, and complete what an earlier writer began.
+
+    Raises:
+        CacheError: another process holds it.
+    """
+    with _locked(folder):
+        recover(folder)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with privately(), (folder / "lock").open("w") as lock:
+        if not try_lock(lock, fcntl.LOCK_EX):
+            raise CacheError(f"another process is writing to {folder}; wait for it to end")
+        yield
+
+
+def begin(folder: Path) -> Path:
+    """An empty `next/` to put new files in."""
+    fresh = folder / NEXT
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    return fresh
+
+
+def commit(folder: Path, *, delete: Iterable[str] = ()) -> None:
+    """Put everything in `next/` in its place, and delete the named files; all of it or nothing."""
+    fresh = folder / NEXT
+    for file in fresh.iterdir():
+        sync(file)
+    marker = fresh / f"{COMMIT}.part"
+    marker.write_text(json.dumps({"delete": sorted(delete)}))
+    sync(marker)
+    marker.rename(fresh / COMMIT)
+    sync(fresh)
+    recover(folder)
+
+
+def recover(folder: Path) -> None:
+    """Complete a commit that was decided, and forget one that was not."""
+    fresh = folder / NEXT
+    marker = fresh / COMMIT
+    if marker.exists():
+        for file in fresh.iterdir():
+            if file != marker:
+                file.replace(folder / file.name)
+        for name in json.loads(marker.read_text())["delete"]:
+            (folder / name).unlink(missing_ok=True)
+        sync(folder)
+        marker.unlink()
+    shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_images(path: Path, count: int, size: int, images: Iterable[npt.NDArray[np.uint8] | None]) -> None:
+    """Write uint8 [N, S, S] as .npy, image after image; None leaves a hole, which reads as zeros.
+
+    Plain writes, not a memory map: a full disk is then an error that can be told, and not a crash.
+    """
+    with path.open("wb") as out:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}
+        np.lib.format.write_array_header_1_0(out, header)
+        start = out.tell()
+        for row, image in enumerate(images):
+            if image is not None:
+                out.seek(start + row * size * size)
+                out.write(image.tobytes())
+        out.truncate(start + count * size * size)

@@ -1,0 +1,1 @@
+"""Drawn chest X-rays in the manner of several hospitals."""

@@ -1,0 +1,351 @@
+"""Procedural thorax phantoms written as DICOM: chest X-rays of nobody, and data that needs no download.
+
+The anatomy is in `phantom_anatomy`, illness and devices in `phantom_findings`, the machine's look in
+`phantom_scanner`. Everything follows from the seed: the same parameters give the same bytes, in any process.
+
+    folder/
+        phantoms.json       the parameters, and whether all is written
+        site-0/manifest.csv the columns of `COLUMNS`, one row an image
+        site-0/images/*.dcm CR or DX for presentation
+        site-0/masks/*.png  255 lung, the part behind the heart included, 0 background
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import (
+    UID,
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
+
+from sscxr.data.phantoms.anatomy import Patient, draw_patient, draw_pose, thorax
+from sscxr.data.phantoms.findings import LABELS, add_devices, add_finding
+from sscxr.data.phantoms.scanner import Style, draw_style, expose
+from sscxr.data.phantoms.shapes import Field
+from sscxr.errors import SscxrError
+
+# Raised whenever the pictures change, so that a folder of an older look is not taken for a current one.
+VERSION = 1
+COLUMNS = (
+    "file", "source", "patient_id", "view", "age", "age_group", "sex", "label", "labels_raw", "mask", "mask_kind",
+    "licence", "original_file", "orig_width", "orig_height", "notes", "split_group",
+)  # fmt: skip
+MASK_KIND = "lungs incl. retrocardiac, drawn by the phantom; 255=lung"
+LICENCE = "CC0-1.0 (procedural phantom, nobody's image)"
+# Prefixes of the hashes that make identifiers; UIDs live under pydicom's root.
+_NAME = "sscxr phantom"
+
+
+class PhantomError(SscxrError):
+    """Phantoms that cannot be written: one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one phantom: `findings` as a report would name them, spacing in mm a pixel."""
+
+    label: str
+    findings: tuple[str, ...]
+    view: str
+    spacing_mm: float
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital: its machine, whom it treats, and how often it sees each of `LABELS`."""
+
+    name: str
+    style: Style
+    children: float
+    labels: tuple[float, ...]
+
+
+def draw_site(rng: np.random.Generator, name: str) -> Site:
+    """A hospital of its own kind; about one in four treats children only."""
+    children = 1.0 if rng.random() < 0.25 else float(rng.choice([0.0, 0.05, 0.15]))
+    share = rng.dirichlet([6.0, 5.0, 1.0 if children == 1 else 4.0, 2.5])
+    # No site is without some of each: a label seen at one site only would be that site's style.
+    share = 0.8 * share + 0.2 / len(LABELS)
+    return Site(name, draw_style(rng), children, tuple(float(value) for value in share))
+
+
+def draw(
+    rng: np.random.Generator,
+    *,
+    style: Style | None = None,
+    patient: Patient | None = None,
+    label: str | None = None,
+    size: int = 256,
+) -> tuple[Field, npt.NDArray[np.uint8], Facts]:
+    """One phantom; what is not given is drawn.
+
+    Args:
+        rng: the source of everything that is drawn.
+        style: the machine. patient: proportions, for several images of one patient.
+        label: one of `LABELS`.
+        size: px of the longer side.
+
+    Returns:
+        The image, float32 [H, W] in 0..1, bone bright and upright; the lung mask, uint8 [H, W], 255 or 0; facts.
+    """
+    style = style or draw_style(rng)
+    patient = patient or draw_patient(rng, child=bool(rng.random() < 0.25))
+    label = label or str(rng.choice(LABELS))
+    # The ill are X-rayed in bed, with cables on them, more often than the well; but not always.
+    ill = label != "normal"
+    bedside = bool(rng.random() < style.bedside * (1.1 if ill else 0.8))
+    pose = draw_pose(rng, patient, size=size, aspect=style.aspect, bedside=bedside)
+    picture = thorax(rng, patient, pose)
+    mask = picture.lung.astype(np.uint8) * np.uint8(255)
+    findings = add_finding(rng, label, patient, pose, picture)
+    burden = 0.5 if bedside and ill else 0.35 if bedside else 0.04
+    findings += add_devices(rng, picture, patient.lung_height * pose.breath, burden)
+    image = expose(rng, style, picture.attenuation(), pose.view)
+    return image, mask, Facts(label, tuple(findings), pose.view, pose.scale * patient.half_width_mm)
+
+
+def write(
+    folder: str | Path,
+    *,
+    images: int,
+    sites: int,
+    seed: int,
+    size: int = 256,
+    on_image: Callable[[], None] = lambda: None,
+) -> list[Path]:
+    """Write phantoms of several hospitals; a finished folder with the same parameters is left as it is.
+
+    Args:
+        folder: where to; one sub-folder a site.
+        images: how many in all. sites: how many hospitals; they differ in size, machine, patients and labels.
+        seed: everything follows from it.
+        size: px of an image's longer side.
+        on_image: called after each that is drawn.
+
+    Returns:
+        The manifests, one a site, in the sites' order.
+
+    Raises:
+        PhantomError: parameters out of range, or a folder that holds something else.
+    """
+    folder = Path(folder)
+    if not (1 <= sites <= images):
+        raise PhantomError(
+            f"{images} phantoms cannot make {sites} sites; give 1 or more sites, each an image"
+        )
+    if not 32 <= size <= 4096:
+        raise PhantomError(f"size={size} px; phantoms are 32 to 4096 px")
+    if seed < 0:
+        raise PhantomError(f"seed={seed}; give 0 or more")
+    parameters = {"version": VERSION, "images": images, "sites": sites, "seed": seed, "size": size}
+    manifests = [folder / f"site-{index}" / "manifest.csv" for index in range(sites)]
+    if _is_finished(folder, parameters) and all(manifest.exists() for manifest in manifests):
+        return manifests
+    _note(folder, parameters, finished=False)
+    for index, (manifest, count) in enumerate(zip(manifests, _site_sizes(images, sites, seed), strict=True)):
+        _write_site(manifest.parent, count, index, seed, size, on_image)
+    _note(folder, parameters, finished=True)
+    return manifests
+
+
+def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
+    """Whether these very phantoms are there in full; False where they are to be written, or written again."""
+    note = folder / "phantoms.json"
+    if not note.exists():
+        if folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir()):
+            raise PhantomError(
+                f"{folder} holds something else than phantoms; choose an empty or a new folder"
+            )
+        return False
+    found = json.loads(note.read_text())
+    finished = bool(found.pop("finished", False))
+    if found != parameters:
+        raise PhantomError(f"{folder} holds other phantoms ({found}); remove it or choose another")
+    return finished
+
+
+def _note(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:
+    """Write `phantoms.json` in one step, so that a kill leaves it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "phantoms.json.partial"
+    partial.write_text(json.dumps({**parameters, "finished": finished}) + "\n")
+    partial.replace(folder / "phantoms.json")
+
+
+def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
+    """How many images each site has: one at least, and the largest several times the smallest."""
+    rng = np.random.default_rng([seed, 0])
+    share = rng.uniform(0.4, 1.6, sites)
+    ends = np.round(np.cumsum(share / share.sum()) * (images - sites)).astype(int)
+    return [int(count) + 1 for count in np.diff(ends, prepend=0)]
+
+
+def _write_site(
+    folder: Path, count: int, index: int, seed: int, size: int, on_image: Callable[[], None]
+) -> None:
+    """Write one site's images, masks and, last, its manifest."""
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    site = draw_site(np.random.default_rng([seed, 1, index]), f"phantom_site_{index}")
+    rows = []
+    for number, (person, visit) in enumerate(_visits(np.random.default_rng([seed, 2, index]), count)):
+        # Streams of their own: an image does not depend on how many came before it.
+        who = np.random.default_rng([seed, 3, index, person])
+        patient = draw_patient(who, child=bool(who.random() < site.children))
+        label = str(who.choice(LABELS, p=site.labels))
+        rng = np.random.default_rng([seed, 4, index, number])
+        if visit and rng.random() < 0.25:
+            label = "normal"  # recovered, or not yet ill
+        image, mask, facts = draw(rng, style=site.style, patient=patient, label=label, size=size)
+        identity = f"ph{index}-{hashlib.sha256(f'{_NAME} {seed} {index} {person}'.encode()).hexdigest()[:8]}"
+        name = f"{identity}-{visit}"
+        dataset = to_dicom(image, facts, site, patient, identity, f"{seed} {index} {number}", rng)
+        dataset.save_as(folder / "images" / f"{name}.dcm", enforce_file_format=True)
+        Image.fromarray(mask).save(folder / "masks" / f"{name}.png", compress_level=1)
+        rows.append(_row(name, site, patient, identity, facts, mask))
+        on_image()
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _visits(rng: np.random.Generator, count: int) -> Iterator[tuple[int, int]]:
+    """(patient, visit) for `count` images: a third of the patients come back once or more."""
+    person, visit = 0, 0
+    for _ in range(count):
+        yield person, visit
+        if rng.random() < 0.35 and visit < 5:
+            visit += 1
+        else:
+            person, visit = person + 1, 0
+
+
+def _row(
+    name: str, site: Site, patient: Patient, identity: str, facts: Facts, mask: npt.NDArray[np.uint8]
+) -> dict[str, Any]:
+    return {
+        "file": f"images/{name}.dcm",
+        "source": site.name,
+        "patient_id": identity,
+        "view": facts.view,
+        "age": patient.age,
+        "age_group": "paediatric" if patient.child else "adult",
+        "sex": patient.sex,
+        "label": facts.label,
+        "labels_raw": ";".join(facts.findings),
+        "mask": f"masks/{name}.png",
+        "mask_kind": MASK_KIND,
+        "licence": LICENCE,
+        "original_file": f"{name}.dcm",
+        "orig_width": mask.shape[1],
+        "orig_height": mask.shape[0],
+        "notes": "procedural phantom",
+        "split_group": identity,
+    }
+
+
+def to_dicom(
+    image: Field,
+    facts: Facts,
+    site: Site,
+    patient: Patient,
+    identity: str,
+    key: str,
+    rng: np.random.Generator,
+) -> Dataset:
+    """The image as this site's machine stores it (PS3.3 A.2 and A.26), with made-up but well-formed tags.
+
+    Args:
+        image: float32 [H, W] in 0..1.
+        facts, site, patient: what the tags say.
+        identity: the patient's identifier.
+        key: unlike any other image's; UIDs and dates follow from it.
+        rng: draws the exposure that the stored values start from.
+    """
+    style = site.style
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    digital = style.modality == "DX"
+    data.SOPClassUID = DigitalXRayImageStorageForPresentation if digital else ComputedRadiographyImageStorage
+    data.SOPInstanceUID = _uid("image", key)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.file_meta.ImplementationClassUID = _uid("implementation", str(VERSION))
+    data.file_meta.ImplementationVersionName = f"SSCXR_PH_{VERSION}"
+    data.SpecificCharacterSet = "ISO_IR 100"
+    data.ImageType = ["ORIGINAL", "PRIMARY"]
+    day = int(hashlib.sha256(f"{_NAME} {key}".encode()).hexdigest()[:8], 16)
+    data.StudyDate = data.ContentDate = (
+        f"20{15 + day % 9:02d}{1 + day // 9 % 12:02d}{1 + day // 108 % 28:02d}"
+    )
+    data.StudyTime = data.ContentTime = f"{7 + day // 3024 % 12:02d}{day // 36288 % 60:02d}00"
+    data.AccessionNumber = ""
+    data.Modality = style.modality
+    data.PresentationIntentType = "FOR PRESENTATION"
+    data.Manufacturer = style.maker
+    data.ManufacturerModelName = f"{style.maker.split()[0]} {style.bits}"
+    data.InstitutionName = site.name
+    data.StudyDescription = data.SeriesDescription = f"CHEST {facts.view}"
+    data.PatientName = f"PHANTOM^{identity.upper()}"
+    data.PatientID = identity
+    data.PatientBirthDate = ""
+    data.PatientSex = patient.sex
+    data.PatientAge = f"{patient.age:03d}Y"
+    data.BodyPartExamined = "CHEST"
+    data.ViewPosition = facts.view
+    data.PatientOrientation = ["L", "F"]
+    data.StudyInstanceUID = _uid("study", key)
+    data.SeriesInstanceUID = _uid("series", key)
+    data.StudyID, data.SeriesNumber, data.InstanceNumber = "1", 1, 1
+    data.BurnedInAnnotation = "NO"
+    spacing = [f"{facts.spacing_mm:.4f}"] * 2
+    data.ImagerPixelSpacing = spacing
+    data.PixelSpacing = spacing
+    _store_pixels(data, image, style, rng)
+    return data
+
+
+def _store_pixels(data: Dataset, image: Field, style: Style, rng: np.random.Generator) -> None:
+    """Grey levels into the stored range, with the window that brings them back (PS3.3 C.11.2.1.2)."""
+    highest = 2**style.bits - 1
+    lowest, top = (0.0, float(highest))
+    if style.window != "none":
+        lowest, top = highest * rng.uniform(0.03, 0.2), highest * rng.uniform(0.75, 0.97)
+    level = 1 - image if style.photometric == "MONOCHROME1" else image
+    stored = np.clip(np.rint(lowest + level * (top - lowest)), 0, highest)
+    data.SamplesPerPixel = 1
+    data.PhotometricInterpretation = style.photometric
+    data.Rows, data.Columns = image.shape
+    data.BitsAllocated = 8 if style.bits == 8 else 16
+    data.BitsStored, data.HighBit, data.PixelRepresentation = style.bits, style.bits - 1, 0
+    data.RescaleIntercept, data.RescaleSlope, data.RescaleType = "0", "1", "US"
+    data.PresentationLUTShape = "INVERSE" if style.photometric == "MONOCHROME1" else "IDENTITY"
+    data.LossyImageCompression = "00"
+    centre, width = f"{(lowest + top + 1) / 2:.1f}", f"{top - lowest + 1:.1f}"
+    if style.window == "tags":
+        data.WindowCenter, data.WindowWidth = centre, width
+    elif style.window == "two":
+        data.WindowCenter, data.WindowWidth = [centre, centre], [width, f"{(top - lowest) * 0.6:.1f}"]
+        data.WindowCenterWidthExplanation = ["NORMAL", "HARDER"]
+    data.PixelData = stored.astype(np.uint8 if style.bits == 8 else np.dtype("<u2")).tobytes()
+    if len(data.PixelData) % 2:
+        data.PixelData += b"\0"
+    data["PixelData"].VR = "OB" if style.bits == 8 else "OW"
+
+
+def _uid(kind: str, key: str) -> UID:
+    return generate_uid(entropy_srcs=[_NAME, kind, key])

@@ -1,0 +1,1 @@
+"""An export to a site cache."""

@@ -1,0 +1,1 @@
+"""What both ends of a federation share: messages, codecs, the join file, what a hospital approves."""

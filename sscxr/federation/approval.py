@@ -1,0 +1,226 @@
+"""What a hospital approves before a run may train there: a recipe, in words, and the hash that pins it.
+
+The hash covers all that decides what an update contains and what is reported beside it. `sscxr site approve`
+writes it into `site.yaml`; a run whose own hash is not there is refused. This is in the installed package and not
+in the app that a coordinator sends with each run.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sscxr import config as configs
+from sscxr.config import Config, ConfigError, yaml_text
+from sscxr.config.ranges import MIXED_IMAGES
+from sscxr.errors import SscxrError
+
+# Beside the recipe: what decides how many images an update mixes, in how many bits it travels, and what is counted.
+_FEDERATION = ("rounds", "local_epochs", "uplink", "downlink", "share_head", "max_images", "evaluate_every")
+_PRIVACY = ("min_cell",)
+
+
+_KEY = re.compile(r"^approved[ \t]*:[ \t]*(?P<value>[^#\n]*?)(?P<comment>[ \t]*#[^\n]*)?$", re.MULTILINE)
+_NONE = ("", "[]", "null", "~")
+
+
+class NotApprovedError(SscxrError):
+    """A recipe that this site has not approved: one line that names what differs."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A line of a recipe as a person reads it.
+
+    Attributes:
+        what, value: such as "batch" and "64 images a step".
+        mark: why a hospital should look twice; empty where it is usual.
+    """
+
+    what: str
+    value: str
+    mark: str = ""
+
+
+def terms(config: Config) -> dict[str, Any]:
+    """The settings that are approved, by section: the recipe's, and the federation's that bear on privacy."""
+    whole = configs.as_dict(config)
+    return configs.recipe(config) | {
+        "federation": {name: whole["federation"][name] for name in _FEDERATION},
+        "privacy": {name: whole["privacy"][name] for name in _PRIVACY},
+    }
+
+
+def digest(config: Config) -> str:
+    """64 hex digits (SHA-256) that agree where every one of the `terms` does."""
+    return hashlib.sha256(json.dumps(terms(config), sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(text: str) -> Config:
+    """The settings that the YAML text of `terms` stands for, everything else as by default.
+
+    Raises:
+        ConfigError: a setting that is unknown, missing or out of its range.
+    """
+    config = configs.loads(text, partial=True)
+    missing = _missing(text, terms(config))
+    if missing:
+        raise ConfigError(f"settings without a value: {', '.join(missing[:5])}; ask for a newer join file")
+    return config
+
+
+def _missing(text: str, wanted: Mapping[str, Any]) -> list[str]:
+    there: Any = yaml_text.typed(yaml_text.parse_foreign(text), Config)
+    return [
+        f"{section}.{name}"
+        for section, settings in wanted.items()
+        for name in settings
+        if name not in (there.get(section) or {})
+    ]
+
+
+def check(config: Config, approved: Iterable[str], known: Config | None) -> None:
+    """See that a recipe has been approved.
+
+    Args:
+        approved: digests.
+        known: a recipe to compare with, for the line that names what differs; None: there is none.
+
+    Raises:
+        NotApprovedError: it has not.
+    """
+    own = digest(config)
+    if own in approved:
+        return
+    line = f"the run's recipe ({own[:12]}) is not among those that site.yaml approves"
+    if known is not None and digest(known) in approved:
+        differ = differing(terms(known), terms(config))
+        raise NotApprovedError(f"{line}; it differs from the approved one in {', '.join(differ)}")
+    raise NotApprovedError(f"{line}; look at the join file with `sscxr site approve join.yaml`")
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings at which two recipes' terms differ, by their dotted names."""
+    return [
+        f"{section}.{name}"
+        for section in sorted(one.keys() | other.keys())
+        for name in sorted(one.get(section, {}).keys() | other.get(section, {}).keys())
+        if one.get(section, {}).get(name) != other.get(section, {}).get(name)
+    ]
+
+
+def words(config: Config) -> Iterator[Word]:
+    """A recipe as the hospital that decides on it reads it."""
+    federation, encoder = config.federation, config.encoder
+    pretrains = config.run.stage == "pretrain"
+    yield Word("learns", _learnt(config))
+    size = (0 if pretrains else config.finetune.img_size) or encoder.img_size
+    grid = size // encoder.patch_size
+    yield Word(
+        "model",
+        f"{encoder.name}, {encoder.depth or 'all'} blocks; images of {size} px in {grid} x {grid} patches of "
+        f"{encoder.patch_size} px",
+        "" if grid >= 8 else "few patches an image: fewer than 8 x 8",
+    )
+    yield Word("starts from", str(encoder.start or "random weights"))
+    batch = config.pretrain.batch_size if pretrains else config.finetune.batch_size
+    yield Word(
+        "a step", f"mixes {batch} images", "" if batch >= 2 * MIXED_IMAGES else "a small batch: fewer than 16"
+    )
+    local = federation.local_epochs
+    yield Word(
+        "a round",
+        f"passes {local:g} times over the images"
+        if local >= 1
+        else f"uses {local:g} of the images, at least a step",
+        "" if local >= 0.25 else "few images an update: less than a quarter of them",
+    )
+    yield Word("rounds", f"{federation.rounds}, an update in each")
+    rate = config.pretrain if pretrains else config.finetune
+    yield Word(
+        "rate",
+        f"lr {rate.lr:g} to {rate.min_lr:g}, betas {rate.betas}, gradient norm at most {rate.clip:g}",
+        ""
+        if rate.lr <= 0.01 and 0.1 <= rate.clip <= 10
+        else "a rate above 0.01, or a bound outside 0.1 to 10",
+    )
+    shared = not pretrains if federation.share_head is None else federation.share_head
+    yield Word(
+        "leaves",
+        "the encoder's update" + (" and that of what is on top of it" if shared else ""),
+        "the reconstruction head's update leaves too" if shared and pretrains else "",
+    )
+    yield Word(
+        "sent in",
+        f"{federation.uplink}, received in {federation.downlink}",
+        "updates of full precision show the most" if federation.uplink == "fp32" else "",
+    )
+    every = federation.evaluate_every
+    yield Word("is evaluated", f"every {every} rounds" if every else "never")
+    cell = config.privacy.min_cell
+    yield Word(
+        "smallest count", f"{cell}, or this site's own where it is larger", "below 10" if cell < 10 else ""
+    )
+    share = config.data.test_share
+    yield Word(
+        "set aside",
+        f"{share:.0%} of the patients, for tests",
+        "" if 0.1 <= share <= 0.3 else "usual: 10 to 30 %",
+    )
+    yield Word("laterals", "used" if config.data.laterals else "left out")
+    if pretrains:
+        yield from _corruption(config)
+
+
+def _learnt(config: Config) -> str:
+    if config.run.stage == "classify":
+        return f"to tell {', '.join(config.classify.labels) or 'nothing'} (labels are used)"
+    if config.run.stage == "segment":
+        return "to outline the lungs (masks are used)"
+    return f"an encoder without labels ({config.pretrain.objective})"
+
+
+def _corruption(config: Config) -> Iterator[Word]:
+    gmml, crops = config.gmml, config.augment.crop_scale
+    low = min(gmml.drop_budget[0], gmml.alien_budget[0])
+    yield Word(
+        "corrupts",
+        f"{', '.join(gmml.kinds)}: {gmml.drop_budget} of an image, or {gmml.alien_budget} by another image",
+        "" if low >= 0.2 else "less than a fifth of an image: little to learn",
+    )
+    yield Word(
+        "crops",
+        f"{crops[0]:g} to {crops[1]:g} of the area",
+        "" if crops[0] >= 0.2 else "small parts of an image",
+    )
+
+
+def pinned(text: str, hexadecimal: str, note: str) -> str:
+    """A `site.yaml` with one more approved digest; every other line, comments included, as it was.
+
+    Args:
+        note: a comment behind it, such as the federation's name and the date.
+
+    Raises:
+        ConfigError: the list is written in a way that cannot be added to.
+    """
+    item = f"  - {hexadecimal}  # {note}\n"
+    found = _KEY.search(text)
+    if not found:
+        return f"{text.rstrip()}\n\napproved:\n{item}"
+    value = found["value"].strip()
+    if value.startswith("[") and value.endswith("]"):
+        others = "".join(f"  - {one.strip()}\n" for one in value[1:-1].split(",") if one.strip())
+    elif value in _NONE:
+        others = ""
+    else:
+        raise ConfigError("approved is not a list of lines; write it as `approved: []`, and approve again")
+    comment = f"  {found['comment'].strip()}" if found["comment"] else ""
+    head = f"{text[: found.start()]}approved:{comment}\n{others}"
+    rest = text[found.end() :].removeprefix("\n")
+    indent = re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)- ", rest)
+    if indent:  # as the lines that are there
+        item = indent[1] + item.lstrip()
+    return head + item + rest

@@ -1,0 +1,355 @@
+"""What crosses the network: both ends of every message, field by field, in one file.
+
+What leaves a site is what `Hello`, `TrainReply`, `EvaluateReply` and `Failure` list, and nothing else. A message is
+a flat record of numbers and short texts, and at most one encoder or update as bytes (`codecs`). No pickle.
+
+Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import (
+    version,  # of what takes seconds to import, and who reads a report has no use for
+)
+from typing import Any, Final, TypeVar
+
+import sscxr
+from sscxr.config.ranges import PLAIN_NAME
+from sscxr.data.cache.cache import FORMAT_VERSION
+from sscxr.errors import SscxrError
+
+WIRE_VERSION = 6
+RECORD = "sscxr"  # the name of the record that holds a message's fields
+ARRAYS = "encoder"  # the name of the record that holds an encoder or an update, and of the one array in it
+
+# Figures beyond these are no images and no losses; sums of those within them stay finite.
+MAX_COUNT = 2**40
+MAX_LOSS = 1e6
+NO_SCORE = -1.0
+
+Scalar = str | int | float | bool
+Record = dict[str, Scalar]
+
+# Why a site did not do what it was asked, in fixed words: an exception's own text never leaves.
+FAILURES: Final[dict[str, str]] = {
+    "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
+    "request": "the request was malformed",
+    "not allowed": "the run asks for what its site settings do not allow",
+    "not approved": "it has not approved this recipe: its site.yaml pins another, or none",
+    "paused": "it is paused",
+    "settings": "its site settings cannot be used",
+    "name": "its site.yaml gives another name than the one that its key is registered under",
+    "cache": "its cache cannot be used",
+    "few images": "it has too few images that the run can use",
+    "time": "its training did not end within the time there was",
+    "loss": "its loss became NaN or infinite",
+    "codec": "its update has values that the run's codec cannot hold",
+    "memory": "it ran out of memory",
+    "disk": "its disk is full",
+    "internal": "it failed; its own log says why",
+}
+_PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint
+
+
+class WireError(SscxrError):
+    """A message, an update or a name that may not be used: one line that says why."""
+
+
+def check_name(name: str, what: str) -> str:
+    """A site's or a run's name: it becomes a file name and a table cell, so it is held to a plain form."""
+    if not PLAIN_NAME.fullmatch(name):
+        raise WireError(
+            f"{what} {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores, "
+            "the first a letter or digit"
+        )
+    return name
+
+
+def fingerprint(recipe: str) -> str:
+    """What must agree at both ends for an update to mean the same thing, as one line of JSON.
+
+    Args:
+        recipe: `sscxr.config.recipe_hash`.
+    """
+    parts = {
+        "wire": WIRE_VERSION,
+        "cache": FORMAT_VERSION,
+        "recipe": recipe,
+        "sscxr": sscxr.__version__,
+        "torch": version("torch").split("+")[0],
+        "timm": version("timm"),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def read_fingerprint(text: str) -> str:
+    """Another's fingerprint, fit to be shown.
+
+    Raises:
+        WireError: none.
+    """
+    try:
+        parts = json.loads(text[:1000])
+        if isinstance(parts, dict) and all(_PLAIN_PART.fullmatch(f"{k}={v}") for k, v in parts.items()):
+            return json.dumps(parts, sort_keys=True)
+    except (ValueError, RecursionError):
+        pass
+    raise WireError("its fingerprint is none")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server asks of a site, beside the encoder's arrays.
+
+    Attributes:
+        run: the run's name; names the site's state.
+        round, attempt: which try at which round.
+        base: the site's last folded generation, as `generation` names it; empty: start anew.
+        config: the run's settings, YAML.
+        fingerprint: what the site must agree with.
+        budget: seconds the site has.
+        registered: the name that the site's key is registered under, where the question is who it is.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    base: str
+    config: str
+    fingerprint: str
+    budget: float
+    registered: str = ""
+
+
+def generation(round_number: int, attempt: int) -> str:
+    """The name of a site's state after one try at one round, e.g. `r00003-a01`."""
+    return f"r{round_number:05d}-a{attempt:02d}"
+
+
+# What a site says: the four classes that follow are all that leaves it, beside an update's arrays.
+
+
+@dataclass(frozen=True)
+class Hello:
+    """Who a site is.
+
+    Attributes:
+        site: its name.
+        fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty where it
+            could not read what came.
+        images: how many it will train on in one epoch, as its `TrainReply` repeats it; 0 where it could not read
+            what came.
+    """
+
+    site: str
+    fingerprint: str
+    images: int
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """What a site tells of its training, beside the update's arrays.
+
+    Attributes:
+        site, round, attempt, fingerprint: which work this is.
+        images: trained on in one epoch; its weight in the average.
+        steps: optimiser steps.
+        loss: mean over the steps.
+        seconds: of training.
+        state: "kept": it went on from its head and moments; "new": there were none to go on from;
+            "lost": there should have been some, and they were missing or damaged.
+    """
+
+    site: str
+    round: int
+    attempt: int
+    fingerprint: str
+    images: int
+    steps: int
+    loss: float
+    seconds: float
+    state: str
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """What a site tells of its held-out images.
+
+    Attributes:
+        images: how many were held out; 0 where they are fewer than the minimum cell.
+        loss: the mean loss on them; 0 where `images` is 0.
+        score: of a classifier the mean AUROC on them, of a segmenter the Dice, 0..1; `NO_SCORE` where there is
+            none, or a class has fewer images than the minimum cell.
+        counts: JSON, table -> cell -> count over all the site's usable images, small cells suppressed
+            (`suppress`), and a histogram of grey levels (`suppress_grey`). Tables and cells come from fixed lists,
+            never from the site's own words.
+    """
+
+    site: str
+    round: int
+    images: int
+    loss: float
+    score: float
+    counts: str = "{}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a site did not do what was asked: a key of `FAILURES`."""
+
+    site: str
+    failure: str
+
+
+Message = Task | Hello | TrainReply | EvaluateReply | Failure
+MessageT = TypeVar("MessageT", Task, Hello, TrainReply, EvaluateReply, Failure)
+
+
+def to_record(message: Message) -> Record:
+    """A message as a flat record."""
+    return asdict(message)
+
+
+def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
+    """A message read back, every field of it there and of its type, and no other.
+
+    Raises:
+        WireError: otherwise.
+    """
+    wanted = {item.name: item.type for item in fields(kind)}
+    missing, unexpected = sorted(wanted.keys() - record.keys()), sorted(record.keys() - wanted.keys())
+    if missing or unexpected:
+        raise WireError(
+            f"{kind.__name__} with fields missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {len(unexpected)}"
+        )
+    values: dict[str, Any] = {}
+    for name, kind_of in wanted.items():
+        value = record[name]
+        if kind_of is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind_of:
+            raise WireError(f"{kind.__name__}.{name} is {type(value).__name__}, expected {kind_of}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"{kind.__name__}.{name} is {value}")
+        values[name] = value
+    return kind(**values)
+
+
+# Tables of counts that a site may tell, and their cells.
+COUNT_TABLES: Final[dict[str, tuple[str, ...]]] = {
+    "view": ("PA", "AP", "AP supine", "L", "unknown"),
+    "sex": ("F", "M", "unknown"),
+    "age": ("0-4", "5-17", "18-39", "40-59", "60-79", "80+", "paediatric", "adult", "unknown"),
+    "images": ("first of a patient", "further of a patient"),  # the former is the number of patients
+}
+# Beside the counts, where the site allows it: whole per cent of its images' pixels, by grey level of the cache.
+GREY: Final = "grey"
+GREY_CELLS: Final[tuple[str, ...]] = tuple(f"{low}-{low + 15}" for low in range(0, 256, 16))
+# Labels whose counts may be told: the fourteen of NIH ChestX-ray14 and those of COVID-19 corpora.
+LABELS: Final[tuple[str, ...]] = (
+    *("atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia"),
+    *("infiltration", "mass", "nodule", "pleural_thickening", "pneumonia", "pneumothorax"),
+    *("covid19", "tuberculosis", "normal", "other"),
+)
+LABEL_CELLS: Final[tuple[str, ...]] = ("present", "absent", "unknown")
+
+
+def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
+    """The cells that may be told of a table whose total is known.
+
+    Cells below `minimum`, empty ones too, are dropped, and then the next smallest until those dropped are at
+    least two, sum to at least `minimum`, and every cell that is told is larger than their sum. So the total
+    gives away neither one cell nor a small sum of cells; and to one who knows this rule as well, each of the
+    dropped cells may still be anything from nothing to all of their sum, since no told cell bounds it.
+    """
+    ordered = sorted(cells.items(), key=lambda item: (item[1], item[0]))
+    small = sum(count < minimum for _, count in ordered)
+    if not small:
+        return dict(cells)
+    for dropped in range(max(small, 2), len(ordered)):
+        together = sum(count for _, count in ordered[:dropped])
+        if minimum <= together < ordered[dropped][1]:
+            return dict(sorted(ordered[dropped:]))
+    return {}
+
+
+def suppress_grey(shares: Mapping[str, float], patients: Mapping[str, int], minimum: int) -> dict[str, int]:
+    """The cells of a histogram of grey levels that may be told, in whole per cent.
+
+    Cells to which fewer than `minimum` patients contribute are dropped, and if that is one, the smallest other
+    as well: the cells sum to all pixels. An image moves a cell by at most its own share of all images, which is
+    below the rounding from a hundred images on.
+
+    Args:
+        shares: of each cell of `GREY_CELLS` in the pixels, 0..1, each image weighing the same.
+        patients: how many patients have a pixel in the cell.
+    """
+    ordered = sorted(shares, key=lambda cell: (patients[cell] >= minimum, shares[cell], cell))
+    small = sum(patients[cell] < minimum for cell in ordered)
+    told = ordered[max(2, small) if small else 0 :]
+    return {cell: round(100 * shares[cell]) for cell in GREY_CELLS if cell in told}
+
+
+def counts_to_json(
+    tables: Mapping[str, Mapping[str, int]], minimum: int, grey: Mapping[str, int] | None = None
+) -> str:
+    """Tables of counts as they may leave: known tables and cells only, small cells suppressed.
+
+    Args:
+        grey: what `suppress_grey` gave; None: not told.
+    """
+    told = {}
+    for name, cells in tables.items():
+        allowed = _cells(name)
+        if set(cells) - set(allowed):
+            raise WireError(f"table {name!r} has cells that are not on the list")
+        told[name] = suppress({cell: cells.get(cell, 0) for cell in allowed}, minimum)
+    if grey is not None:
+        told[GREY] = {cell: grey[cell] for cell in GREY_CELLS if cell in grey}
+    return json.dumps(told, sort_keys=True)
+
+
+def counts_from_json(text: str) -> dict[str, dict[str, int]]:
+    """The tables that a site told, checked against the fixed lists.
+
+    Raises:
+        WireError: not JSON, too long, or a table, cell or count that is not on the lists.
+    """
+    if len(text) > 20_000:
+        raise WireError(f"counts of {len(text)} characters")
+    try:
+        tables = json.loads(text)
+        allowed = {name: GREY_CELLS if name == GREY else _cells(name) for name in tables}
+        most = {name: 100 if name == GREY else MAX_COUNT for name in tables}
+        return {
+            name: {cell: _count(cells[cell], most[name]) for cell in cells if _known(cell, allowed[name])}
+            for name, cells in tables.items()
+        }
+    except WireError:
+        raise
+    except (ValueError, AttributeError, TypeError, LookupError, RecursionError) as error:
+        raise WireError(f"counts are not tables of numbers ({type(error).__name__})") from None
+
+
+def _cells(table: str) -> Sequence[str]:
+    if table in COUNT_TABLES:
+        return COUNT_TABLES[table]
+    if table.removeprefix("label:") in LABELS and table.startswith("label:"):
+        return LABEL_CELLS
+    raise WireError("a table that is not on the list")
+
+
+def _known(cell: str, allowed: Sequence[str]) -> bool:
+    if cell not in allowed:
+        raise WireError("a cell that is not on the list")
+    return True
+
+
+def _count(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise WireError("a count that is no whole number, or out of range")
+    return value

@@ -1,0 +1,204 @@
+"""Classification as a task to fine-tune for: which images, which targets, which loss, how well."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sscxr import seeds
+from sscxr.config import Config
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
+from sscxr.evaluation.metrics import auroc
+from sscxr.finetuning.finetune import FinetuneError, Split, varied
+from sscxr.models import inference
+from sscxr.models.classifier import Classifier
+
+Targets = npt.NDArray[np.float32]
+
+_MAX_ODDS = 20.0  # beyond this, a rare label's images do not weigh still more: a few would rule every step
+
+
+class Classification:
+    """Tells labels that may be present together; an unknown one is left out of the loss.
+
+    Attributes:
+        model: what learns.
+        targets: float32 [N, L] of the whole cache: 1 present, 0 absent, NaN unknown.
+    """
+
+    def __init__(
+        self, model: Classifier, cache: Cache, config: Config, device: torch.device, *, train: Rows
+    ) -> None:
+        """Prepare for the training rows, whose label frequencies set the balance.
+
+        Args:
+            model: on `device`; a logit for each of `classify.labels`.
+            train: rows of the cache.
+        """
+        self.model: nn.Module = model
+        self.cache, self.config, self.device = cache, config, device
+        self.out = config.finetune.img_size or config.encoder.img_size
+        self.targets = known_targets(cache, config.classify.labels)
+        self.prior = torch.from_numpy(log_odds(self.targets[train])).to(device)
+
+    def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Varied views [B, 1, H, W] and targets [B, L]."""
+        pixels = torch.from_numpy(self.cache.images[rows]).to(self.device)
+        inputs, _ = varied(pixels, None, self.config, generator, out=self.out)
+        return inputs, torch.from_numpy(self.targets[rows]).to(self.device)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """See `balanced_loss`; without `classify.balance` the plain cross-entropy."""
+        inputs, wanted = batch
+        settings = self.config.classify
+        prior = self.prior if settings.balance else torch.zeros_like(self.prior)
+        return balanced_loss(self.model(inputs).float(), wanted, prior, smoothing=settings.smoothing)
+
+    def score(self, rows: Rows) -> float:
+        """Mean over the labels of the AUROC on whole images; NaN where no label has both classes."""
+        said, wanted = self.probabilities(rows), self.targets[rows]
+        areas = [
+            auroc(said[known, place], wanted[known, place] > 0.5)
+            for place in range(wanted.shape[1])
+            if (known := np.isfinite(wanted[:, place])).any()
+        ]
+        areas = [area for area in areas if math.isfinite(area)]
+        return math.fsum(areas) / len(areas) if areas else math.nan
+
+    def probabilities(self, rows: Rows) -> npt.NDArray[np.float64]:
+        """float64 [len(rows), L], of whole images."""
+        data = self.config.data
+        return inference.probabilities(
+            self.model,
+            self.cache.images,
+            rows,
+            img_size=self.out,
+            mean=data.mean,
+            std=data.std,
+            device=self.device,
+        )
+
+
+def targets(cache: Cache, labels: Sequence[str]) -> Targets:
+    """float32 [N, L]: 1 present, 0 absent, NaN unknown.
+
+    Raises:
+        CacheError: a label that the cache does not have; the message names those it has.
+    """
+    return np.stack([cache.label(name) for name in labels], axis=1)
+
+
+def known_targets(cache: Cache, labels: Sequence[str]) -> Targets:
+    """As `targets`; a label that the cache does not have is unknown of all its images."""
+    unknown = np.full(len(cache), np.nan, dtype=np.float32)
+    return np.stack([cache.label(name) if name in cache.labels else unknown for name in labels], axis=1)
+
+
+def labelled(wanted: Targets, rows: Rows) -> Rows:
+    """The rows of which at least one label is known."""
+    return rows[np.isfinite(wanted[rows]).any(axis=1)]
+
+
+def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
+    """Refuse labels that the training images, or those for testing, have in one class only.
+
+    Raises:
+        FinetuneError: names the label and the counts.
+    """
+    for place, label in enumerate(labels):
+        for part, rows in (("training", parts.train), ("test", parts.test)):
+            column = wanted[rows, place]
+            present, absent = int((column == 1).sum()), int((column == 0).sum())
+            if len(rows) and not (present and absent):
+                unknown = len(rows) - present - absent
+                rest = f", of {unknown} it is unknown" if unknown else ""
+                raise FinetuneError(
+                    f"label {label!r}: of the {part} images {present} have it and {absent} do not{rest}; "
+                    "a classifier needs both"
+                )
+
+
+def has_both(wanted: Targets) -> npt.NDArray[np.bool_]:
+    """bool [L]: whether each label is present in some and absent in others of the images [N, L]."""
+    both: npt.NDArray[np.bool_] = (wanted == 1).any(axis=0) & (wanted == 0).any(axis=0)
+    return both
+
+
+def log_odds(wanted: Targets) -> Targets:
+    """Log of how often each label is present, against absent: float32 [L], capped; 0 where nothing is known."""
+    present, absent = (wanted == 1).sum(axis=0), (wanted == 0).sum(axis=0)
+    known = present + absent > 0
+    odds = np.where(known, np.maximum(present, 0.5) / np.maximum(absent, 0.5), 1.0)
+    logs: Targets = np.log(np.clip(odds, 1 / _MAX_ODDS, _MAX_ODDS)).astype(np.float32)
+    return logs
+
+
+def balanced_loss(logits: Tensor, wanted: Tensor, prior: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Binary cross-entropy in which both classes of a label weigh the same, over what is known.
+
+    Present images weigh by the odds against the label. That alone would have the model speak as if every label
+    were present in half of the images; so the loss judges the logits less the prior (logit adjustment, Menon et
+    al., arXiv 2007.07314), and the logits themselves stay calibrated to the training images.
+
+    Args:
+        logits: float32 [B, L].
+        wanted: [B, L], 1 present, 0 absent, NaN unknown.
+        prior: log-odds [L] of each label; 0: both classes weigh as they come.
+        smoothing: share of the target that goes to an even guess.
+
+    Returns:
+        The mean over known labels, a scalar; 0 where none is known.
+    """
+    known = wanted.isfinite()
+    smooth = wanted.nan_to_num(0.0) * (1 - smoothing) + smoothing / 2
+    each = nn.functional.binary_cross_entropy_with_logits(
+        logits - prior, smooth, pos_weight=torch.exp(-prior), reduction="none"
+    )
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
+def draw(
+    cache: Cache, wanted: Targets, rows: Rows, labels: Sequence[str], *, per_class: int, seed: int
+) -> Rows:
+    """A few training rows: for each label, `per_class` images with it and as many without.
+
+    Patients come in a random order, and none gives a second image before each has given one. The rows of
+    several labels are put together, and every known label of theirs is learned from.
+
+    Args:
+        wanted: `targets` of the whole cache.
+        rows: to draw from.
+
+    Raises:
+        FinetuneError: fewer images of a class than asked for.
+    """
+    drawn: set[int] = set()
+    groups = cache.index["group"].to_numpy()
+    for place, label in enumerate(labels):
+        for value, word in ((1, "with"), (0, "without")):
+            candidates = rows[wanted[rows, place] == value]
+            if len(candidates) < per_class:
+                raise FinetuneError(
+                    f"{per_class} images a class are asked for, but there are {len(candidates)} training images "
+                    f"{word} label {label!r}"
+                )
+            source = seeds.generator("cpu", seed, "few labels", label, value)
+            shuffled = candidates[torch.randperm(len(candidates), generator=source).numpy()]
+            turns = _occurrence(groups[shuffled])
+            drawn.update(shuffled[np.argsort(turns, kind="stable")][:per_class].tolist())
+    return np.array(sorted(drawn), dtype=np.int64)
+
+
+def _occurrence(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """For each value, how often it came before."""
+    seen: dict[Any, int] = {}
+    counts = []
+    for value in values:
+        counts.append(seen.get(value, 0))
+        seen[value] = counts[-1] + 1
+    return np.array(counts, dtype=np.int64)

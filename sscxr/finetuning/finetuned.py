@@ -1,0 +1,358 @@
+"""A fine-tuned model: an encoder and what was put on top of it, in memory and as a folder.
+
+    model.safetensors   the whole model, float32: `encoder.*` by timm's names, then `head.*` or `decoder.*`
+    config.json         what it is: `Spec`
+    SHA256SUMS          of these two
+    settings.yaml       the settings it was trained with
+    history.jsonl       one line an epoch
+    trained_on.csv      salted hashes of the patient groups it learned from; it stays at the site
+    evaluation.json     figures on patients that it has not seen
+    README.md           the card
+
+The first three are the model; a folder of these alone can be loaded.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from sscxr import __version__, files, seeds
+from sscxr import config as configs
+from sscxr.config import Config
+from sscxr.errors import SscxrError
+from sscxr.models import checkpoint
+from sscxr.models import encoder as encoders
+from sscxr.models.classifier import Classifier
+from sscxr.release import release, signing
+
+Model: TypeAlias = nn.Module  # Classifier or UNETR: has `encoder`, gives logits
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SETTINGS, HISTORY, TRAINED_ON = "settings.yaml", "history.jsonl", "trained_on.csv"
+EVALUATION, CARD = "evaluation.json", "README.md"
+_ENCODER_ARGS = ("img_size", "patch_size", "in_chans", "depth")
+_POOLING_ARGS = ("global_pool", "fc_norm", "class_token")  # of a release's config; what they say is checked
+
+
+class FinetunedError(SscxrError):
+    """A model that cannot be built, read or written: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a fine-tuned model is.
+
+    Attributes:
+        task: "classify" or "segment".
+        architecture: timm's name of the encoder.
+        model_args: img_size (as fine-tuned), patch_size, in_chans, and depth where it is not the name's.
+        mean, std: grey levels (0..1) that normalise the input.
+        labels: classify: the logits' names, in their order; segment: what the mask shows.
+        pool: classify: how tokens become a feature, "mean" or "cls".
+        feature_size: segment: channels of the decoder at full resolution.
+        encoder_sha256: of the pretrained weights it began from; "" where it began untrained.
+        code_version: of sscxr.
+    """
+
+    task: str
+    architecture: str
+    model_args: dict[str, Any]
+    mean: float
+    std: float
+    labels: list[str]
+    pool: str = "mean"
+    feature_size: int = 16
+    encoder_sha256: str = ""
+    code_version: str = __version__
+
+    @property
+    def img_size(self) -> int:
+        """Pixels a side at the encoder's input."""
+        return int(self.model_args["img_size"])
+
+
+def build(spec: Spec, *, drop_path: float = 0.0) -> Model:
+    """The model with random weights. Its initialisation draws from torch's global generator.
+
+    Raises:
+        FinetunedError: a task that is not known, or sizes that do not fit each other.
+        EncoderError: see `encoder.build`.
+    """
+    encoder = encoders.build(spec.architecture, **spec.model_args, drop_path=drop_path)
+    try:
+        if spec.task == "classify":
+            return Classifier(encoder, labels=len(spec.labels), pool=spec.pool)
+        if spec.task == "segment":
+            from sscxr.models.unetr import UNETR  # MONAI takes seconds to import
+
+            return UNETR(encoder, patch_size=spec.model_args["patch_size"], feature_size=spec.feature_size)
+    except ValueError as error:
+        raise FinetunedError(str(error)) from None
+    raise FinetunedError(f"task {spec.task!r} is none of classify, segment")
+
+
+def encoder_settings(folder: str | Path) -> list[str]:
+    """The overrides that make a config speak of the released encoder in `folder`, e.g. "encoder.patch_size=8".
+
+    Raises:
+        FinetunedError: no released encoder there, or one that this code cannot build.
+    """
+    facts = _released(Path(folder))
+    args = facts["model_args"]
+    settings = {f"encoder.{name}": args.get(name) for name in ("img_size", "patch_size", "depth")}
+    settings |= {"encoder.name": facts["architecture"], "encoder.in_chans": 1}
+    settings |= {"data.mean": facts["mean"], "data.std": facts["std"], "gmml.align": 1}
+    return [configs.setting(name, value) for name, value in settings.items()]
+
+
+def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:
+    """What the model of a run's settings is; `run.stage` names the task."""
+    args = encoders.model_args(
+        img_size=config.finetune.img_size or config.encoder.img_size,
+        patch_size=config.encoder.patch_size,
+        in_chans=config.encoder.in_chans,
+        depth=config.encoder.depth,
+    )
+    return Spec(
+        task=config.run.stage,
+        architecture=config.encoder.name,
+        model_args=args,
+        mean=config.data.mean,
+        std=config.data.std,
+        labels=list(config.classify.labels) if config.run.stage == "classify" else ["lung"],
+        pool=config.classify.pool,
+        feature_size=config.segment.feature_size,
+        encoder_sha256=encoder_sha256,
+    )
+
+
+def start(folder: str | Path | None, config: Config, *, untrained: bool = False) -> tuple[Model, Spec]:
+    """The model at the start of its fine-tuning: a released encoder, and a head or decoder from the run's seed.
+
+    Args:
+        folder: of a released encoder; `config` has its settings (`encoder_settings`). None: random weights.
+        config: `run.stage` names the task; `finetune.img_size` another input size than the encoder's, to which
+            the position embeddings are resampled.
+        untrained: keep the encoder's random weights, as a baseline of the very same network.
+
+    Raises:
+        FinetunedError, ReleaseError, SigningError, EncoderError: one line that says what does not fit.
+    """
+    trained = folder is not None and not untrained
+    sha256 = signing.digest(Path(folder) / release.WEIGHTS) if folder is not None and trained else ""
+    spec = spec_of(config, encoder_sha256=sha256)
+    drop_path = 0.0 if config.finetune.frozen else config.finetune.drop_path
+    with seeds.forked(config.run.seed, spec.task, "start"):
+        model = build(spec, drop_path=drop_path)
+    if folder is not None and trained:
+        load_encoder(cast(VisionTransformer, model.encoder), folder)
+    return model, spec
+
+
+def load_encoder(encoder: VisionTransformer, folder: str | Path) -> None:
+    """Load a released encoder, every tensor of it and no other; three input channels are summed to one.
+
+    Raises:
+        FinetunedError, ReleaseError, SigningError: see `start`.
+    """
+    _released(Path(folder))
+    state = release.load_encoder(folder).state_dict()
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    checkpoint.sum_channels(state)
+    try:
+        encoder.load_state_dict(checkpoint_filter_fn(state, encoder), strict=True)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FinetunedError(f"the encoder in {folder} does not fit the model: {reason}") from None
+
+
+def notes_on_start(folder: str | Path, config: Config) -> list[str]:
+    """What of the encoder in `folder` is changed at the start, each in one line for the user."""
+    facts = _released(Path(folder))
+    trained_at, wanted = int(facts["model_args"]["img_size"]), config.finetune.img_size
+    notes = []
+    if wanted and wanted != trained_at:
+        notes.append(
+            f"the encoder was pretrained at {trained_at} px: its position embeddings are resampled to {wanted} px"
+        )
+    if facts["model_args"]["in_chans"] == 3:
+        notes.append("the encoder takes three channels: its filters are summed to one for grey images")
+    return notes
+
+
+def refuse(folder: str | Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something, unless it is a fine-tuned model that may be written over."""
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder.is_dir() and (folder / WEIGHTS).is_file() and is_model(folder)):
+        raise FinetunedError(f"{folder} holds something else than a fine-tuned model; choose another folder")
+    if not overwrite:
+        raise FinetunedError(f"{folder} holds a fine-tuned model; choose another folder, or give --force")
+
+
+def save(
+    folder: str | Path,
+    model: Model,
+    spec: Spec,
+    *,
+    extra: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a fine-tuned model; it appears whole or not at all. The same model gives the same bytes.
+
+    Args:
+        folder: where to.
+        extra: further files, by name: their text.
+        overwrite: a fine-tuned model that is there may be replaced.
+
+    Raises:
+        FinetunedError: weights that are not finite, or a folder that holds something.
+    """
+    folder = Path(folder)
+    refuse(folder, overwrite=overwrite)
+    place = folder.resolve()  # "." has no name
+    state = model.state_dict()
+    state = {
+        name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
+    }
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FinetunedError(f"the model is not saved: {bad[0]} holds NaN or Inf")
+    fresh = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    files.save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
+    text = json.dumps(dataclasses.asdict(spec), indent=2, ensure_ascii=False)
+    (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+    (fresh / signing.SUMS).write_bytes(signing.sums_of(fresh, (WEIGHTS, CONFIG)))
+    for name, content in (extra or {}).items():
+        (fresh / name).write_text(content, encoding="utf-8")
+    files.replace_folder(fresh, place)
+    return folder
+
+
+def load(folder: str | Path) -> tuple[Model, Spec]:
+    """A fine-tuned model in eval mode on the CPU, and what it is. torch's global generator stays as it was.
+
+    Raises:
+        FinetunedError: no model there, a damaged one, or a pickle, which could run code and is never loaded.
+        SigningError: a file that is not as SHA256SUMS says.
+    """
+    folder = Path(folder)
+    spec = read_spec(folder)
+    if (folder / signing.SUMS).is_file():
+        text = (folder / signing.SUMS).read_bytes()
+        signing.check(folder, signing.parse_sums(text, (WEIGHTS, CONFIG), str(folder / signing.SUMS)))
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise FinetunedError(f"{folder / WEIGHTS} is no whole safetensors file ({error}); refused") from None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build(spec)
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FinetunedError(f"{folder}: {WEIGHTS} and {CONFIG} do not belong together: {reason}") from None
+    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise FinetunedError(f"the model in {folder} is of no use: {bad[0]} holds NaN or Inf")
+    return model.eval(), spec
+
+
+def read_spec(folder: str | Path) -> Spec:
+    """What the fine-tuned model in `folder` is, without its weights.
+
+    Raises:
+        FinetunedError: see `load`.
+    """
+    folder = Path(folder)
+    files.check_readable(folder, (WEIGHTS, CONFIG))
+    absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    if absent:
+        raise FinetunedError(
+            f"{folder} is no fine-tuned model: it has no {' and no '.join(absent)}{_pickles(folder)}"
+        )
+    try:
+        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FinetunedError(f"{folder / CONFIG} is not readable ({error})") from None
+    if isinstance(facts, dict) and "pretrained_cfg" in facts:
+        raise FinetunedError(
+            f"{folder} is an encoder, not a fine-tuned model; `sscxr finetune` makes one of it"
+        )
+    try:
+        spec = Spec(**facts)
+        well = _is_well(spec)
+    except (TypeError, AttributeError, KeyError, ValueError):
+        well = False
+    if not well:
+        raise FinetunedError(f"{folder / CONFIG} does not describe a fine-tuned model of this sscxr")
+    return spec
+
+
+def _is_well(spec: Spec) -> bool:
+    """Whether each part is of its kind; whether they fit each other shows when the model is built."""
+    sizes = [spec.img_size, *(value for name, value in spec.model_args.items() if name != "img_size")]
+    return (
+        spec.task in ("classify", "segment")
+        and isinstance(spec.architecture, str)
+        and all(isinstance(size, int) and size > 0 for size in [*sizes, spec.feature_size])
+        and math.isfinite(spec.mean)
+        and 0 < spec.std < math.inf
+        and isinstance(spec.labels, list)
+        and bool(spec.labels)
+        and all(label and isinstance(label, str) for label in spec.labels)
+    )
+
+
+def _released(folder: Path) -> dict[str, Any]:
+    """What of a released encoder's config matters: architecture, model_args, mean, std."""
+    files.check_readable(folder, (WEIGHTS, CONFIG))
+    if is_model(folder):
+        raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
+    if not (folder / WEIGHTS).is_file() and _pickles(folder):
+        raise FinetunedError(f"{folder} is no released encoder: it has no {WEIGHTS}{_pickles(folder)}")
+    if not (folder / CONFIG).exists():
+        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{release.below(folder)}")
+    facts = release.read_config(folder)
+    args, input_args = facts.get("model_args"), facts["pretrained_cfg"]
+    if not isinstance(args, dict):
+        raise FinetunedError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
+    mean, std = (sum(input_args[name]) / len(input_args[name]) for name in ("mean", "std"))
+    strange = sorted(set(args) - {*_ENCODER_ARGS, *_POOLING_ARGS})
+    if strange:
+        raise FinetunedError(f"the encoder in {folder} is built with {strange[0]!r}, which is not supported")
+    args = {"in_chans": 3, "img_size": 224, **args}
+    if args["in_chans"] not in (1, 3):
+        raise FinetunedError(f"the encoder in {folder} takes {args['in_chans']} channels; X-rays have one")
+    if "patch_size" not in args:
+        raise FinetunedError(f"{folder / CONFIG} does not say the encoder's patch_size")
+    return {"architecture": facts["architecture"], "model_args": args, "mean": mean, "std": std}
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a fine-tuned model's, by its config alone; False of whatever is none."""
+    try:
+        facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and facts.get("task") in ("classify", "segment")
+
+
+def _pickles(folder: Path) -> str:
+    """A remark on pickles that lie where safetensors are wanted."""
+    found = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    return f"; {found[0]} is a pickle, which could run code, and is refused" if found else ""

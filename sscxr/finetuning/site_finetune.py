@@ -1,0 +1,145 @@
+"""Fine-tuning at one site, a round at a time: the task, loss and rates of `sscxr finetune`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sscxr import seeds
+from sscxr.config import Config
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
+from sscxr.evaluation import segmentation
+from sscxr.finetuning import finetune, finetuned
+from sscxr.training import optim
+from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
+from sscxr.training.device import autocast
+from sscxr.training.loop import HeldOut, Trained, train
+from sscxr.training.parts import Parts
+
+
+class SiteFineTuning:
+    """A task, its model and its optimiser at one site; as `pretrain.SiteTraining`, with labels or masks."""
+
+    def __init__(
+        self, config: Config, device: torch.device, cache: Cache, rows: Rows, *, share_head: bool
+    ) -> None:
+        """Build the model, its task and its optimiser.
+
+        Args:
+            rows: the site's training rows, whose labels set the balance.
+            share_head: whether what is on top of the encoder is averaged too.
+        """
+        self.config, self.device = config, device
+        self.model = build_model(config).to(device)
+        self.parts = parts_of(self.model, share_head=share_head)
+        self.task = _task(self.model, cache, config, device, rows)
+        if config.finetune.frozen:
+            finetune.freeze(self.parts.encoder)
+        self.optimiser = finetune.optimiser(self.model, config.finetune)
+
+    def load_local(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `local` gave after an earlier round."""
+        self.parts.load_local(tensors)
+        optim.restore_moments(self.optimiser, self.model, tensors)
+
+    def local(self) -> dict[str, Tensor]:
+        """What stays at the site between rounds, on the CPU."""
+        return self.parts.local() | optim.moments(self.optimiser, self.model)
+
+    def train_round(
+        self,
+        rows: Rows,
+        *,
+        site: str,
+        round_number: int,
+        budget: float,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> Trained:
+        """Train for one round's local epochs; arguments as in `pretrain.SiteTraining.train_round`."""
+        settings, federation = self.config.finetune, self.config.federation
+        place = (self.config.run.seed, self.config.run.stage, site, round_number)
+        steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
+        stretch = stretch_of_round(steps, round_number, federation.rounds)
+        with seeds.forked(*place, "drop-path"):
+            return train(
+                self.model,
+                self.optimiser,
+                self._batches(rows, site, steps, seeds.generator(self.device, *place, "views")),
+                lambda batch: finetune.loss_of(self.task, batch, frozen=settings.frozen),
+                stretch=stretch,
+                schedule=finetune.schedule(settings),
+                clip=settings.clip,
+                per_tensor=False,
+                autocast=autocast(settings.amp, self.device),
+                budget=budget,
+                on_step=on_step,
+            )
+
+    @torch.no_grad()
+    def held_out(self, rows: Rows, *, site: str) -> HeldOut:
+        """Loss, of the same varied views every round, and score on images that are never trained on."""
+        self.model.eval()
+        source = seeds.generator(self.device, self.config.run.seed, "held out", site)
+        total = 0.0
+        for batch in np.array_split(rows, batches_per_epoch(len(rows), self.config.finetune.batch_size)):
+            with autocast(self.config.finetune.amp, self.device):
+                total += float(self.task.loss(self.task.batch(batch, source))) * len(batch)
+        return HeldOut(total / len(rows), self.task.score(rows))
+
+    def _batches(
+        self, rows: Rows, site: str, steps: range, source: torch.Generator
+    ) -> Iterator[tuple[Any, Sequence[int]]]:
+        size, seed = self.config.finetune.batch_size, self.config.run.seed
+        for batch in batches_of_round(rows, size, steps, seed=seed, site=site):
+            yield self.task.batch(batch, source), batch.tolist()
+
+
+def build_model(config: Config) -> nn.Module:
+    """The stage's model, the encoder untrained; from the run's seed alone, alike everywhere."""
+    return finetuned.start(None, config)[0]
+
+
+def parts_of(model: nn.Module, *, share_head: bool) -> Parts:
+    """The model's encoder, and a classifier's head or a segmenter's decoder on top of it."""
+    top = model.head if hasattr(model, "head") else model.decoder
+    return Parts(cast(nn.Module, model.encoder), cast(nn.Module, top), share_head=share_head)
+
+
+def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
+    """Those of some rows that the stage can learn from: a label is known, or there is a mask.
+
+    A label that this cache does not have is unknown of all its images.
+    """
+    if config.run.stage == "segment":
+        masked = rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
+        return segmentation.masked(cache, masked) if len(masked) else masked
+    known = np.zeros(len(cache), dtype=bool)
+    for label in set(config.classify.labels) & set(cache.labels):
+        known |= np.isfinite(cache.label(label))
+    return rows[known[rows]]
+
+
+def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
+    """Whether figures of held-out rows may leave a site: no class of a label is a small cell that is not empty."""
+    if config.run.stage == "segment":
+        return len(rows) >= minimum
+    for label in set(config.classify.labels) & set(cache.labels):
+        values = cache.label(label)[rows]
+        if any(0 < int((values == value).sum()) < minimum for value in (0, 1)):
+            return False
+    return True
+
+
+def _task(model: nn.Module, cache: Cache, config: Config, device: torch.device, rows: Rows) -> finetune.Task:
+    if config.run.stage == "segment":
+        from sscxr.finetuning.segment import Segmentation
+        from sscxr.models.unetr import UNETR  # MONAI takes seconds to import
+
+        return Segmentation(cast(UNETR, model), cache, config, device)
+    from sscxr.finetuning.classify import Classification
+    from sscxr.models.classifier import Classifier
+
+    return Classification(cast(Classifier, model), cache, config, device, train=rows)

@@ -1,0 +1,131 @@
+"""What models say of whole images, in batches: probabilities and features. Nothing is varied, nothing learned."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sscxr.data import augment
+from sscxr.data.rows import Rows
+
+Images = npt.NDArray[np.uint8]
+BATCH = 64
+
+
+def probabilities(
+    model: nn.Module,
+    images: Images,
+    rows: Rows | None = None,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int = BATCH,
+    device: torch.device | str = "cpu",
+) -> npt.NDArray[np.float64]:
+    """The probability of each label being present: float64 [len(rows), L], 0 .. 1.
+
+    Args:
+        model: gives logits [B, L] of float32 [B, 1, img_size, img_size]. Its mode is restored.
+        images: uint8 [N, S, S], square; memory-mapped or not.
+        rows: which, in the order wanted; None: all.
+        img_size: px a side at the model's input.
+        mean, std: grey levels (0..1) that normalise the input.
+        batch_size: images at a time.
+        device: where to compute; the model is moved there and stays.
+    """
+    # float64 before the sigmoid: float32 rounds whatever is nearly certain to the same 1, and makes ties.
+    said = batches(model, model, images, rows, img_size, mean, std, batch_size, device)
+    found = [torch.sigmoid(logits.double()).cpu().numpy() for logits in said]
+    return np.concatenate(found) if found else np.zeros((0, 0))
+
+
+def features(
+    encoder: nn.Module,
+    images: Images,
+    rows: Rows | None = None,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int = BATCH,
+    device: torch.device | str = "cpu",
+) -> npt.NDArray[np.float32]:
+    """An encoder's features, the mean of the patch tokens after the final norm: float32 [len(rows), D].
+
+    Args:
+        encoder: `encoder.forward_features` gives [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
+            patches. The others as in `probabilities`.
+    """
+    prefix = int(getattr(encoder, "num_prefix_tokens", 1))
+    forward = cast(Any, encoder).forward_features
+    tokens = batches(encoder, forward, images, rows, img_size, mean, std, batch_size, device)
+    found = [part[:, prefix:].mean(dim=1).float().cpu().numpy() for part in tokens]
+    if not found:
+        return np.zeros((0, int(getattr(encoder, "num_features", 0))), dtype=np.float32)
+    return np.concatenate(found)
+
+
+def batches(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    images: Images,
+    rows: Rows | None,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int,
+    device: torch.device | str,
+) -> Iterator[Tensor]:
+    """What `forward` makes of each batch, the model in eval mode meanwhile; arguments as in `probabilities`."""
+    rows = np.arange(len(images)) if rows is None else rows
+    training = model.training
+    model.to(device).eval()
+    try:
+        for start in range(0, len(rows), batch_size):
+            batch = torch.from_numpy(images[rows[start : start + batch_size]]).to(device)
+            # Not around the yield, where it would hold for the caller's code as well.
+            with torch.inference_mode():
+                said = forward(augment.whole(batch, out=img_size, mean=mean, std=std))
+            yield said
+    finally:
+        model.train(training)
+
+
+def lungs(
+    model: nn.Module,
+    images: Images,
+    rows: Rows | None = None,
+    *,
+    img_size: int,
+    mean: float,
+    std: float,
+    batch_size: int = BATCH,
+    device: torch.device | str = "cpu",
+) -> npt.NDArray[np.bool_]:
+    """Where a segmenter sees lung, at the images' own resolution: bool [len(rows), S, S].
+
+    Args:
+        model: gives logits [B, 1, img_size, img_size]; brought to S px bilinearly, then cut at probability 0.5.
+            The others as in `probabilities`.
+    """
+    size = images.shape[-1]
+    said = batches(model, model, images, rows, img_size, mean, std, batch_size, device)
+    found = [(upsampled(logits, size)[:, 0] > 0).cpu().numpy() for logits in said]
+    return np.concatenate(found) if found else np.zeros((0, size, size), dtype=bool)
+
+
+def upsampled(logits: Tensor, size: int) -> Tensor:
+    """Logits [B, 1, H, W] brought to [B, 1, size, size], bilinearly; antialiased where that is smaller."""
+    if logits.shape[-1] == size:
+        return logits.float()
+    return nn.functional.interpolate(
+        logits.float(),
+        size=(size, size),
+        mode="bilinear",
+        align_corners=False,
+        antialias=logits.shape[-1] > size,
+    )

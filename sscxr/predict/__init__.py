@@ -1,0 +1,1 @@
+"""A model or an encoder on files as they are: predictions, masks, saliency, features, neighbours."""

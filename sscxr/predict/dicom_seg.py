@@ -1,0 +1,142 @@
+"""A lung mask as a DICOM Segmentation (PS3.3 A.51) that names the radiograph it was drawn on.
+
+Through `highdicom`, an optional extra: `pip install 'sscxr[seg]'`.
+"""
+
+import importlib.util
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from sscxr import __version__
+from sscxr.data.pixels import elements
+from sscxr.errors import SscxrError
+
+# What every radiograph has, if empty (type 2: PS3.3 C.7.1.1, C.7.2.1), and many a de-identified file lacks.
+_MAY_BE_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime",
+)  # fmt: skip
+_DATE = re.compile(r"(\d{4})[-./]?(0[1-9]|1[0-2])[-./]?(0[1-9]|[12]\d|3[01])")
+_TIME = re.compile(r"([01]\d|2[0-3]):?([0-5]\d)?:?([0-5]\d)?(\.\d{1,6})?")
+_WANTED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
+
+
+class DicomSegError(SscxrError):
+    """A segmentation that cannot be written: one line that says why."""
+
+
+def require() -> None:
+    """Fail early where `highdicom` is not installed.
+
+    Raises:
+        DicomSegError: it is not.
+    """
+    if importlib.util.find_spec("highdicom") is None:
+        raise DicomSegError("--dicom-seg needs highdicom: pip install 'sscxr[seg]'")
+
+
+def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) -> None:
+    """Write a mask of lungs beside the radiograph that it belongs to.
+
+    The patient and the study are those of the source, the series is a new one. Its identifiers follow from the
+    source, the model and the mask, so that the same prediction made twice is one instance, not two.
+
+    Args:
+        source: the radiograph, DICOM.
+        mask: bool [Rows, Columns], as the source's pixels are stored.
+        file: where to.
+        model: what drew it, as it can be told again: the SHA-256 of the weights.
+
+    Raises:
+        DicomSegError: highdicom is not there, or the source lacks what a segmentation has to refer to.
+    """
+    require()
+    library = logging.getLogger("highdicom")
+    level = library.level
+    library.setLevel(logging.CRITICAL)
+    try:  # warnings and log of both libraries quote names and dates
+        with warnings.catch_warnings(action="ignore"):
+            _write(source, mask, file, model)
+    finally:
+        library.setLevel(level)
+
+
+def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) -> None:
+    import highdicom  # takes a second to import, and is an extra
+    from pydicom.sr.codedict import codes
+
+    image = _complete(dcmread(source, force=True, stop_before_pixels=True))
+    if mask.shape != (image.Rows, image.Columns):
+        raise DicomSegError(
+            f"a mask of {mask.shape[1]} x {mask.shape[0]} px for an image of {image.Columns} x {image.Rows} px"
+        )
+    lungs = highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Lung",
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=codes.SCT.Lung,
+        algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name="sscxr", version=__version__, family=codes.DCM.ArtificialIntelligence
+        ),
+    )
+    seeds = [str(image.SOPInstanceUID), model, np.packbits(mask).tobytes().hex()]
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=[image],
+            pixel_array=mask[None],
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[lungs],
+            series_instance_uid=generate_uid(entropy_srcs=[*seeds[:2], "series"]),
+            series_number=1,
+            sop_instance_uid=generate_uid(entropy_srcs=seeds),
+            instance_number=1,
+            manufacturer="sscxr",
+            manufacturer_model_name="UNETR",
+            software_versions=__version__,
+            device_serial_number=model[:16],
+            content_description="Lungs, outlined automatically; not for diagnosis",
+            series_description="Lung segmentation (sscxr)",
+            omit_empty_frames=False,  # an empty mask is a finding too
+        )
+        # Type 2C: of an image that has no place in a patient's coordinates (PS3.3 C.7.6.1).
+        segmentation.PatientOrientation = elements.get(image, "PatientOrientation") or ""
+        segmentation.save_as(file)
+    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        # Not the library's words, which quote the header.
+        raise DicomSegError(
+            f"no DICOM SEG: the source's header has what a segmentation cannot refer to ({type(error).__name__})"
+        ) from None
+
+
+def _complete(image: Dataset) -> Dataset:
+    """The header in UTF-8, with what may be empty added as such, and left empty where it is not as DICOM has it."""
+    missing = [name for name in _WANTED if elements.get(image, name) is None]
+    if missing:
+        raise DicomSegError(f"no DICOM SEG: the source has no {missing[0]}, which it has to refer to")
+    text = {name: str(elements.get(image, name) or "") for name in (*_MAY_BE_EMPTY, "ReferringPhysicianName")}
+    for name in ("PatientBirthDate", "StudyDate"):
+        text[name] = _digits(text[name], _DATE)
+    text["StudyTime"] = _digits(text["StudyTime"], _TIME)
+    if text["PatientSex"] not in ("M", "F", "O"):
+        text["PatientSex"] = ""
+    # Decoded by the source's own character set, and written in one that has every letter (PS3.3 C.12.1.1.2).
+    image.decode()
+    image.SpecificCharacterSet = "ISO_IR 192"
+    for name, value in text.items():
+        setattr(image, name, value)
+    return image
+
+
+def _digits(text: str, form: re.Pattern[str]) -> str:
+    """A date or time as DICOM writes it (PS3.5 6.2), of one with or without separators; empty of anything else."""
+    found = form.fullmatch(text.strip())
+    return "".join(part or "" for part in found.groups()) if found else ""

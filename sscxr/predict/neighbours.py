@@ -1,0 +1,175 @@
+"""Images by what an encoder sees in them: rows of features, and which images of a cache are nearest to another.
+
+The feature is the mean of the patch tokens after the final norm, as in the probes; also of a fine-tuned model,
+whatever its head pools.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+from sklearn.preprocessing import StandardScaler, normalize
+from torch import nn
+
+from sscxr import config as configs
+from sscxr import seeds
+from sscxr.data.cache import sheet
+from sscxr.data.cache.cache import LABEL_PREFIX, Cache, open_cache
+from sscxr.finetuning import finetuned, judge
+from sscxr.models import encoder as encoders
+from sscxr.models import inference
+from sscxr.predict import reading
+from sscxr.predict.reading import Read, ReadingError
+from sscxr.release import fetch
+from sscxr.training.device import set_up
+
+Features = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """An encoder, ready.
+
+    Attributes:
+        encoder: a timm ViT of one input channel.
+        img_size: px a side at its input.
+        mean, std: grey levels (0..1) that normalise the input.
+        cache_size: px a side of the squares that files become.
+        device: where to compute.
+    """
+
+    encoder: nn.Module
+    img_size: int
+    mean: float
+    std: float
+    cache_size: int
+    device: torch.device
+
+    def features(self, images: npt.NDArray[np.uint8]) -> Features:
+        """float32 [N, D] of uint8 [N, S, S]."""
+        return inference.features(
+            self.encoder,
+            images,
+            img_size=self.img_size,
+            mean=self.mean,
+            std=self.std,
+            device=self.device,
+        )
+
+
+def open_embedder(source: str) -> Embedder:
+    """The encoder of a fine-tuned model, or a released one.
+
+    Args:
+        source: a folder of either, or the address of a release.
+
+    Raises:
+        FinetunedError, ReleaseError, FetchError, SigningError: one line that says what is wrong with it.
+    """
+    if finetuned.is_model(Path(source)):
+        opened = judge.open_model(source)
+        spec = opened.spec
+        encoder = cast(nn.Module, opened.model.encoder)
+        return Embedder(encoder, spec.img_size, spec.mean, spec.std, opened.cache_size, opened.device)
+    folder = fetch.located(source)
+    settings = configs.load("default", [*finetuned.encoder_settings(folder), "run.deterministic=false"])
+    device, about = set_up(settings), settings.encoder
+    with seeds.forked(0):
+        encoder = encoders.build(
+            about.name,
+            img_size=about.img_size,
+            patch_size=about.patch_size,
+            in_chans=about.in_chans,
+            depth=about.depth,
+        )
+    finetuned.load_encoder(encoder, folder)
+    size = max(settings.data.cache_size, about.img_size)
+    return Embedder(encoder, about.img_size, settings.data.mean, settings.data.std, size, device)
+
+
+def embed_cache(embedder: Embedder, cache: Cache) -> pd.DataFrame:
+    """Features of all images of a cache, in its order: columns image (the index's hash), f0, f1, ..."""
+    table = _table(embedder.features(cache.images))
+    table.insert(0, "image", cache.index["image"].to_numpy())
+    return table
+
+
+def embed_files(embedder: Embedder, paths: Sequence[Path]) -> tuple[pd.DataFrame, list[Read]]:
+    """Features of files: columns file, f0, f1, ...; and the files that cannot be used.
+
+    Raises:
+        ReadingError: none can.
+    """
+    rows, names, failed = [], [], []
+    for read in reading.read(reading.files(paths), size=embedder.cache_size):
+        if read.prepared is None:
+            failed.append(read)
+            continue
+        rows.append(embedder.features(read.prepared.image[None])[0])
+        names.append(str(read.file))
+    if not rows:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise ReadingError(f"no file can be used: {failed[0].file}: {failed[0].problem}{more}")
+    table = _table(np.stack(rows))
+    table.insert(0, "file", names)
+    return table, failed
+
+
+def similar(
+    embedder: Embedder, image: Path, cache_folder: Path, *, number: int
+) -> tuple[pd.DataFrame, Image.Image]:
+    """The images of a cache nearest to a file, by cosine of features standardised over the cache.
+
+    Without standardising, what is common to all chest X-rays makes every cosine nearly 1.
+
+    Args:
+        image: a DICOM, PNG or JPEG file.
+        number: how many, at most.
+
+    Returns:
+        One row each, nearest first: `cosine`, `row` of the cache, `image` (its hash), `source`, `view`, `labels`
+        (those it is known to have); and a contact sheet, the file first.
+
+    Raises:
+        ReadingError, CacheError: the file cannot be used, or the cache.
+    """
+    cache = open_cache(cache_folder)
+    if image.is_dir():
+        raise ReadingError(f"{image} is a folder; name one file")
+    read = next(reading.read(reading.files([image]), size=cache.size))
+    if read.prepared is None:
+        raise ReadingError(f"{read.file}: {read.problem}")
+    of_cache, of_image = embedder.features(cache.images), embedder.features(read.prepared.image[None])
+    scaler = StandardScaler().fit(of_cache.astype(np.float64))
+    units = [normalize(scaler.transform(one.astype(np.float64))) for one in (of_cache, of_image)]
+    cosines = units[0] @ units[1][0]
+    nearest = np.argsort(-cosines, kind="stable")[:number]
+    index = cache.index.iloc[nearest]
+    found = pd.DataFrame(
+        {
+            "cosine": cosines[nearest],
+            "row": nearest,
+            "image": index["image"].to_numpy(),
+            "source": index["source"].to_numpy(),
+            "view": index["view"].to_numpy(),
+            "labels": [
+                ", ".join(name for name in cache.labels if row[LABEL_PREFIX + name] == 1)
+                for _, row in index.iterrows()
+            ],
+        }
+    )
+    captions = [
+        f"{cosine:.2f} {source}" for cosine, source in zip(found["cosine"], found["source"], strict=True)
+    ]
+    squares = np.concatenate([read.prepared.image[None], cache.images[nearest]])
+    return found, sheet.draw(squares, ["the file", *(caption[:20] for caption in captions)])
+
+
+def _table(features: Features) -> pd.DataFrame:
+    return pd.DataFrame(features, columns=[f"f{number}" for number in range(features.shape[1])])

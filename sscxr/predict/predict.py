@@ -1,0 +1,211 @@
+"""A fine-tuned model on files as they are: probabilities, masks, and pictures to check them by.
+
+predictions.csv     one row a file: classify: a probability a label; segment: the lungs' share of the image
+NAME_saliency.png   classify, where asked for: which part of the image speaks for the likeliest labels
+NAME_mask.png       segment: 255 lung, 0 background, pixel for pixel as the file stores them
+NAME_overlay.png    segment: the lungs' outline, the image upright as a viewer shows it
+NAME_seg.dcm        segment, where asked for, of DICOM files: the mask as DICOM Segmentation
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from sscxr import files, printable
+from sscxr.data import augment
+from sscxr.data.pixels import decode, dicom, parsing
+from sscxr.data.pixels.decode import Prepared
+from sscxr.data.pixels.greyscale import turn_back
+from sscxr.finetuning import finetuned, judge
+from sscxr.finetuning.judge import Opened
+from sscxr.models import inference
+from sscxr.models.classifier import Classifier
+from sscxr.predict import dicom_seg, overlay, reading, saliency
+from sscxr.predict.reading import Read, ReadingError
+from sscxr.release import signing
+
+TABLE = "predictions.csv"
+MOST_MAPS = 3  # saliency maps a file, of the likeliest labels
+
+Row = dict[str, str]
+
+
+@dataclass
+class Predicted:
+    """What came of the files.
+
+    Attributes:
+        rows: of the table.
+        failed: files that could not be used, and why.
+        without_seg: DICOM files that have a mask but no DICOM SEG, and why.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+    without_seg: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """How many did not fail."""
+        return len(self.rows) - len(self.failed)
+
+
+def predict(
+    model: str | Path,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    with_saliency: bool = False,
+    with_seg: bool = False,
+    overwrite: bool = False,
+    on_file: Callable[[int, int, Read], None] = lambda done, total, file: None,
+) -> Predicted:
+    """Predict files, one after the other, and write what the module's head says.
+
+    Args:
+        model: the folder of a fine-tuned model.
+        paths: DICOM, PNG and JPEG files, folders of them, and manifests.
+        out: a new or empty folder.
+        with_saliency: of a classifier, write saliency maps.
+        with_seg: of a segmenter, write DICOM SEG for DICOM files.
+        overwrite: write into a folder that holds earlier predictions.
+        on_file: told of each file when it is done.
+
+    Returns:
+        The table's rows, and which files could not be used: the others are done all the same.
+
+    Raises:
+        ReadingError, FinetunedError, DicomSegError ...: nothing could be done at all.
+    """
+    opened = judge.open_model(model)
+    classifies = opened.spec.task == "classify"
+    if (with_saliency and not classifies) or (with_seg and classifies):
+        option, task = ("--saliency", "classify") if with_saliency else ("--dicom-seg", "segment")
+        raise ReadingError(f"{option} wants a model made to {task}; {model} is made to {opened.spec.task}")
+    if with_seg:
+        dicom_seg.require()
+    _refuse(out, overwrite=overwrite)
+    listed = reading.files(paths, skip=out)
+    out.mkdir(parents=True, exist_ok=True)
+    sha256 = signing.digest(Path(model) / finetuned.WEIGHTS)
+    columns = ["lung_share", "mask", "overlay", "dicom_seg"]
+    if classifies:
+        columns = [*opened.spec.labels, *["saliency"] * with_saliency]
+    found = Predicted()
+    try:
+        for number, file in enumerate(reading.read(listed, size=opened.cache_size), 1):
+            row = {"file": str(file.file)}
+            if file.prepared is None:
+                found.failed.append((file.file, file.problem))
+                row["warnings"] = f"not predicted: {file.problem}"
+            else:
+                warnings = _doubts(opened, file.prepared)
+                if classifies:
+                    row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
+                else:
+                    row |= _segmented(opened, file, file.prepared, out, warnings)
+                    if with_seg and parsing.is_dicom(file.file):
+                        row |= _as_seg(file, out, row["mask"], sha256, warnings, found)
+                row["warnings"] = "; ".join(warnings)
+            found.rows.append(row)
+            on_file(number, len(listed), file)
+    finally:  # also what a Ctrl-C left
+        _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
+    return found
+
+
+def _doubts(opened: Opened, prepared: Prepared) -> list[str]:
+    doubts = list(prepared.facts.warnings)
+    if prepared.facts.view == "L" and not opened.config.data.laterals:
+        doubts.append("a lateral view; the model learned from frontal ones")
+    return doubts
+
+
+def _classified(
+    opened: Opened, file: Read, prepared: Prepared, out: Path, *, with_saliency: bool
+) -> dict[str, str]:
+    said = judge.probabilities(opened, prepared.image[None])[0]
+    labels, named = opened.spec.labels, {}
+    if with_saliency:
+        likeliest = np.argsort(-said, kind="stable")[:MOST_MAPS]
+        maps = [
+            reading.to_original(heat(opened, prepared.image, int(label)), prepared) for label in likeliest
+        ]
+        captions = [f"{labels[label]} {said[label]:.2f}" for label in likeliest]
+        picture = overlay.heated(decode.read(file.file, dicom.MAX_PIXELS)[0], maps, captions)
+        picture.save(out / f"{file.name}_saliency.png")
+        named = {"saliency": f"{file.name}_saliency.png"}
+    return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)} | named
+
+
+def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.float32]:
+    """A classifier's saliency map of a square 8-bit image [S, S], at its resolution: float32 [S, S]."""
+    spec = opened.spec
+    pixels = torch.from_numpy(image[None]).to(opened.device)
+    inputs = augment.whole(pixels, out=spec.img_size, mean=spec.mean, std=spec.std)
+    found = saliency.relevance(cast(Classifier, opened.model), inputs, label)
+    upsampled = inference.upsampled(found[:, None], len(image))[0, 0]
+    return cast(npt.NDArray[np.float32], upsampled.cpu().numpy())
+
+
+def _segmented(
+    opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str]
+) -> dict[str, str]:
+    spec = opened.spec
+    said = inference.batches(
+        opened.model,
+        opened.model,
+        prepared.image[None],
+        None,
+        spec.img_size,
+        spec.mean,
+        spec.std,
+        1,
+        opened.device,
+    )
+    logits = inference.upsampled(next(said), len(prepared.image))[0, 0].cpu().numpy()
+    mask = reading.to_original(logits, prepared) > 0
+    grey, _, turning = decode.read(file.file, dicom.MAX_PIXELS)
+    stored = turn_back(mask, turning)
+    names = {"mask": f"{file.name}_mask.png", "overlay": f"{file.name}_overlay.png"}
+    Image.fromarray(stored.astype(np.uint8) * 255).save(out / names["mask"])
+    overlay.outlined(grey, mask).save(out / names["overlay"])
+    if not mask.any():
+        warnings.append("no lung found")
+    return {"lung_share": f"{mask.mean():.6f}"} | names
+
+
+def _as_seg(
+    file: Read, out: Path, mask: str, sha256: str, warnings: list[str], found: Predicted
+) -> dict[str, str]:
+    """A mask that was written as PNG, as DICOM SEG too."""
+    stored = np.asarray(Image.open(out / mask)) > 0
+    try:
+        dicom_seg.write(file.file, stored, out / f"{file.name}_seg.dcm", model=sha256)
+    except dicom_seg.DicomSegError as error:
+        warnings.append(str(error))
+        found.without_seg.append((file.file, str(error)))
+        return {}
+    return {"dicom_seg": f"{file.name}_seg.dcm"}
+
+
+def _refuse(out: Path, *, overwrite: bool) -> None:
+    if out.is_file():
+        raise ReadingError(f"--out {out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / TABLE).is_file():
+        raise ReadingError(f"{out} holds something else than predictions; choose another folder")
+    if not overwrite:
+        raise ReadingError(f"{out} holds predictions; choose another folder, or give --force")
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    text = printable.table(columns, ([row.get(name, "") for name in columns] for row in rows))
+    files.write_atomically(path, text.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,1 @@
+"""A released encoder: written with its card, signed, fetched, exported."""

@@ -1,0 +1,211 @@
+"""Fetch a release, from any static file server or from a folder, into a cache by hash.
+
+    CACHE/encoders/HASH/    a whole release; HASH is the SHA-256 of its SHA256SUMS
+    CACHE/partial/HASH/     one that was broken off, to be gone on with
+
+SHA256SUMS comes first, and its signature is checked before anything else is asked for. So the hash names what is
+wanted: a release that was changed at the server between two tries is another one and starts anew, and no byte
+gets into `encoders` that the sums do not vouch for.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from sscxr.errors import SscxrError
+from sscxr.files import expanded, settle, write_atomically
+from sscxr.release import release, signing
+from sscxr.release.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
+from sscxr.release.release import FILES, WEIGHTS
+from sscxr.release.signing import SIGNATURE, SUMS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MOST_BYTES = 4_000_000_000  # of the weights; ours: three ViT-L in float32
+_MOST_TEXT = 1_000_000  # bytes of the config, and of the card
+_STALE = 30 * 86400  # seconds after which what was broken off is deleted
+
+
+def pull(
+    source: str | Path,
+    *,
+    key: Ed25519PublicKey | None = None,
+    cache: Path | None = None,
+    most_bytes: int = MOST_BYTES,
+    shown: Shown = lambda name, done, total: None,
+) -> Path:
+    """The folder of a release in the cache, fetched where it is not there yet.
+
+    Args:
+        source: an http or https address under which the release's files lie, or a folder.
+        key: whose signature the release must have; None: any, or none.
+        cache: its folder; None: `cache_folder()`.
+        most_bytes: larger weights are refused.
+        shown: told of each file's progress.
+
+    Raises:
+        FetchError: not there, too large, broken off time and again (go on with the same call), or another file
+            than SHA256SUMS says.
+        SigningError, ReleaseError: see `release.verify`.
+    """
+    cache = cache or cache_folder()
+    where = Server(str(source)) if is_url(source) else _Folder(Path(source))
+    sums = where.read(SUMS, signing.MOST_SUMS_BYTES + 1)
+    if sums is None:
+        raise FetchError(f"{where} is no release: it has no {SUMS}")
+    signature = where.read(SIGNATURE, signing.SIGNATURE_BYTES + 1)
+    if signature is not None and len(signature) != signing.SIGNATURE_BYTES:
+        signature = None  # the page by which some servers say that there is no such file
+    if key:
+        signing.check_signature(sums, signature, key, str(where))
+    listed = signing.parse_sums(sums, FILES, f"{where}/{SUMS}")
+    name = hashlib.sha256(sums).hexdigest()
+    folder, partial = cache / "encoders" / name, cache / "partial" / name
+    with _held(partial):
+        if not _is_whole(folder):
+            for file in FILES:
+                most = most_bytes if file == WEIGHTS else _MOST_TEXT
+                _bring(where, partial / file, listed[file], most, shown)
+            (partial / SUMS).write_bytes(sums)
+            _move(partial, folder)
+        if signature and (key or not (folder / SIGNATURE).is_file()):
+            write_atomically(folder / SIGNATURE, signature)
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def load_encoder(
+    source: str | Path, *, key: Ed25519PublicKey | None = None, cache: Path | None = None
+) -> "nn.Module":
+    """The encoder of a release, or of a run's `encoder` folder, as a timm ViT in eval mode.
+
+    Args:
+        source: an http or https address, which is pulled, or a folder, which is read where it lies.
+        key, cache: as in `pull`.
+
+    Raises:
+        FetchError, SigningError, ReleaseError: one line that says what is wrong with it.
+    """
+    return release.load_encoder(located(source, key=key, cache=cache))
+
+
+def located(
+    source: str | Path,
+    *,
+    key: Ed25519PublicKey | None = None,
+    cache: Path | None = None,
+    shown: Shown = lambda name, done, total: None,
+) -> Path:
+    """The folder of an encoder: an address is pulled, a folder stays where it is; with a key it is verified."""
+    if is_url(source):
+        return pull(source, key=key, cache=cache, shown=shown)
+    if key:
+        release.verify(source, key)
+    return Path(source)
+
+
+def cache_folder() -> Path:
+    """Where fetched releases are kept: $SSCXR_CACHE, else `sscxr` in the user's cache folder."""
+    if os.environ.get("SSCXR_CACHE"):
+        return expanded(os.environ["SSCXR_CACHE"])
+    return (
+        expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "SSCXR_CACHE to one for encoders") / "sscxr"
+    )
+
+
+class _Folder:
+    """A release in a folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FetchError(f"no folder {folder}; give a release's folder, or its http or https address")
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def read(self, name: str, most: int) -> bytes | None:
+        """The first `most` bytes of a file; None where there is none."""
+        file = self._folder / name
+        if not file.is_file():
+            return None
+        with file.open("rb") as handle:
+            return handle.read(most)
+
+    def fetch(self, file: Path, most: int, shown: Shown) -> None:
+        """Copy the file of that name."""
+        origin = self._folder / file.name
+        if not origin.is_file():
+            raise FetchError(f"{self} has no {file.name}, which its {SUMS} lists")
+        refuse_size(file.name, origin.stat().st_size, most)
+        shutil.copyfile(origin, file)
+        shown(file.name, size_of(file), size_of(file))
+
+
+def _bring(where: Server | _Folder, file: Path, digest: str, most: int, shown: Shown) -> None:
+    """Fetch a file until it has that digest; a partial one that turns out wrong is fetched anew, once."""
+    for resumed in (size_of(file) > 0, False):
+        if resumed and signing.digest(file) == digest:
+            return
+        try:
+            where.fetch(file, most, shown)
+        except TooLargeError:
+            file.unlink(missing_ok=True)
+            raise
+        if signing.digest(file) == digest:
+            return
+        file.unlink()
+        if not resumed:
+            break
+    raise FetchError(
+        f"{file.name} of {where} is not the file that its {SUMS} lists: damaged or altered; refused"
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the cache has a release that is still what it was; one that is damaged is deleted."""
+    if not folder.is_dir():
+        return False
+    try:
+        release.verify(folder)
+    except SscxrError:
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Verify a release, and make it appear in the cache by one rename.
+
+    Raises:
+        ReleaseError, SigningError: it is refused, and deleted.
+    """
+    try:
+        release.verify(partial)
+    except SscxrError:
+        shutil.rmtree(partial)
+        raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    settle(partial, folder)
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Hold the only right to fetch one release; whoever comes second waits. Old remains of others are deleted."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for other in partial.parent.iterdir():
+        if other.is_dir() and other != partial and time.time() - other.stat().st_mtime > _STALE:
+            shutil.rmtree(other, ignore_errors=True)
+    with partial.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        partial.mkdir(exist_ok=True)
+        yield

@@ -1,0 +1,396 @@
+"""A released encoder: a folder that timm loads, with a model card.
+
+    model.safetensors   the encoder by timm's parameter names, float32
+    config.json         timm's local-dir form: architecture, arguments, how to normalise the input
+    README.md           the model card
+    SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: what `publish` adds for others
+
+`timm.create_model("local-dir:FOLDER", pretrained=True)` needs nothing of ours. Called on an image it gives the
+mean of the patch tokens after the final norm: the feature that our probes use (GMML does not train the CLS
+token). The same encoder and card give the same bytes.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sscxr.config.ranges import PLAIN_NAME
+from sscxr.errors import SscxrError
+from sscxr.files import check_readable, replace_folder, save_tensors
+from sscxr.models.encoder import POOLING
+from sscxr.release import signing
+from sscxr.release.card import Card, released, render
+from sscxr.runs import PROBES, SCORES
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
+# Whole numbers in a release's model_args, lowest and highest; beside them it has encoder.POOLING and nothing else.
+ARGS = {"img_size": (8, 4096), "patch_size": (1, 512), "in_chans": (1, 3), "depth": (1, 256)}
+
+
+class ReleaseError(SscxrError):
+    """A folder that is no released encoder, or an encoder that cannot be released: one line that says why."""
+
+
+def write_encoder(
+    encoder: nn.Module,
+    folder: str | Path,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    mean: float,
+    std: float,
+    card: Card,
+) -> Path:
+    """Write a released encoder, replacing one that is there. It appears whole, and only once timm has loaded it.
+
+    Args:
+        encoder: a timm ViT without a head.
+        folder: where to.
+        architecture: timm's name of the ViT, such as "vit_small_patch16_224".
+        model_args: what else timm needs to build it: img_size (int), patch_size, in_chans, depth ...
+        mean, std: grey levels (0..1) that normalise the input, alike for every channel.
+        card: what the model card says.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ReleaseError: weights that are not finite, or that timm cannot load into the named architecture.
+    """
+    folder = Path(folder)
+    state = _state(encoder)
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ReleaseError(f"the encoder is not released: {bad[0]} holds NaN or Inf")
+    fresh = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    config = _timm_config(encoder, architecture, dict(model_args), mean=mean, std=std)
+    save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
+    (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (fresh / CARD).write_text(render(card, config), encoding="utf-8")
+    try:
+        load_encoder(fresh)
+        _check_timm(fresh, state)
+    except ReleaseError:
+        shutil.rmtree(fresh)
+        raise
+    replace_folder(fresh, folder)
+    return folder
+
+
+def load_encoder(folder: str | Path) -> nn.Module:
+    """The released encoder in `folder`, through timm, in eval mode. Leaves torch's global generator as it was.
+
+    Raises:
+        ReleaseError: no release there, or one whose weights and config do not belong together.
+        SigningError: there is a SHA256SUMS, and a file is not as it says.
+    """
+    folder = Path(folder)
+    if (folder / signing.SUMS).is_file():
+        verify(folder)
+    check_readable(folder, (WEIGHTS, CONFIG))
+    absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
+    if absent:
+        raise ReleaseError(
+            f"{folder} is no released encoder: it has no {' and no '.join(absent)}{below(folder)}"
+        )
+    config = read_config(folder)
+    architecture, args = config["architecture"], _model_args(folder, config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # Without memory first: a config of a few bytes cannot ask for more than the weights beside it fill.
+            with torch.device("meta"):
+                _refuse_others(
+                    timm.create_model(architecture, num_classes=0, weight_init="skip", **args), folder
+                )
+            encoder = timm.create_model(architecture, num_classes=0, **args)
+        encoder.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS), strict=True)
+    except ReleaseError:
+        raise
+    except Exception as error:
+        reason = one_line(error) or type(error).__name__
+        raise ReleaseError(f"timm cannot load the encoder in {folder}: {reason[:300]}") from None
+    about = config["pretrained_cfg"]
+    cast(Any, encoder).pretrained_cfg = {name: about[name] for name in ("input_size", "mean", "std")}
+    bad = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ReleaseError(f"the encoder in {folder} is of no use: {bad[0]} holds NaN or Inf")
+    return encoder.eval()
+
+
+def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What builds the encoder: the arguments that a release may have, each in its range, and no others."""
+    args = config.get("model_args")
+    if not isinstance(args, dict):
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
+    if not timm.is_model(config["architecture"]):
+        raise ReleaseError(f"{folder / CONFIG}: timm has no model {one_line(config['architecture'])[:80]!r}")
+    for name, value in args.items():
+        low, high = ARGS.get(name, (1, 0))
+        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        if not (whole or (name in POOLING and value == POOLING[name]) or (name, value) == ("depth", None)):
+            raise ReleaseError(
+                f"{folder / CONFIG}: model_args has {one_line(name)[:40]}={one_line(repr(value))[:40]}, "
+                "which no release has; it is refused"
+            )
+    return args
+
+
+def _refuse_others(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that are not the model's, by the names and shapes in the file's head."""
+    if not isinstance(model, VisionTransformer):
+        raise ReleaseError(
+            f"{folder / CONFIG} names a {type(model).__name__}, not a plain vision transformer"
+        )
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  not a dict
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise ReleaseError(
+                f"timm cannot load the encoder in {folder}: {one_line(name)[:80]} is "
+                f"{found.get(name, 'absent')} in {WEIGHTS} and {wanted.get(name, 'absent')} by {CONFIG}"
+            )
+
+
+def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Check that timm by itself loads these weights."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).state_dict()
+    except Exception as error:
+        raise ReleaseError(f"timm cannot load the encoder in {folder}: {one_line(error)[:300]}") from None
+    if loaded.keys() != state.keys() or not all(torch.equal(loaded[name], state[name]) for name in state):
+        raise ReleaseError(f"timm loads other weights from {folder} than the encoder has")
+
+
+def below(folder: Path) -> str:
+    """A remark on the encoder of a run, where the run's folder was named in its place."""
+    return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says, as far as we read it in the form that `write_encoder` gives it.
+
+    Raises:
+        ReleaseError: another form, whoever wrote it.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = config["pretrained_cfg"]
+        means, stds = ([float(value) for value in about[name]] for name in ("mean", "std"))
+        sizes = [int(side) for side in about["input_size"]]
+        well = isinstance(config["architecture"], str) and isinstance(config.get("sscxr", {}), dict)
+        well &= all(map(math.isfinite, means)) and all(0 < value < math.inf for value in stds)
+        well &= bool(means) and bool(stds) and len(sizes) == 3
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder ({error!r})") from None
+    if not well:
+        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder")
+    return cast(dict[str, Any], config)
+
+
+def publish(
+    run: str | Path,
+    folder: str | Path,
+    *,
+    version: str = "",
+    licence: str = "",
+    key: Ed25519PrivateKey | None = None,
+) -> Path:
+    """Make the release of a finished run: its encoder, with a version, sums and perhaps a signature.
+
+    Args:
+        run: the run's folder; what its ledger and its encoder's folder say has to agree.
+        folder: where to. A release never changes: one that is there may be made again, the same, or signed.
+        version: a plain name; empty: the rounds and the weights' first digits, such as "12-1f0c9a3b".
+        licence: of the weights, in a few words or as SPDX writes it; empty: not stated.
+        key: signs SHA256SUMS.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ReleaseError: a run that is not finished, or another release in `folder`; one line that says which.
+    """
+    run, folder = Path(run), Path(folder).resolve()  # "." has no name
+    rounds = _check_run(run)
+    version = version or f"{rounds}-{signing.digest(run / 'encoder' / WEIGHTS)[:8]}"
+    if not PLAIN_NAME.fullmatch(version):
+        raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
+    licence = " ".join(licence.split()) or "not stated"
+    config = read_config(run / "encoder")
+    fresh = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
+    card = (run / "encoder" / CARD).read_text(encoding="utf-8")
+    shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
+    (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
+    sums = signing.sums_of(fresh, FILES)
+    (fresh / signing.SUMS).write_bytes(sums)
+    if key:
+        (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
+    try:
+        load_encoder(fresh)
+        _refuse_another(folder, sums, signed=key is not None)
+    except SscxrError:
+        shutil.rmtree(fresh)
+        raise
+    replace_folder(fresh, folder)
+    return folder
+
+
+def input_norm(folder: str | Path) -> tuple[float, float]:
+    """Mean and standard deviation, in grey levels 0..1, that a released encoder's input is normalised by."""
+    config = read_config(Path(folder))["pretrained_cfg"]
+    return float(config["mean"][0]), float(config["std"][0])
+
+
+def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
+    """Check a release against its SHA256SUMS and, with a key, its signature.
+
+    Raises:
+        SigningError: no sums, a wrong byte, or a signature that is absent, or not this key's, where one is given.
+        ReleaseError: weights in another form than safetensors: a pickle, which could run code, is never loaded.
+    """
+    folder = Path(folder)
+    check_readable(folder, (*FILES, signing.SUMS, signing.SIGNATURE))
+    if not (folder / signing.SUMS).is_file():
+        raise ReleaseError(f"{folder} is no release: it has no {signing.SUMS}")
+    sums = (folder / signing.SUMS).read_bytes()
+    if key:
+        file = folder / signing.SIGNATURE
+        signature = file.read_bytes() if file.is_file() else None
+        signing.check_signature(sums, signature, key, str(folder))
+    signing.check(folder, signing.parse_sums(sums, FILES, str(folder / signing.SUMS)))
+    try:
+        with safetensors.safe_open(folder / WEIGHTS, "pt"):
+            pass
+    except safetensors.SafetensorError as error:
+        raise ReleaseError(f"{folder / WEIGHTS} is no safetensors file ({error}); it is refused") from None
+
+
+def facts(folder: str | Path) -> dict[str, Any]:
+    """What a released encoder is, verified first where it has sums: JSON types by name, for a person to read.
+
+    Raises:
+        ReleaseError, SigningError: see `load_encoder`.
+    """
+    folder = Path(folder).resolve()
+    encoder, config = load_encoder(folder), read_config(folder)
+    ours = config.get("sscxr", {})
+    mean, std = input_norm(folder)
+    has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
+    return {
+        # Words of whoever made it: no line of theirs looks like one of ours, and nothing steers the terminal.
+        "version": one_line(ours.get("version", "none: not released")),
+        "licence": one_line(ours.get("licence", "not stated")),
+        "rounds": ours.get("rounds") if isinstance(ours.get("rounds"), int) else None,
+        "architecture": config["architecture"],
+        "blocks": len(cast(Any, encoder).blocks),
+        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "features": cast(Any, encoder).num_features,
+        "patch_size": cast(Any, encoder).patch_embed.patch_size[0],
+        "input": one_line("x".join(map(str, config["pretrained_cfg"]["input_size"]))),
+        "mean": mean,
+        "std": std,
+        "sha256": signing.digest(folder / WEIGHTS),
+        "sums": "right" if has_sums else "none",
+        "signature": "there" if signed else "none",
+        "folder": str(folder),
+    }
+
+
+def one_line(text: object) -> str:
+    """Somebody else's words on one line, without characters that cannot be printed."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def _check_run(run: Path) -> int:
+    """The rounds of a finished run, whose encoder is that of its ledger."""
+    check_readable(run, ("checkpoints", "encoder"))
+    checkpoints = [path for path in run.glob("checkpoints/round-*") if path.name[6:].isdigit()]
+    if not checkpoints:
+        raise ReleaseError(f"{run} is no run's folder: it has no checkpoints")
+    absent = [name for name in FILES if not (run / "encoder" / name).is_file()]
+    if absent:
+        raise ReleaseError(f"the run in {run} is not finished: it has no encoder/{absent[0]}; resume it")
+    # A simulation ends with one of the two.
+    if (run / "sites").is_dir() and not any((run / name).is_file() for name in (PROBES, SCORES)):
+        raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
+    last = max(checkpoints)
+    check_readable(last, ["encoder.safetensors"])
+    check_readable(run / "encoder", FILES)
+    try:
+        trained = safetensors.torch.load_file(last / "encoder.safetensors")
+        weights = safetensors.torch.load_file(run / "encoder" / WEIGHTS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ReleaseError(f"{run}: weights of {last.name} or of the encoder are damaged ({error})") from None
+    if not all(name in trained and torch.equal(trained[name], weights[name]) for name in weights):
+        raise ReleaseError(f"{run / 'encoder'} is not the encoder of {last}; resume the run")
+    return int(last.name.removeprefix("round-"))
+
+
+def _refuse_another(folder: Path, sums: bytes, *, signed: bool) -> None:
+    """A release is not changed once it was made, and nothing else is written over."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    file = folder / signing.SUMS
+    if not file.is_file() or file.read_bytes() != sums:
+        raise ReleaseError(
+            f"{folder} holds something else; a release is never changed: choose another folder"
+        )
+    if not signed and (folder / signing.SIGNATURE).is_file():
+        raise ReleaseError(f"{folder} holds this release, signed; give --key to sign it again")
+
+
+def _state(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as float32 on the CPU, each with storage of its own, sorted by name."""
+    state = encoder.state_dict()
+    return {
+        name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
+    }
+
+
+def _timm_config(
+    encoder: nn.Module, architecture: str, model_args: dict[str, Any], *, mean: float, std: float
+) -> dict[str, Any]:
+    """config.json, as timm's `save_for_hf` lays it out."""
+    channels, size = int(model_args.get("in_chans", 3)), int(model_args.get("img_size", 224))
+    return {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": int(cast(Any, encoder).num_features),
+        "global_pool": "avg",
+        "model_args": {**model_args, **POOLING},
+        "pretrained_cfg": {
+            "tag": "sscxr",
+            "custom_load": False,
+            "input_size": [channels, size, size],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "border",  # scaled to fit and padded, never squashed or cut
+            "mean": [mean] * channels,
+            "std": [std] * channels,
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }

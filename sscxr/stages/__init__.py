@@ -1,0 +1,1 @@
+"""What a federation trains: the stages, and pretraining at one site."""

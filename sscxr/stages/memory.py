@@ -1,0 +1,46 @@
+"""How much memory a site's round of pretraining takes: a formula, and `bench/memory.py` holds it against processes.
+
+It counts what is alive at the two moments that a round may peak at: the start of a backward pass, when a step's
+activations are all there, and the end of the round, when the update and the site's state are copied.
+"""
+
+from typing import Any, cast
+
+import torch
+
+from sscxr.config import Config
+from sscxr.stages import pretrain
+
+# All in bytes, ours, by `bench/memory.py` on a CPU.
+_PROCESS = 0.45e9  # Python, torch, timm and Flower
+_IN_STEP = 20  # a parameter: weight, two moments; the message's encoder, as it came and as decoded
+_AT_END = 34  # a parameter: the same, the moments' copy, the update and its encoding
+# For each token and channel of a block, what its backward pass needs: the inputs of the two norms and of the four
+# linear layers (the second of the MLP's is four times as wide), attention's three inputs and its output, GELU's.
+_BLOCK = {"fp32": 72, "bf16": 60}
+_BLOCK_INPUT = 4  # all that is kept of a block that is computed again
+_HEAD_LAYER = 8  # for each token and channel: the input of a linear layer and of its GELU
+# For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
+_PIXEL = 80
+
+
+def of_pretraining(config: Config, *, bf16: bool) -> float:
+    """Bytes of main memory, or of the GPU's with the process's own, that a round takes at its peak.
+
+    Args:
+        config: of a stage that pretrains.
+        bf16: whether the device computes in it (`device.in_bf16`).
+    """
+    with torch.device("meta"):  # shapes alone: no memory, no time
+        objective = pretrain.build_objective(config)
+    encoder = cast(Any, objective.encoder)
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    settings = config.pretrain
+    views = settings.batch_size * settings.views
+    at_once = -(-views // settings.accumulate)
+    width = (encoder.patch_embed.num_patches + encoder.num_prefix_tokens) * encoder.embed_dim
+    block, blocks = _BLOCK["bf16" if bf16 else "fp32"], max(config.gmml.blocks)
+    kept = block + _BLOCK_INPUT * blocks if settings.checkpointing else block * blocks
+    step = at_once * width * (kept + _HEAD_LAYER * config.gmml.head_layers)
+    step += views * config.encoder.img_size**2 * _PIXEL
+    return _PROCESS + float(max(_IN_STEP * parameters + step, _AT_END * parameters))

@@ -1,0 +1,225 @@
+"""Self-supervised pretraining on one site's images: what a round does there, and how it is measured."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from sscxr import seeds
+from sscxr.config import Config, ConfigError
+from sscxr.data import augment
+from sscxr.data.cache.cache import Cache
+from sscxr.data.feed import feed
+from sscxr.data.rows import Rows
+from sscxr.models import encoder as encoders
+from sscxr.objectives.gmml import GMML
+from sscxr.training import compiled, optim
+from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
+from sscxr.training.device import autocast
+from sscxr.training.loop import HeldOut, Trained, train
+from sscxr.training.parts import Parts
+
+
+def build_encoder(config: Config) -> VisionTransformer:
+    """The encoder at its start: from the run's seed alone, alike everywhere; `stages.start` loads a checkpoint."""
+    settings = config.encoder
+    with seeds.forked(config.run.seed, "encoder"):
+        return encoders.build(
+            settings.name,
+            img_size=settings.img_size,
+            patch_size=settings.patch_size,
+            in_chans=settings.in_chans,
+            depth=settings.depth,
+            drop_path=settings.drop_path,
+        )
+
+
+def build_objective(config: Config) -> GMML:
+    """The objective around a fresh encoder; its head from the run's seed alone, alike everywhere."""
+    if config.pretrain.objective != "gmml":
+        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: gmml")
+    encoder = build_encoder(config)
+    settings, shape, depth = config.gmml, config.encoder, len(encoder.blocks)
+    if not all(1 <= block <= depth for block in settings.blocks):
+        raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
+    with seeds.forked(config.run.seed, "head"):
+        return GMML(
+            encoder=encoder,
+            embed_dim=int(encoder.embed_dim),
+            img_size=shape.img_size,
+            patch_size=shape.patch_size,
+            in_chans=shape.in_chans,
+            blocks=settings.blocks,
+            kinds=settings.kinds,
+            drop_budget=_pair(settings.drop_budget),
+            alien_budget=_pair(settings.alien_budget),
+            max_block=settings.max_block,
+            align=settings.align,
+            centre_bias=settings.centre_bias,
+            head_layers=settings.head_layers,
+            corrupted_only=settings.corrupted_only,
+        )
+
+
+def blank_objective(config: Config, device: torch.device) -> GMML:
+    """The objective with memory for its weights and nothing in it: drawing them takes seconds for a large ViT."""
+    with torch.device("meta"):
+        objective = build_objective(config)
+    stored = objective.state_dict().keys()
+    left_out = [name for name, _ in objective.named_buffers() if name not in stored]
+    if left_out:  # nothing that is loaded later would fill these
+        return build_objective(config).to(device)
+    return objective.to_empty(device=device)
+
+
+def schedule(config: Config) -> optim.Schedule:
+    """The run's learning-rate and weight-decay schedule."""
+    settings = config.pretrain
+    return optim.Schedule(
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        weight_decay_end=settings.weight_decay_end,
+    )
+
+
+class SiteTraining:
+    """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
+
+    What is not averaged of `parts`, and the optimiser's moments, stay at the site.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        cache: Cache,
+        *,
+        share_head: bool = False,
+        blank: bool = False,
+    ) -> None:
+        """Build the objective and its optimiser.
+
+        Args:
+            share_head: whether the head is averaged too.
+            blank: draw no start, as `parts` and `load_local` will fill in every weight and moment.
+        """
+        self.config, self.device, self.images = config, device, cache.images
+        self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
+        self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
+        if compiled.wanted(config.run.compile, device):
+            objective = cast(Any, self.objective)
+            objective.reconstruct = compiled.compiled(objective.reconstruct)
+        if config.pretrain.checkpointing:
+            cast(Any, self.objective.encoder).set_grad_checkpointing(True)
+        self.optimiser = optim.adamw(
+            self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas)
+        )
+
+    def load_local(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `local` gave after an earlier round."""
+        self.parts.load_local(tensors)
+        optim.restore_moments(self.optimiser, self.objective, tensors)
+
+    def local(self) -> dict[str, Tensor]:
+        """What stays at the site between rounds, on the CPU."""
+        return self.parts.local() | optim.moments(self.optimiser, self.objective)
+
+    def train_round(
+        self,
+        rows: Rows,
+        *,
+        site: str,
+        round_number: int,
+        budget: float,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> Trained:
+        """Train for one round's local epochs.
+
+        Args:
+            rows: the site's training rows.
+            site, round_number: place the round's randomness; the attempt has no part in it.
+            budget: seconds there are.
+        """
+        settings, federation = self.config.pretrain, self.config.federation
+        place = (self.config.run.seed, "train", site, round_number)
+        steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
+        stretch = stretch_of_round(steps, round_number, federation.rounds)
+        source = seeds.generator(self.device, *place, "corrupt")
+        with seeds.forked(*place, "drop-path"):
+            return train(
+                self.objective,
+                self.optimiser,
+                self._views(rows, site, steps, seeds.generator(self.device, *place, "views")),
+                lambda batch: self.loss(batch, source),
+                stretch=stretch,
+                schedule=schedule(self.config),
+                clip=settings.clip,
+                per_tensor=settings.clip_per_tensor,
+                autocast=autocast(settings.amp, self.device),
+                budget=budget,
+                on_step=on_step,
+            )
+
+    def _views(
+        self, rows: Rows, site: str, steps: range, source: torch.Generator
+    ) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        settings, seed = self.config.pretrain, self.config.run.seed
+        batches = batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site)
+        for pixels, batch in feed(self.images, batches, self.device):
+            yield views(pixels.repeat(settings.views, 1, 1), self.config, source), batch.tolist()
+
+    def loss(self, batch: Tensor, source: torch.Generator) -> Tensor | Iterator[Tensor]:
+        """The loss of a batch of views; in parts where gradients are accumulated over them."""
+        count = self.config.pretrain.accumulate
+        if count > 1:
+            return self.objective.parts(batch, source, count)
+        return cast(Tensor, self.objective(batch, source))
+
+    @torch.no_grad()
+    def held_out(self, rows: Rows, *, site: str) -> HeldOut:
+        """The objective's loss on whole images that are never trained on; the same corruption every round."""
+        self.objective.eval()
+        source = seeds.generator(self.device, self.config.run.seed, "held out", site)
+        batches = np.array_split(rows, batches_per_epoch(len(rows), self.config.pretrain.batch_size))
+        losses = []
+        for pixels, _ in feed(self.images, batches, self.device):
+            clean = whole(pixels, self.config)
+            with autocast(self.config.pretrain.amp, self.device):
+                losses.append(self.objective(clean, source))
+        values = torch.stack(losses).tolist()  # the only wait for the device
+        total = math.fsum(value * len(batch) for value, batch in zip(values, batches, strict=True))
+        return HeldOut(total / len(rows), math.nan)
+
+
+def views(pixels: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+    """Random views [B, 1, H, W] of cached images uint8 [B, S, S], normalised."""
+    settings = config.augment
+    return augment.views(
+        pixels,
+        out=config.encoder.img_size,
+        crop_scale=_pair(settings.crop_scale),
+        crop_ratio=_pair(settings.crop_ratio),
+        flip=settings.flip,
+        brightness=settings.brightness,
+        contrast=settings.contrast,
+        blur=settings.blur,
+        mean=config.data.mean,
+        std=config.data.std,
+        generator=generator,
+    )
+
+
+def whole(pixels: Tensor, config: Config) -> Tensor:
+    """Whole images [B, 1, H, W] from cached ones uint8 [B, S, S], normalised."""
+    return augment.whole(pixels, out=config.encoder.img_size, mean=config.data.mean, std=config.data.std)
+
+
+def _pair(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
