@@ -37,7 +37,7 @@ floors:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-lowest.txt pytest pytest-timeout
 	$(VENV)-lowest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(VENV)-lowest/bin/python -m pytest -p no:cacheprovider -m 'not slow and not faults' tests/test_release.py \
+	$(VENV)-lowest/bin/python -m pytest -p no:cacheprovider -m 'not slow and not faults' tests/release/test_release.py \
 		tests/models/test_checkpoint.py tests/data/test_dicom_facts.py
 
 lint: venv

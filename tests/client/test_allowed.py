@@ -65,7 +65,7 @@ def test_training_is_held_to_the_memory_that_the_site_allows(site: Path, gigabyt
     here = Path(__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-c", code, str(site)],
-        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{here / 'support'}{os.pathsep}{here.parent}"},
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,6 +1,6 @@
 """Nothing of a patient leaves: exports full of canaries, a run over the real wire, a search of all that it left.
 
-`tests/test_leaks.py` tries the search itself, on canaries planted in every place and encoding; here it is tried on
+`test_leaks.py` tries the search itself, on canaries planted in every place and encoding; here it is tried on
 an app that leaks, over the same wire.
 """
 

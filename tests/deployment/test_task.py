@@ -115,7 +115,7 @@ print("HONEST", site.task(HONEST, "--token", "x", "--parent-pid", "1", "--insecu
 
 @pytest.mark.skipif("not _confined()", reason="wants root and namespaces, for an account of the app's own")
 def test_the_app_s_own_account_leaves_nothing_to_the_next_task(folder: Path) -> None:
-    paths = f"{Path(__file__).parent}:{DEPLOY.parent / 'tests'}:{DEPLOY.parent}"
+    paths = f"{Path(__file__).parent}:{DEPLOY.parent / 'tests' / 'support'}:{DEPLOY.parent}"
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable]
     done = subprocess.run(
         [*command, "-c", IN_A_NAMESPACE, paths, str(folder)], capture_output=True, text=True, timeout=120

@@ -188,7 +188,7 @@ torch.save(weights, sys.argv[2])
 def in_a_process(folder: Path, name: str, *overrides: str, **environment: str) -> str:
     """A round in a process of its own; what it logged."""
     tests = Path(__file__).parents[1]
-    paths = os.pathsep.join(str(path) for path in (tests.parent, tests, Path(__file__).parent))
+    paths = os.pathsep.join(str(path) for path in (tests.parent, tests / "support", Path(__file__).parent))
     command = [sys.executable, "-c", ROUND, str(folder / "cache"), str(folder / name), *overrides]
     own = {"PYTHONPATH": paths, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), **environment}
     done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=550)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joins import a_join
 
-from sscxr.federation.join import PACKAGES, PROBE, Join, JoinError, Payload
+from sscxr.federation.join import Join, JoinError, Payload
 
 
 @pytest.fixture(scope="session")
@@ -17,23 +18,6 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> str:
     files = ["-keyout", str(folder / "key"), "-out", str(folder / "ca.crt"), "-subj", "/CN=a test"]
     subprocess.run([*command, *files], check=True, capture_output=True)
     return (folder / "ca.crt").read_text()
-
-
-def a_join(**other: Any) -> Join:
-    values: dict[str, Any] = {
-        "federation": "lungs",
-        "superlink": "fl.example.org:8443",
-        "ca": "",
-        "versions": dict.fromkeys(PACKAGES, "1.2.3"),
-        "fingerprint": '{"recipe": "0123", "wire": 1}',
-        "recipe": "data:\n  cache_size: 256\nencoder:\n  start: null",
-        "payload": Payload(up_mb=43.0, down_mb=86.0),
-        "deadline_s": 7200.0,
-        "memory_gb": 3.5,
-        "probe": PROBE,
-        "issued": "2026-11-22",
-    }
-    return Join(**values | other)
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path, ca: str) -> None:

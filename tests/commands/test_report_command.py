@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_report import Page, site_rows
+from reports import Page, site_rows
 
 from sscxr import config as configs
 from sscxr import runs

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_report import HOSTILE, Page, absent, record, site_rows, stopped
+from reports import HOSTILE, Page, absent, record, site_rows, stopped
 
 from sscxr.report import page, pictures
 
@@ -93,7 +93,7 @@ def test_a_stopped_run_with_hostile_names(tmp_path: Path) -> None:
 
 
 def test_who_holds_what_stands_on_a_dark_page_s_own_ground(tmp_path: Path) -> None:
-    style = (Path(page.__file__).parents[1] / "templates" / "style.css").read_text()
+    style = (Path(page.__file__).parent / "templates" / "style.css").read_text()
     white = pictures.address(pictures.strip(np.full((1, 200, 640), 255, np.uint8)))
     file, seen = tmp_path / "page.html", tmp_path / "seen.png"
     file.write_text(f'<style>{style}</style><div class="table"><img class="sheet" src="{white}"></div>')

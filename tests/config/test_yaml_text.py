@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from test_join import a_join
+from joins import a_join
 
 from client.settings import init, read_settings
 from sscxr import config as configs

@@ -12,7 +12,7 @@ from sscxr.config.ranges import CHOICES
 from sscxr.federation.codecs import CODECS
 from sscxr.stages.pretrain import build_objective
 
-RECIPES = sorted(file.stem for file in (Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+RECIPES = sorted(file.stem for file in (Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 
 @functools.cache

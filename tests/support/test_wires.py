@@ -13,7 +13,7 @@ from time import monotonic
 import pytest
 from wires import Wire
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Echo(socketserver.BaseRequestHandler):
