@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 # Images of a class that a site would have by the odds of all, from which on having none is remarked (ours).
 EXPECTED = 5
@@ -53,13 +54,9 @@ def warnings(places: "pd.Series[str]", labels: Mapping[str, Values], what: str =
 
 def _auroc(counts: Values, shares: Values) -> float:
     """The area under the ROC curve of each place's share as the score of all its images."""
-    order = np.argsort(shares)
-    positives, negatives = (counts * shares)[order], (counts * (1 - shares))[order]
-    below = np.cumsum(negatives) - negatives
-    ties = shares[order][:, None] == shares[order][None, :]
-    equal = (ties * negatives).sum(axis=1)
-    first = np.array([below[np.argmax(row)] for row in ties])
-    return float((positives * (first + equal / 2)).sum() / (positives.sum() * negatives.sum()))
+    present = np.repeat([True, False], len(shares))
+    weights = np.concatenate([counts * shares, counts * (1 - shares)])
+    return float(roc_auc_score(present, np.tile(shares, 2), sample_weight=weights))
 
 
 def _some(names: list[str]) -> str:

@@ -32,7 +32,7 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
     method, rule = PYTHON
     (tree / "sscxr" / "objectives" / "denoise.py").write_text(method)
     edit(
-        tree / "sscxr" / "config.py",
+        tree / "sscxr" / "config" / "schema.py",
         (
             "@dataclass\nclass PretrainConfig:",
             "@dataclass\nclass DenoiseConfig:\n    noise: float = MISSING\n\n\n@dataclass\nclass PretrainConfig:",
@@ -46,12 +46,12 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
     with (tree / "configs" / "default.yaml").open("a") as handle:
         handle.write("\ndenoise:\n  noise: 0.5  # standard deviations\n")
     edit(
-        tree / "sscxr" / "ranges.py",
+        tree / "sscxr" / "config" / "ranges.py",
         ('"pretrain.objective": (', '"pretrain.objective": ("denoise", '),
         ('    "gmml.max_block":', '    "denoise.noise": (0, 10),\n    "gmml.max_block":'),
         ('"federation.server.name": (', '"federation.server.name": ("clipped", '),
     )
-    pretrain = tree / "sscxr" / "training" / "pretrain.py"
+    pretrain = tree / "sscxr" / "stages" / "pretrain.py"
     check = re.search(r'    if config\.pretrain\.objective != "gmml":\n.*\n', pretrain.read_text())
     assert check
     head, _, _ = BRANCH.partition("        return GMML(")

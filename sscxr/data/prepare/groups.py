@@ -7,7 +7,10 @@ from the same files brought in by one.
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
+
+from scipy.cluster.hierarchy import DisjointSet
 
 
 class Member(NamedTuple):
@@ -15,24 +18,6 @@ class Member(NamedTuple):
 
     group: str
     split: str
-
-
-class UnionFind:
-    """Disjoint sets of names (Tarjan, with path halving)."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def find(self, name: str) -> str:
-        parent = self._parent
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        self._parent[self.find(one)] = self.find(other)
 
 
 def place(name: str) -> str:
@@ -71,27 +56,26 @@ def assign(
         The group by image. A group met before keeps its name and place; where new images show that two groups
         are one, it takes the name of the earlier and the smaller place, so that what was set aside stays so.
     """
-    sets, patients = UnionFind(), {}
-    for image, member in old:
-        sets.join(f"image {image}", f"group {member.group}")
-    for image, patient in links:
-        sets.join(f"image {image}", f"patient {patient}")
-        patients[f"patient {patient}"] = patient
+    grouped = [(f"image {image}", f"group {member.group}") for image, member in old]
+    linked = [(f"image {image}", f"patient {patient}") for image, patient in links]
+    sets = DisjointSet(chain.from_iterable(grouped + linked))
+    for one, other in grouped + linked:
+        sets.merge(one, other)
     names: dict[str, str] = {}
-    for patient_node, patient in patients.items():
-        root = sets.find(patient_node)
+    for _, node in linked:
+        root, patient = sets[node], node.removeprefix("patient ")
         names[root] = min(names.get(root, patient), patient)
     found: dict[str, Member] = {}
     for image, member in old:
-        root = sets.find(f"image {image}")
+        root = sets[f"image {image}"]
         known = found.get(root)
         found[root] = member if known is None else Member(known.group, min(known.split, member.split))
     smallest: dict[str, str] = {}
     for image, digest in new:
-        root = sets.find(f"image {image}")
+        root = sets[f"image {image}"]
         smallest[root] = min(smallest.get(root, digest), digest)
     for root, digest in smallest.items():
         found.setdefault(root, Member(names[root], place(digest)))
-    for root in {sets.find(f"image {image}") for image in to_test}:
+    for root in {sets[f"image {image}"] for image in to_test}:
         found[root] = found[root]._replace(split=tested(found[root].split))
-    return {image: found[sets.find(f"image {image}")] for image, _ in (*old, *new)}
+    return {image: found[sets[f"image {image}"]] for image, _ in (*old, *new)}
