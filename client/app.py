@@ -51,7 +51,7 @@ app = ClientApp()
 
 @dataclass
 class Display:
-    """Whom training tells its steps; the simulation puts its progress bar here."""
+    """Receives the steps of training; the simulation puts its progress bar here."""
 
     on_step: Callable[[str, int, int, int, float], None] | None = None
 
@@ -231,7 +231,7 @@ def _message(reply: wire.Message, encoded: bytes | None, to: Message) -> Message
 
 
 def _settings(context: Context) -> SiteSettings:
-    """What the site that this node is allows: its `site.yaml`, or one of the simulation's virtual sites."""
+    """Return the settings of this node's site: its `site.yaml`, or one of the simulation's virtual sites."""
     file = context.node_config.get("site")
     if file:
         return read_settings(expanded(str(file)))

@@ -1,8 +1,8 @@
 """This hospital: its cache, and the state that it keeps on its own disk between messages.
 
 Flower starts a fresh process for each message, so whatever must last lies in files: the reconstruction head and
-the optimiser's moments, in one generation a try at a round. The server names the generation to start from, the
-last one whose update it folded; later ones are traces of work that did not count, and are deleted.
+the optimiser's moments, in one generation for each attempt at a round. The server names the generation to start
+from, the last one whose update it folded; later ones are traces of work that did not count, and are deleted.
 """
 
 import functools

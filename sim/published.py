@@ -51,7 +51,7 @@ def read(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Deal patient groups as a file says.
 
-    A group goes whole to the site that has most of its images; one of which the file has no image goes nowhere.
+    The whole group goes to the site that has most of its images; a group without an image in the file is left out.
 
     Args:
         file: as `text` makes it.

@@ -128,7 +128,7 @@ def sync(path: Path) -> None:
 
 
 def settle(partial: Path, final: Path) -> None:
-    """Give a finished file, or a folder of files, its final name; what had it, if a file, is replaced."""
+    """Rename a finished file, or a folder of files, to its final name; a file of that name is replaced."""
     if partial.is_dir():
         for file in partial.iterdir():
             sync(file)

@@ -158,7 +158,7 @@ def _parsed(file: Path, text: str) -> Join:
 
 
 def _problem(join: Join) -> str:
-    """What cannot be, in a few words; empty where all is well."""
+    """Return the first impossible value in a few words; empty if there is none."""
     address = _ADDRESS.fullmatch(join.superlink)
     numbers = {"payload.up_mb": join.payload.up_mb, "payload.down_mb": join.payload.down_mb}
     numbers |= {"deadline_s": join.deadline_s, "memory_gb": join.memory_gb}

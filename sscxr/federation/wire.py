@@ -86,10 +86,10 @@ def fingerprint(recipe: str) -> str:
 
 
 def read_fingerprint(text: str) -> str:
-    """Another's fingerprint, fit to be shown.
+    """Return a fingerprint that another machine sent, checked so that it can be shown.
 
     Raises:
-        WireError: none.
+        WireError: the text is not a fingerprint.
     """
     try:
         parts = json.loads(text[:1000])
@@ -97,7 +97,7 @@ def read_fingerprint(text: str) -> str:
             return json.dumps(parts, sort_keys=True)
     except (ValueError, RecursionError):
         pass
-    raise WireError("its fingerprint is none")
+    raise WireError("its fingerprint is malformed")
 
 
 @dataclass(frozen=True)

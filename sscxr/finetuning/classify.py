@@ -20,11 +20,11 @@ from sscxr.models.classifier import Classifier
 
 Targets = npt.NDArray[np.float32]
 
-_MAX_ODDS = 20.0  # beyond this, a rare label's images do not weigh still more: a few would rule every step
+_MAX_ODDS = 20.0  # upper bound of a rare label's weight: beyond it a few images would dominate each step
 
 
 class Classification:
-    """Tells labels that may be present together; an unknown one is left out of the loss.
+    """Predicts labels that may occur together; the loss leaves out unknown labels.
 
     Attributes:
         model: what learns.

@@ -304,7 +304,7 @@ def read_spec(folder: str | Path) -> Spec:
 
 
 def _is_well(spec: Spec) -> bool:
-    """Whether each part is of its kind; whether they fit each other shows when the model is built."""
+    """Return whether each part has the right type; building the model shows whether they fit each other."""
     sizes = [spec.img_size, *(value for name, value in spec.model_args.items() if name != "img_size")]
     return (
         spec.task in ("classify", "segment")

@@ -123,7 +123,7 @@ def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
 
 
 def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
-    """Whether figures of held-out rows may leave a site: no class of a label is a small cell that is not empty."""
+    """Return whether a site may report figures of held-out rows: each class of a label is empty or large enough."""
     if config.run.stage == "segment":
         return len(rows) >= minimum
     for label in set(config.classify.labels) & set(cache.labels):

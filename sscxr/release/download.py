@@ -1,4 +1,4 @@
-"""Files from a static HTTP(S) server, gone on with where the connection broke. What they hold is checked elsewhere.
+"""Downloads files from a static HTTP(S) server and resumes after a broken connection; others check the contents.
 
 Proxies and CAs are those of the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE), as `requests` reads them.
 """

@@ -171,7 +171,7 @@ def _probed(record: Record) -> list[str]:
 
 
 def in_words(pair: Comparison) -> str:
-    """A probe for who does not know what an AUROC is."""
+    """Describe a probe to a reader who does not know what an AUROC is."""
     trained, untrained = pair.trained, pair.untrained
     right, low, high, before = (
         f"{100 * value:.0f}" for value in (trained.auroc, trained.low, trained.high, untrained.auroc)

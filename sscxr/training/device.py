@@ -31,7 +31,7 @@ def set_up(config: Config) -> torch.device:
         raise ConfigError(f"run.device={config.run.device}: {reason}") from None
     if device.type == "cuda":
         torch.use_deterministic_algorithms(config.run.deterministic)
-        # Filling what was not written yet finds errors and makes nothing deterministic.
+        # Filling new memory helps to find errors and has no effect on the results.
         cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
         # Memory-efficient attention adds gradients in no fixed order; flash and plain attention do not.
         torch.backends.cuda.enable_mem_efficient_sdp(not config.run.deterministic)

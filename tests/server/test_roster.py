@@ -120,10 +120,10 @@ def other_code(told: str, **more: object) -> Any:
     ("told", "shown"),
     [
         ('{"recipe": "abc", "torch": "1.0"}', '{"recipe": "abc", "torch": "1.0"}'),
-        ('{"torch": "DOE^JANE /data/x.dcm"}', "its fingerprint is none"),
-        ("DOE^JANE", "its fingerprint is none"),
-        ("[" * 900, "its fingerprint is none"),
-        ("x" * 10**6, "its fingerprint is none"),
+        ('{"torch": "DOE^JANE /data/x.dcm"}', "its fingerprint is malformed"),
+        ("DOE^JANE", "its fingerprint is malformed"),
+        ("[" * 900, "its fingerprint is malformed"),
+        ("x" * 10**6, "its fingerprint is malformed"),
     ],
     ids=["other", "words", "text", "deep", "long"],
 )

@@ -180,7 +180,7 @@ def read_index(folder: Path, text: mmap.mmap | None = None) -> "pd.DataFrame":
 
     words = dict.fromkeys(TEXT_COLUMNS, str)
     try:
-        # Read by Python: what pandas cannot read, for want of memory too, it takes for damaged.
+        # Python reads the file, as pandas reports any failure, lack of memory included, as a damaged file.
         content = (folder / columns.INDEX).read_bytes() if text is None else text[:]
         index = pd.read_csv(io.BytesIO(content), dtype=words, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
