@@ -29,13 +29,13 @@ from client.settings import (
 )
 from client.site import Site
 from sscxr import config as configs
-from sscxr import printable, seeds
+from sscxr import printable, seeds, stages
 from sscxr.config import Config, ConfigError
 from sscxr.data.rows import Rows
 from sscxr.federation import codecs, wire
 from sscxr.federation.wire import ARRAYS, RECORD
 from sscxr.files import expanded, is_full_disk
-from sscxr.stages import stages
+from sscxr.stages.base import Training
 from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 
@@ -140,7 +140,7 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
 
 def _begin(
     site: Site, task: wire.Task, config: Config, message: Message, rows: Rows
-) -> tuple["stages.Training", str, codecs.Tensors, codecs.Tensors]:
+) -> tuple[Training, str, codecs.Tensors, codecs.Tensors]:
     """What the stage trains, with the encoder that came and this site's own head and moments.
 
     Returns:
@@ -148,7 +148,7 @@ def _begin(
         folded update did not arrive.
     """
     tensors, state = site.store.load(task.run, task.base)
-    training = stages.site_training(config, set_up(config), site.cache, rows, blank=tensors is not None)
+    training = stages.of(config).training(set_up(config), site.cache, rows, blank=tensors is not None)
     sent = message.content.array_records
     if ARRAYS not in sent or ARRAYS not in sent[ARRAYS]:
         raise wire.WireError("a task without an encoder")

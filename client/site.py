@@ -23,12 +23,12 @@ from torch import Tensor
 
 from client import answers
 from client.settings import SiteError, SiteSettings
+from sscxr import stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import LABEL_PREFIX, Cache, CacheError, open_cache, stamps
 from sscxr.data.rows import Rows
 from sscxr.federation import wire
 from sscxr.files import private_folder, settle, write_atomically
-from sscxr.stages import stages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ class Site:
         """Rows of this site that the run's stage can use."""
         rows = self.cache.rows(laterals=config.data.laterals)
         try:
-            return stages.usable(self.cache, rows[self._mine[rows]], config)
+            return stages.of(config).usable(self.cache, rows[self._mine[rows]])
         except CacheError as error:  # masks that do not fit their images
             raise SiteError("cache", str(error)) from None
 
@@ -122,7 +122,7 @@ class Site:
                 "not allowed",
                 f"data.test_share={config.data.test_share:g}: a site with min_cell above 1 takes one of {SHARES}",
             )
-        labels = sorted(set(config.classify.labels)) if config.run.stage == "classify" else []
+        labels = sorted(set(stages.of(config).labels))
         key = json.dumps([config.run.stage, config.data.test_share, config.data.laterals, labels])
         with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
             names = self._names()
@@ -143,7 +143,7 @@ class Site:
 
     def may_tell(self, rows: Rows, config: Config) -> bool:
         """Whether figures of these held-out rows may leave: no class among them is a small cell."""
-        return stages.tellable(self.cache, rows, config, self.min_cell(config))
+        return stages.of(config).tellable(self.cache, rows, self.min_cell(config))
 
     def told_counts(self, config: Config) -> str:
         """Those of the run's aggregates that site.yaml lets leave, as JSON."""

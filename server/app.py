@@ -22,7 +22,7 @@ from server.rounds import Federation, Listener
 from server.tracking import Tracking, kinds_of
 from server.watch import committed
 from sscxr import config as configs
-from sscxr import printable, runs, seeds
+from sscxr import printable, runs, seeds, stages
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
@@ -30,7 +30,6 @@ from sscxr.federation import floors
 from sscxr.models import encoder as encoders
 from sscxr.release import release
 from sscxr.release.card import Card, SiteData
-from sscxr.stages import stages
 from sscxr.training import parts
 from sscxr.training.device import set_up
 
@@ -90,13 +89,13 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
         raise ConfigError(problem)
     set_up(config)
     # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
-    start = None if (out / "config.yaml").exists() else stages.start(config)
+    start = None if (out / "config.yaml").exists() else stages.of(config).start()
     rounds = config.federation.rounds
     with status.held(out):
         ledger = Ledger(out, config, resume=resume)
         state = ledger.last()
         if state is None:
-            state = State(round=0, encoder=start or stages.start(config), optimiser={})
+            state = State(round=0, encoder=start or stages.of(config).start(), optimiser={})
         if state.round >= rounds and (out / "encoder").is_dir():
             told = (out / runs.STATUS).exists() and runs.read_status(out).state == "finished"
             if not told:  # it was killed between the encoder and the word for it
@@ -154,8 +153,9 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str
     with _tracked(listener, tracking, ledger.out, config.run.name) as followed:
         Federation(grid, config, ledger, state, optimiser, followed).run()
     reporter.write(status=replace(runs.read_status(ledger.out), state="finished"))
-    if config.run.stage != stages.PRETRAIN and stages.shares_head(config):
-        stages.save_model(config, state.encoder, ledger.out / "model")
+    stage = stages.of(config)
+    if stage.makes_model and stage.shares_head:
+        stage.save_model(state.encoder, ledger.out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]
     publish(config, state, ledger.out / "encoder", data)
@@ -205,7 +205,7 @@ def publish(
     Args:
         data, probes, notes: of the model card, see `Card`.
     """
-    name, args = config.encoder.name, stages.encoder_args(config)
+    name, args = config.encoder.name, stages.of(config).encoder_args()
     with seeds.forked(config.run.seed, "encoder"):
         encoder = encoders.build(name, **args)
     encoder.load_state_dict(parts.split(state.encoder)[0])

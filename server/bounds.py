@@ -16,8 +16,8 @@ from statistics import median_low
 from torch import Tensor
 
 from server.ledger import State
+from sscxr import stages
 from sscxr.config import Config
-from sscxr.stages import stages
 from sscxr.training import batches
 
 _MEMORY = 10  # committed rounds that tell what is usual
@@ -34,7 +34,7 @@ class Bounds:
     def __init__(self, config: Config, state: State) -> None:
         federation = config.federation
         self._federation, self._round = federation, state.round
-        self._batch, self._schedule = stages.batch_size(config), stages.schedule(config)
+        self._batch, self._schedule = config.learning.batch_size, stages.of(config).schedule()
         self._joined = dict(state.joined)
         self._values = sum(tensor.numel() for tensor in state.encoder.values())
         self._usual = median_low(state.norms[-_MEMORY:]) if state.norms else math.nan

@@ -56,16 +56,16 @@ def describe(
         OSError: no such CA.
     """
     from sscxr import config as configs
+    from sscxr import stages
     from sscxr.config import ConfigError, yaml_text
     from sscxr.federation import approval, codecs, floors, wire
     from sscxr.federation.join import PROBE, Join, Payload, installed
-    from sscxr.stages import stages
 
     config = stages.load_config(recipe, overrides)
     problem = floors.problem(config)
     if problem:
         raise ConfigError(problem)
-    parts = stages.parts(config)
+    parts = stages.of(config).parts()
     shared = parts.shared()
     federation = config.federation
     return Join(
@@ -90,13 +90,13 @@ def describe(
 
 def _memory_gb(config: "Config", parts: "Parts") -> float:
     """GB that a site's round takes, on a device that computes in fp32 unless the recipe says bf16."""
-    from sscxr.stages import memory, stages
+    from sscxr.stages import memory
 
-    if config.run.stage == stages.PRETRAIN:
+    if config.pretrains:
         return memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16") / 1e9
     encoder = cast("VisionTransformer", parts.encoder)
     tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
-    activations = stages.batch_size(config) * tokens * encoder.embed_dim * len(encoder.blocks)
+    activations = config.learning.batch_size * tokens * encoder.embed_dim * len(encoder.blocks)
     parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
     return _PROCESS_GB + 1e-9 * float(_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
 

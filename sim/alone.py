@@ -15,6 +15,7 @@ from torch import Tensor
 from client.settings import SiteError, read_settings
 from client.site import Site
 from server.ledger import State
+from sscxr import stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
@@ -23,7 +24,6 @@ from sscxr.files import write_atomically
 from sscxr.finetuning import finetuned
 from sscxr.finetuning.site_finetune import SiteFineTuning
 from sscxr.report import SiteScore
-from sscxr.stages import stages
 from sscxr.training.loop import NonFiniteLossError
 
 
@@ -37,7 +37,7 @@ def site_scores(
     Args:
         told: of each site before it is trained.
     """
-    start = stages.start(config)
+    start = stages.of(config).start()
     found = []
     for name in state.roster:
         file = out / "alone" / f"{name}.json"
@@ -57,15 +57,15 @@ def _score(
         train, test = site.training_rows(config), site.held_out_rows(config)
     except SiteError:  # too few images that the stage can use
         return SiteScore(site.name, "", 0, 0, 0, None, None, None)
-    federated = cast(SiteFineTuning, stages.site_training(config, device, site.cache, train))
+    federated = cast(SiteFineTuning, stages.of(config).training(device, site.cache, train))
     federated.parts.load_shared(state.encoder)
     tensors, _ = site.store.load(config.run.name, state.bases.get(site.name, ""))
     if tensors is not None:
         federated.load_local(tensors)
-    alone = cast(SiteFineTuning, stages.site_training(config, device, site.cache, train))
+    alone = cast(SiteFineTuning, stages.of(config).training(device, site.cache, train))
     alone.parts.load_shared(start)
     groups = site.cache.index["group"].to_numpy()
-    name = "auroc" if config.run.stage == "classify" else "dice"
+    name = stages.of(config).figure
     counts = (len(train), len(test), len(set(groups[test])))
     unmeasured = SiteScore(site.name, name, *counts, None, None, None)
     try:
@@ -113,4 +113,4 @@ def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
     extra = {finetuned.TRAINED_ON: "\n".join(lines) + "\n"}
     data = dataclasses.replace(config.data, cache_size=cache.size)  # what `sscxr predict` scales files to
     config = dataclasses.replace(config, data=data)
-    return stages.save_model(config, state.encoder, out / "model", extra=extra)
+    return stages.of(config).save_model(state.encoder, out / "model", extra=extra)

@@ -11,7 +11,7 @@ from rich.table import Table
 from server.app import publish
 from server.ledger import Ledger, State
 from sim import alone, pictures
-from sscxr import report, runs
+from sscxr import report, runs, stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
@@ -21,7 +21,6 @@ from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
 from sscxr.runs import PROBES, SCORES
-from sscxr.stages import stages
 from sscxr.stages.pretrain import SiteTraining, build_encoder
 from sscxr.training.device import set_up
 
@@ -30,7 +29,7 @@ def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
     """Measure the released encoder, write the report and the card, print what a person wants to know."""
     state = Ledger(out, config, resume=True).last()
     assert state is not None, "a run that ended has a checkpoint"
-    if config.run.stage == stages.PRETRAIN:
+    if config.pretrains:
         _finish_pretraining(cache, config, out, state, console)
     else:
         _finish_tuning(cache, config, out, state, console)
@@ -42,7 +41,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     scores = alone.site_scores(
         out, config, state, device, lambda name: console.print(f"{name} by itself ...", highlight=False)
     )
-    if stages.shares_head(config):
+    if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config) for name in state.roster]
     folder = publish(config, state, out / "encoder", data, notes=runs.read_list(out / NOTES))
@@ -51,7 +50,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     _print_sites(out, console)
     _print_scores(scores, console)
     places = {"sites": out / HOLDINGS, "report": page, "encoder": folder}
-    _print_places(places | ({"model": out / "model"} if stages.shares_head(config) else {}), console)
+    _print_places(places | ({"model": out / "model"} if stages.of(config).shares_head else {}), console)
 
 
 def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
@@ -92,7 +91,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
     groups = (out / "sites" / name / "groups.txt").read_text().split()
     rows = cache.rows(laterals=config.data.laterals)
-    rows = stages.usable(cache, rows[~cache.held_out(config.data.test_share)[rows]], config)
+    rows = stages.of(config).usable(cache, rows[~cache.held_out(config.data.test_share)[rows]])
     index = cache.index.iloc[rows]
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})

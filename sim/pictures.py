@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from client.site import StateStore
 from server.app import Hooks
 from server.rounds import Listener
-from sscxr import printable, seeds
+from sscxr import printable, seeds, stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
@@ -31,7 +31,6 @@ from sscxr.evaluation.tasks import HEALTHY
 from sscxr.files import write_atomically
 from sscxr.models import inference
 from sscxr.report import pictures, record
-from sscxr.stages import stages
 from sscxr.stages.pretrain import SiteTraining, whole
 from sscxr.training.device import set_up
 
@@ -59,7 +58,7 @@ class Pictures:
         self._cache, self._config, self._out = cache, config, out
 
     def __enter__(self) -> "Pictures":
-        if self._config.run.stage == stages.PRETRAIN:
+        if self._config.pretrains:
             shown = Listener(
                 # Before a round, too: a run may have been killed between its last commit and the picture of it.
                 started=lambda done, attempt, sites: self._show(done),
@@ -108,7 +107,7 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
     checkpoint = out / "checkpoints" / _name(number)
     state = json.loads((checkpoint / "state.json").read_text())
     site = max(state["images"], key=lambda name: (state["images"][name], name))
-    training = SiteTraining(config, set_up(config), cache, share_head=stages.shares_head(config))
+    training = SiteTraining(config, set_up(config), cache, share_head=stages.of(config).shares_head)
     training.parts.load_shared(safetensors.torch.load_file(checkpoint / "encoder.safetensors"))
     tensors, _ = StateStore(out / "sites" / site / "state").load(
         config.run.name, state["bases"].get(site, "")

@@ -13,7 +13,6 @@ from server.rounds import Listener
 from sscxr.config import Config
 from sscxr.display import Board, Clock, Line, Rate
 from sscxr.runs import SiteRow
-from sscxr.stages import stages
 from sscxr.training.batches import steps_of_round
 
 
@@ -46,7 +45,7 @@ class Show:
         self._show()
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
-        size, epochs = stages.batch_size(self.config), self.config.federation.local_epochs
+        size, epochs = self.config.learning.batch_size, self.config.federation.local_epochs
         steps = len(steps_of_round(images, size, epochs, self._round))
         self._shares[site] = step / steps
         speed = self._rates.setdefault(site, Rate()).of(seen)

@@ -100,9 +100,9 @@ def _located(encoder: str) -> Path:
 
 def _settings(config: str, overrides: list[str]) -> configs.Config:
     settings = configs.load(config, overrides)
-    if settings.run.stage == "pretrain":
+    if settings.pretrains:
         return settings
-    from sscxr.stages import stages  # torch takes seconds to import; a mistyped setting was told without it
+    from sscxr import stages  # torch takes seconds to import; a mistyped setting was told without it
 
     return stages.load_config(config, overrides)
 

@@ -12,7 +12,7 @@ from sim import asked, findings, holdings, published
 from sim import test_sets as tested
 from sim.partition import groups_of, partition
 from sscxr import config as configs
-from sscxr import printable
+from sscxr import printable, stages
 from sscxr.config import Config, ConfigError, yaml_text
 from sscxr.data.cache.cache import Cache
 from sscxr.federation import approval
@@ -25,15 +25,8 @@ def check_labelled(cache: Cache, config: Config) -> None:
     Raises:
         ConfigError: a label that no image has; no mask.
     """
-    stage = config.run.stage
-    absent = (
-        [name for name in config.classify.labels if name not in cache.labels] if stage == "classify" else []
-    )
-    if absent:
-        there = f"there are: {', '.join(cache.labels)}" if cache.labels else "there is no label at all"
-        raise ConfigError(f"classify.labels: no image of the data is labelled {', '.join(absent)}; {there}")
-    if stage == "segment" and not (cache.index["has_mask"] == 1).any():
-        raise ConfigError("run.stage=segment: no image of the data has a lung mask; prepare it with masks")
+    if missing := stages.of(config).missing(cache):
+        raise ConfigError(missing)
 
 
 def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:

@@ -113,10 +113,9 @@ class Run:
         Raises:
             RunError: no round is done yet.
         """
-        from sscxr import seeds
+        from sscxr import seeds, stages
         from sscxr.models import encoder as encoders
         from sscxr.release import release
-        from sscxr.stages import stages
         from sscxr.training import parts
 
         released = self.folder / "encoder"
@@ -124,7 +123,7 @@ class Run:
             return release.load_encoder(released)
         config = self.config
         with seeds.forked(config.run.seed, "encoder"):
-            encoder = encoders.build(config.encoder.name, **stages.encoder_args(config))
+            encoder = encoders.build(config.encoder.name, **stages.of(config).encoder_args())
         encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
         about: Any = encoder.pretrained_cfg
         about.update(mean=(config.data.mean,), std=(config.data.std,))  # as a release's says

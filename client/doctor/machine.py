@@ -123,7 +123,7 @@ def _need(join: Join | None, config: Config, device: "torch.device") -> float:
     from sscxr.stages import memory
     from sscxr.training.device import in_bf16
 
-    if join is None or config.run.stage != "pretrain":
+    if join is None or not config.pretrains:
         return join.memory_gb if join else 0.0
     return memory.of_pretraining(config, bf16=in_bf16(config.pretrain.amp, device)) / GB
 

@@ -7,10 +7,9 @@ patches in a step, rates and bounds that turn AdamW into something else (docs/pr
 import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sscxr.config import Config
+from sscxr.config.schema import RECIPE_SECTIONS, Config
 
 # Runs' and sites' names become file names and table cells.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -104,7 +103,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
 # Of AdamW's two: with less memory than this it is not AdamW, and a step shows its gradient.
 BETAS = ((0.5, 0.99), (0.9, 0.9999))
 CHOICES: dict[str, tuple[str, ...]] = {
-    "run.stage": ("pretrain", "classify", "segment"),
+    "run.stage": tuple(RECIPE_SECTIONS),
     "run.compile": ("auto", "true", "false"),
     "pretrain.objective": ("gmml",),
     "pretrain.amp": ("auto", "bf16", "fp32"),
@@ -128,12 +127,12 @@ _PAIRS = (
 )
 
 
-def problem(config: "Config") -> str:
+def problem(config: Config) -> str:
     """The first setting that cannot be used, in one line; empty where all can."""
     return next(_problems(config), "")
 
 
-def _problems(config: "Config") -> Iterator[str]:
+def _problems(config: Config) -> Iterator[str]:
     for key, (low, high) in NUMBERS.items():
         value = _get(config, key)
         for number in value if isinstance(value, list) else [value]:
@@ -156,7 +155,7 @@ def _problems(config: "Config") -> Iterator[str]:
     yield from _rounds(config)
 
 
-def _names(config: "Config") -> Iterator[str]:
+def _names(config: Config) -> Iterator[str]:
     sites = config.federation.sites
     for key, name in [("run.name", config.run.name), *(("federation.sites", site) for site in sites)]:
         if not PLAIN_NAME.fullmatch(name):
@@ -165,7 +164,7 @@ def _names(config: "Config") -> Iterator[str]:
         yield f"federation.sites={sites}: a site is named twice"
 
 
-def _shapes(config: "Config") -> Iterator[str]:
+def _shapes(config: Config) -> Iterator[str]:
     encoder, gmml = config.encoder, config.gmml
     if encoder.img_size % encoder.patch_size:
         yield f"encoder.img_size={encoder.img_size} is not a multiple of encoder.patch_size={encoder.patch_size}"
@@ -209,7 +208,7 @@ def _steps(section: str, settings: Any) -> Iterator[str]:
         yield f"{section}.min_lr={settings.min_lr} is above {section}.lr={settings.lr}; lower it"
 
 
-def _rounds(config: "Config") -> Iterator[str]:
+def _rounds(config: Config) -> Iterator[str]:
     federation = config.federation
     if federation.server.name == "nesterov" and not federation.server.momentum:
         yield "federation.server.momentum=0 makes nesterov plain fedavg; give one above 0, such as 0.5"
@@ -220,7 +219,7 @@ def _rounds(config: "Config") -> Iterator[str]:
         )
 
 
-def _get(config: "Config", key: str) -> Any:
+def _get(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         value = getattr(value, part)

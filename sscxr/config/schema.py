@@ -11,6 +11,14 @@ class ConfigError(SscxrError):
     """A setting that cannot be used: one line that names it and says what to do."""
 
 
+# What must be the same at every site and at the server for an update to mean the same thing, by stage.
+RECIPE_SECTIONS = {
+    "pretrain": ("data", "encoder", "augment", "pretrain", "gmml"),
+    "classify": ("data", "encoder", "finetune", "classify"),
+    "segment": ("data", "encoder", "finetune", "segment"),
+}
+
+
 @dataclass
 class RunConfig:
     name: str = MISSING
@@ -194,10 +202,12 @@ class Config:
     probe: ProbeConfig = MISSING
     sim: SimConfig = MISSING
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether the stage learns without labels."""
+        return "pretrain" in RECIPE_SECTIONS[self.run.stage]
 
-# What must be the same at every site and at the server for an update to mean the same thing, by stage.
-RECIPE_SECTIONS = {
-    "pretrain": ("data", "encoder", "augment", "pretrain", "gmml"),
-    "classify": ("data", "encoder", "finetune", "classify"),
-    "segment": ("data", "encoder", "finetune", "segment"),
-}
+    @property
+    def learning(self) -> PretrainConfig | FinetuneConfig:
+        """The section by which the stage trains."""
+        return self.pretrain if self.pretrains else self.finetune

@@ -114,7 +114,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def words(config: Config) -> Iterator[Word]:
     """A recipe as the hospital that decides on it reads it."""
     federation, encoder = config.federation, config.encoder
-    pretrains = config.run.stage == "pretrain"
+    pretrains, learning = config.pretrains, config.learning
     yield Word("learns", _learnt(config))
     size = (0 if pretrains else config.finetune.img_size) or encoder.img_size
     grid = size // encoder.patch_size
@@ -125,7 +125,7 @@ def words(config: Config) -> Iterator[Word]:
         "" if grid >= 8 else "few patches an image: fewer than 8 x 8",
     )
     yield Word("starts from", str(encoder.start or "random weights"))
-    batch = config.pretrain.batch_size if pretrains else config.finetune.batch_size
+    batch = learning.batch_size
     yield Word(
         "a step", f"mixes {batch} images", "" if batch >= 2 * MIXED_IMAGES else "a small batch: fewer than 16"
     )
@@ -138,12 +138,12 @@ def words(config: Config) -> Iterator[Word]:
         "" if local >= 0.25 else "few images an update: less than a quarter of them",
     )
     yield Word("rounds", f"{federation.rounds}, an update in each")
-    rate = config.pretrain if pretrains else config.finetune
     yield Word(
         "rate",
-        f"lr {rate.lr:g} to {rate.min_lr:g}, betas {rate.betas}, gradient norm at most {rate.clip:g}",
+        f"lr {learning.lr:g} to {learning.min_lr:g}, betas {learning.betas}, "
+        f"gradient norm at most {learning.clip:g}",
         ""
-        if rate.lr <= 0.01 and 0.1 <= rate.clip <= 10
+        if learning.lr <= 0.01 and 0.1 <= learning.clip <= 10
         else "a rate above 0.01, or a bound outside 0.1 to 10",
     )
     shared = not pretrains if federation.share_head is None else federation.share_head

@@ -16,7 +16,7 @@ def problem(config: Config) -> str:
 
     Pretraining's batches are held by the ranges; `sscxr finetune`, whose updates stay, may have smaller ones.
     """
-    if config.run.stage != "pretrain" and config.finetune.batch_size < MIXED_IMAGES:
+    if not config.pretrains and config.finetune.batch_size < MIXED_IMAGES:
         return (
             f"finetune.batch_size={config.finetune.batch_size}: in a federation at least {MIXED_IMAGES}, or an "
             "update shows single images"
@@ -30,8 +30,7 @@ def least_mixed(config: Config, images: int, round_number: int | None = None) ->
     Args:
         images: that the site trains on.
     """
-    pretrains = config.run.stage == "pretrain"
-    batch = config.pretrain.batch_size if pretrains else config.finetune.batch_size
+    batch = config.learning.batch_size
     local, rounds = config.federation.local_epochs, config.federation.rounds
     if round_number is None:
         return _worst(images, batch, local, rounds)

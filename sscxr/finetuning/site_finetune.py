@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from sscxr import seeds
 from sscxr.config import Config
-from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.evaluation import segmentation
 from sscxr.finetuning import finetune, finetuned
 from sscxr.training import optim
 from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
@@ -24,18 +22,23 @@ class SiteFineTuning:
     """A task, its model and its optimiser at one site; as `pretrain.SiteTraining`, with labels or masks."""
 
     def __init__(
-        self, config: Config, device: torch.device, cache: Cache, rows: Rows, *, share_head: bool
+        self,
+        config: Config,
+        device: torch.device,
+        task: Callable[[nn.Module], finetune.Task],
+        *,
+        share_head: bool,
     ) -> None:
         """Build the model, its task and its optimiser.
 
         Args:
-            rows: the site's training rows, whose labels set the balance.
+            task: returns the task of a model.
             share_head: whether what is on top of the encoder is averaged too.
         """
         self.config, self.device = config, device
         self.model = build_model(config).to(device)
         self.parts = parts_of(self.model, share_head=share_head)
-        self.task = _task(self.model, cache, config, device, rows)
+        self.task = task(self.model)
         if config.finetune.frozen:
             finetune.freeze(self.parts.encoder)
         self.optimiser = finetune.optimiser(self.model, config.finetune)
@@ -106,40 +109,3 @@ def parts_of(model: nn.Module, *, share_head: bool) -> Parts:
     """The model's encoder, and a classifier's head or a segmenter's decoder on top of it."""
     top = model.head if hasattr(model, "head") else model.decoder
     return Parts(cast(nn.Module, model.encoder), cast(nn.Module, top), share_head=share_head)
-
-
-def usable(cache: Cache, rows: Rows, config: Config) -> Rows:
-    """Those of some rows that the stage can learn from: a label is known, or there is a mask.
-
-    A label that this cache does not have is unknown of all its images.
-    """
-    if config.run.stage == "segment":
-        masked = rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
-        return segmentation.masked(cache, masked) if len(masked) else masked
-    known = np.zeros(len(cache), dtype=bool)
-    for label in set(config.classify.labels) & set(cache.labels):
-        known |= np.isfinite(cache.label(label))
-    return rows[known[rows]]
-
-
-def tellable(cache: Cache, rows: Rows, config: Config, minimum: int) -> bool:
-    """Return whether a site may report figures of held-out rows: each class of a label is empty or large enough."""
-    if config.run.stage == "segment":
-        return len(rows) >= minimum
-    for label in set(config.classify.labels) & set(cache.labels):
-        values = cache.label(label)[rows]
-        if any(0 < int((values == value).sum()) < minimum for value in (0, 1)):
-            return False
-    return True
-
-
-def _task(model: nn.Module, cache: Cache, config: Config, device: torch.device, rows: Rows) -> finetune.Task:
-    if config.run.stage == "segment":
-        from sscxr.finetuning.segment import Segmentation
-        from sscxr.models.unetr import UNETR  # MONAI takes seconds to import
-
-        return Segmentation(cast(UNETR, model), cache, config, device)
-    from sscxr.finetuning.classify import Classification
-    from sscxr.models.classifier import Classifier
-
-    return Classification(cast(Classifier, model), cache, config, device, train=rows)

@@ -17,6 +17,7 @@ from sscxr.data.feed import feed
 from sscxr.data.rows import Rows
 from sscxr.models import encoder as encoders
 from sscxr.objectives.gmml import GMML
+from sscxr.stages.base import Stage
 from sscxr.training import compiled, optim
 from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import autocast
@@ -25,7 +26,7 @@ from sscxr.training.parts import Parts
 
 
 def build_encoder(config: Config) -> VisionTransformer:
-    """The encoder at its start: from the run's seed alone, alike everywhere; `stages.start` loads a checkpoint."""
+    """The encoder at its start: from the run's seed alone, alike everywhere; `Stage.start` loads a checkpoint."""
     settings = config.encoder
     with seeds.forked(config.run.seed, "encoder"):
         return encoders.build(
@@ -86,6 +87,46 @@ def schedule(config: Config) -> optim.Schedule:
         weight_decay=settings.weight_decay,
         weight_decay_end=settings.weight_decay_end,
     )
+
+
+class Pretraining(Stage):
+    """Pretraining without labels; only the encoder is averaged and released."""
+
+    averages_head = False
+    makes_model = False
+
+    def schedule(self) -> optim.Schedule:
+        """Return the schedule of the section `pretrain`."""
+        return schedule(self.config)
+
+    def encoder_args(self) -> dict[str, Any]:
+        """Return the encoder's arguments as the section `encoder` has them."""
+        settings = self.config.encoder
+        return encoders.model_args(
+            img_size=settings.img_size,
+            patch_size=settings.patch_size,
+            in_chans=settings.in_chans,
+            depth=settings.depth,
+        )
+
+    def parts(self) -> Parts:
+        """Return the encoder and the objective's head."""
+        objective = build_objective(self.config)
+        return Parts(objective.encoder, objective.head, share_head=self.shares_head)
+
+    def training(
+        self, device: torch.device, cache: Cache, rows: Rows, *, blank: bool = False
+    ) -> "SiteTraining":
+        """Return the objective's training; it needs no rows."""
+        return SiteTraining(self.config, device, cache, share_head=self.shares_head, blank=blank)
+
+    def usable(self, cache: Cache, rows: Rows) -> Rows:
+        """Return all rows."""
+        return rows
+
+    def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
+        """Return True: a mean loss does not depend on a class."""
+        return True
 
 
 class SiteTraining:

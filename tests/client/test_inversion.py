@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 
 from client import app as client
 from sscxr import config as configs
+from sscxr import stages
 from sscxr.config import Config, ConfigError, loading, ranges
 from sscxr.data.cache.cache import open_cache
 from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import prepare
 from sscxr.federation import codecs
-from sscxr.stages import pretrain, stages
+from sscxr.stages import pretrain
 from sscxr.training.batches import batches_of_round, steps_of_round
 
 # All that makes AdamW's first step a gradient in fp32, and a gradient a picture.
@@ -78,7 +79,7 @@ def no_ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def attacked(site: Path, config: Config) -> inversion.Leak:
     """What a coordinator recovers from one round of the real client."""
     shutil.rmtree(site.parent / "state", ignore_errors=True)
-    start = stages.start(config)
+    start = stages.of(config).start()
     fed.approve(config, site)
     reply = fed.ask(config, site, encoder=False, start=start)
     told = said(reply)
@@ -89,7 +90,7 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
     gradient = inversion.gradients(start, change, rate, 0.0) if one else inversion.sums(change)
     cache = open_cache(site.parent / "cache")
     rows = client.Site(client.read_settings(site)).training_rows(config)
-    batch, local = stages.batch_size(config), config.federation.local_epochs
+    batch, local = config.learning.batch_size, config.federation.local_epochs
     steps = steps_of_round(len(rows), batch, local, 0)
     batches = batches_of_round(rows, batch, steps, seed=config.run.seed, site="anna")
     used = np.unique(np.concatenate(list(batches)))

@@ -16,11 +16,11 @@ from client import app as client
 from server.app import run
 from server.ledger import Ledger
 from sim import alone
+from sscxr import stages
 from sscxr.data.cache.cache import open_cache
 from sscxr.finetuning import finetuned, site_finetune
 from sscxr.release import release
 from sscxr.runs import read_sites
-from sscxr.stages import stages
 from sscxr.training.loop import NonFiniteLossError
 from sscxr.training.parts import Parts, split
 
@@ -65,7 +65,7 @@ def test_encoder_and_head_are_averaged_and_make_a_model(tmp_path: Path) -> None:
     encoder, head = split(weights(out))
     assert all(torch.equal(model.head.state_dict()[name], tensor) for name, tensor in head.items())
     assert torch.equal(release.load_encoder(out / "encoder").state_dict()["norm.bias"], encoder["norm.bias"])
-    start = stages.start(fed.settings(*CLASSIFY))
+    start = stages.of(fed.settings(*CLASSIFY)).start()
     assert all(not torch.equal(tensor, split(start)[1][name]) for name, tensor in head.items())
     for file in sites:
         assert not split(kept_by(file))[1], "a head that is averaged is kept nowhere else"
@@ -197,7 +197,7 @@ def test_what_the_server_sends_fits_what_a_site_trains(tmp_path: Path) -> None:
         config = fed.settings(*settings)
         model = site_finetune.build_model(config)
         parts = site_finetune.parts_of(model, share_head=True)
-        sent = stages.start(config)
+        sent = stages.of(config).start()
         assert sent.keys() == parts.shared().keys()
         whole = sum(tensor.numel() for tensor in model.state_dict().values())
         assert sum(tensor.numel() for tensor in sent.values()) == whole
@@ -220,15 +220,15 @@ def test_a_released_encoder_is_the_start(tmp_path: Path) -> None:
     )
     assert config.encoder.depth == 1, "the sizes are the encoder's own"
     released = release.load_encoder(tmp_path / "pre" / "encoder").state_dict()
-    begun = split(stages.start(config))[0]
+    begun = split(stages.of(config).start())[0]
     assert all(torch.equal(begun[name], tensor) for name, tensor in released.items())
 
 
 def test_unknown_labels_weigh_nothing(tmp_path: Path) -> None:
     cache = open_cache(site(tmp_path, "anna", {"pneumonia": np.where(MIXED, np.nan, 1.0)}).parent / "cache")
-    rows = site_finetune.usable(cache, np.arange(20), tuned())
+    rows = stages.of(tuned()).usable(cache, np.arange(20))
     assert rows.tolist() == list(range(0, 20, 2))
-    assert site_finetune.tellable(cache, rows, tuned(), 3)
+    assert stages.of(tuned()).tellable(cache, rows, 3)
 
 
 @pytest.mark.slow

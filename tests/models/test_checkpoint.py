@@ -15,9 +15,9 @@ import timm
 import torch
 from torch import Tensor
 
+from sscxr import stages
 from sscxr.models.checkpoint import is_from_a_hub, load_start
 from sscxr.models.encoder import EncoderError, build
-from sscxr.stages import stages
 
 NAME = "vit_tiny_patch16_224"
 State = dict[str, Tensor]
@@ -218,9 +218,9 @@ def test_what_is_said_of_a_start_is_seen_where_the_server_is_silent(
     )
     logging.getLogger("sscxr.server").setLevel(logging.CRITICAL)
     try:
-        stages.start(
+        stages.of(
             stages.load_config("smoke", [f"encoder.start={tmp_path / 'a.pth'}", "encoder.name=" + NAME])
-        )
+        ).start()
     finally:
         logging.getLogger("sscxr.server").setLevel(logging.NOTSET)
     assert "the start has no pos_embed; they begin at random" in caplog.text
@@ -233,7 +233,9 @@ def test_a_folder_as_timms_hub_lays_it_out_is_a_start(tmp_path: Path, public: An
         json.dumps({"architecture": NAME, "pretrained_cfg": {"tag": "in1k"}})
     )
     assert is_from_a_hub(tmp_path)
-    start = stages.start(stages.load_config("smoke", [f"encoder.start={tmp_path}", "encoder.name=" + NAME]))
+    start = stages.of(
+        stages.load_config("smoke", [f"encoder.start={tmp_path}", "encoder.name=" + NAME])
+    ).start()
     key = next(name for name in start if name.endswith("blocks.1.mlp.fc1.weight"))
     assert torch.equal(start[key], public.state_dict()["blocks.1.mlp.fc1.weight"])
 

@@ -17,12 +17,11 @@ from client.site import StateStore
 from server.app import Hooks
 from sim import pictures
 from sscxr import config as configs
-from sscxr import seeds
+from sscxr import seeds, stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.report import pictures as shown
 from sscxr.report import record
-from sscxr.stages import stages
 from sscxr.stages.pretrain import SiteTraining, whole
 from sscxr.training.device import set_up
 
@@ -65,7 +64,7 @@ def test_a_picture_is_what_the_committed_encoder_and_head_make_of_held_out_image
     config = fed.settings(
         f"federation.share_head={str(shared).lower()}", "data.test_share=0.2", "federation.rounds=3"
     )
-    assert stages.shares_head(config) == shared
+    assert stages.of(config).shares_head == shared
     training = committed(tmp_path, config, cache, shared=shared)
     pictures.show(cache, config, tmp_path, 3)
     strips = shown.read(tmp_path / shown.FOLDER)

@@ -12,8 +12,7 @@ from client import app as client
 from client.settings import read_settings
 from client.site import Site
 from server.app import run
-from sscxr import seeds
-from sscxr.stages import stages
+from sscxr import seeds, stages
 from sscxr.stages.pretrain import SiteTraining
 from sscxr.training.batches import epoch, steps_of_round
 from sscxr.training.device import set_up
@@ -66,7 +65,7 @@ def test_a_shared_head_is_averaged_kept_nowhere_else_and_never_released(tmp_path
     config = fed.settings("federation.share_head=true", "federation.rounds=2")
     run(fed.Grid(client.app, sites), config, out, resume=False)
     set_up(config)
-    start = split(stages.start(config))[1]
+    start = split(stages.of(config).start())[1]
     kept = safetensors.torch.load_file(out / "checkpoints" / "round-00002" / "encoder.safetensors")
     head = split(kept)[1]
     assert head.keys() == start.keys()

@@ -1,0 +1,62 @@
+"""Fine-tuning a classifier on the labels that `classify.labels` names."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
+from sscxr.finetuning import finetune
+from sscxr.finetuning.classify import Classification
+from sscxr.models.classifier import Classifier
+from sscxr.stages.tuning import FineTuning
+
+
+class Classifying(FineTuning):
+    """Each site learns from its images with a known label, and reports the mean AUROC."""
+
+    figure = "auroc"
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """`classify.labels`."""
+        return self.config.classify.labels
+
+    def problem(self) -> str:
+        """Return that no label is named, if so."""
+        if self.labels:
+            return ""
+        return "classify.labels is empty: name the labels to tell, as in classify.labels=[pneumonia]"
+
+    def missing(self, cache: Cache) -> str:
+        """Return the labels that no image has."""
+        absent = [name for name in self.labels if name not in cache.labels]
+        if not absent:
+            return ""
+        there = f"there are: {', '.join(cache.labels)}" if cache.labels else "there is no label at all"
+        return f"classify.labels: no image of the data is labelled {', '.join(absent)}; {there}"
+
+    def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
+        """Return the classification, balanced by the rows' labels."""
+        return Classification(cast(Classifier, model), cache, self.config, device, train=rows)
+
+    def usable(self, cache: Cache, rows: Rows) -> Rows:
+        """Return the rows with a known label; of a label that the cache lacks, none is known."""
+        known = np.zeros(len(cache), dtype=bool)
+        for label in self._there(cache):
+            known |= np.isfinite(cache.label(label))
+        return rows[known[rows]]
+
+    def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
+        """Return whether each class of each label is empty, or at least the minimum."""
+        for label in self._there(cache):
+            values = cache.label(label)[rows]
+            if any(0 < int((values == value).sum()) < minimum for value in (0, 1)):
+                return False
+        return True
+
+    def _there(self, cache: Cache) -> set[str]:
+        return set(self.labels) & set(cache.labels)

@@ -1,0 +1,40 @@
+"""Fine-tuning a lung segmenter (UNETR) on masks."""
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from sscxr.data.cache.cache import Cache
+from sscxr.data.rows import Rows
+from sscxr.evaluation import segmentation
+from sscxr.finetuning import finetune
+from sscxr.stages.tuning import FineTuning
+
+
+class Segmenting(FineTuning):
+    """Each site learns from its images with a mask, and reports the mean Dice coefficient."""
+
+    figure = "dice"
+
+    def missing(self, cache: Cache) -> str:
+        """Return that no image has a mask, if so."""
+        if (cache.index["has_mask"] == 1).any():
+            return ""
+        return "run.stage=segment: no image of the data has a lung mask; prepare it with masks"
+
+    def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
+        """Return the segmentation."""
+        from sscxr.finetuning.segment import Segmentation  # with MONAI, which takes seconds to import
+        from sscxr.models.unetr import UNETR
+
+        return Segmentation(cast(UNETR, model), cache, self.config, device)
+
+    def usable(self, cache: Cache, rows: Rows) -> Rows:
+        """Return the rows with a mask that fits its image."""
+        masked = rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
+        return segmentation.masked(cache, masked) if len(masked) else masked
+
+    def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
+        """Return whether the rows are at least the minimum."""
+        return len(rows) >= minimum
