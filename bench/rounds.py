@@ -48,7 +48,7 @@ PARTS = {
     "training": ["sscxr.stages.pretrain:SiteTraining.train_round"],
     "settings": ["client.app:_settings", "sscxr.config:loads", "sscxr.config:recipe_hash"],
     "cache": ["client.site:Site.__init__", "client.site:Site.training_rows"],
-    "model": ["sscxr.stages.stages:site_training", "sscxr.training.parts:Parts.load_shared",
+    "model": ["sscxr.stages.pretrain:Pretraining.training", "sscxr.training.parts:Parts.load_shared",
               "sscxr.stages.pretrain:SiteTraining.load_local", "sscxr.stages.pretrain:SiteTraining.local"],
     "weights": ["sscxr.federation.codecs:encode", "sscxr.federation.codecs:decode", "client.app:_message",
                 "server.rounds:to_arrays"],
