@@ -25,9 +25,9 @@ POINTS = {
     "before a round's picture": ("sscxr.report.pictures:strip", 6, "before"),
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
     "before the release": ("server.app:publish", 1, "before"),
-    "in the release": ("sscxr.release:replace_folder", 1, "before"),
-    "between release and probes": ("sscxr.release:replace_folder", 1, "after"),
-    "in the second release": ("sscxr.release:replace_folder", 2, "before"),
+    "in the release": ("sscxr.release.release:replace_folder", 1, "before"),
+    "between release and probes": ("sscxr.release.release:replace_folder", 1, "after"),
+    "in the second release": ("sscxr.release.release:replace_folder", 2, "before"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
 SEED, DRAWS = 20, 8
