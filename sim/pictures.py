@@ -30,6 +30,7 @@ from sscxr.data.rows import Rows
 from sscxr.evaluation.tasks import HEALTHY
 from sscxr.files import write_atomically
 from sscxr.models import inference
+from sscxr.objectives.base import Pictured
 from sscxr.report import pictures, record
 from sscxr.stages.pretrain import SiteTraining, whole
 from sscxr.training.device import set_up
@@ -116,6 +117,8 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
         return
     training.load_local(tensors)
     objective = training.objective.eval()
+    if not isinstance(objective, Pictured):
+        return
     clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
     corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
     pictures.add(folder, "0-clean", "clean", _grey(clean, config))

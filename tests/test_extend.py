@@ -11,8 +11,8 @@ import pytest
 from simulations import ROOT, SMALLEST, environment
 
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+SOME = ("sim.phantoms=48", "pretrain.accumulate=2")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-BRANCH = next(block for block in re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL) if "GMML(" in block)
 
 
 def edit(file: Path, *changes: tuple[str, str]) -> None:
@@ -51,19 +51,10 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
         ('    "gmml.max_block":', '    "denoise.noise": (0, 10),\n    "gmml.max_block":'),
         ('"federation.server.name": (', '"federation.server.name": ("clipped", '),
     )
-    pretrain = tree / "sscxr" / "stages" / "pretrain.py"
-    check = re.search(r'    if config\.pretrain\.objective != "gmml":\n.*\n', pretrain.read_text())
-    assert check
-    head, _, _ = BRANCH.partition("        return GMML(")
     edit(
-        pretrain,
-        (check[0], ""),
-        ('    with seeds.forked(config.run.seed, "head"):\n', head),
+        tree / "sscxr" / "objectives" / "__init__.py",
         ("import GMML\n", "import GMML\nfrom sscxr.objectives.denoise import Denoise\n"),
-        (
-            "def build_objective(config: Config) -> GMML:",
-            "def build_objective(config: Config) -> GMML | Denoise:",
-        ),
+        ('{"gmml": GMML}', '{"gmml": GMML, "denoise": Denoise}'),
     )
     edit(
         tree / "server" / "aggregate.py",
@@ -81,7 +72,15 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
     ]
     command = [sys.executable, "-m", "sim.run", "--clients", "2", "--config", "smoke", "--rounds", "1"]
     ended = subprocess.run(
-        [*command, "--out", str(tmp_path / "run"), *SMALLEST, "sim.phantoms=48", *settings],
+        [
+            *command,
+            "--out",
+            str(tmp_path / "run"),
+            *SMALLEST,
+            "sim.phantoms=48",
+            "pretrain.accumulate=2",
+            *settings,
+        ],
         cwd=tree,
         env=environment() | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": ""} | {"HOME": os.environ["HOME"]},
         capture_output=True,

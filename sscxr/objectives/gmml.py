@@ -9,27 +9,17 @@ One choice a view: it is corrupted by noise or zeros, or by an alien, never by b
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from sscxr.config import Config, ConfigError
 from sscxr.models.encoder import patch_tokens
+from sscxr.objectives.base import Corruption, Pictured
 
 _HEAD_STD = 0.02  # of the truncated normal that the head's weights are drawn from (GMML)
-
-
-class Corruption(NamedTuple):
-    """Corrupted images.
-
-    Attributes:
-        images: [B, C, H, W], equal to the clean ones wherever `mask` is False.
-        mask: bool [B, 1, H, W], True where corrupted.
-    """
-
-    images: Tensor
-    mask: Tensor
 
 
 def draw_rectangles(
@@ -116,7 +106,7 @@ def rectangles_needed(*, size: int, align: int, max_block: float, budget: float)
     return math.ceil(4 * -math.log(1 - budget) / mean_side**2)
 
 
-class GMML(nn.Module):
+class GMML(Pictured):
     """Group masked model learning around an encoder.
 
     Attributes:
@@ -157,6 +147,48 @@ class GMML(nn.Module):
         self.rectangles = rectangles_needed(
             size=img_size, align=align, max_block=max_block, budget=max(high for _, high in self.budgets)
         )
+
+    @classmethod
+    def build(cls, encoder: nn.Module, config: Config) -> Self:
+        """Return GMML around an encoder, by the sections `gmml` and `encoder`.
+
+        Raises:
+            ConfigError: `gmml.blocks` names a block that the encoder does not have.
+        """
+        settings, shape, vit = config.gmml, config.encoder, cast(Any, encoder)
+        depth = len(vit.blocks)
+        if not all(1 <= block <= depth for block in settings.blocks):
+            raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
+        return cls(
+            encoder=encoder,
+            embed_dim=int(vit.embed_dim),
+            img_size=shape.img_size,
+            patch_size=shape.patch_size,
+            in_chans=shape.in_chans,
+            blocks=settings.blocks,
+            kinds=settings.kinds,
+            drop_budget=(settings.drop_budget[0], settings.drop_budget[1]),
+            alien_budget=(settings.alien_budget[0], settings.alien_budget[1]),
+            max_block=settings.max_block,
+            align=settings.align,
+            centre_bias=settings.centre_bias,
+            head_layers=settings.head_layers,
+            corrupted_only=settings.corrupted_only,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Up to the last block whose output is averaged."""
+        return max(self.blocks)
+
+    @property
+    def head_layers(self) -> int:
+        """The linear layers before the projection to pixels."""
+        return (len(cast(nn.Sequential, self.head)) - 1) // 2
+
+    def compile_by(self, compiled: Callable[[Callable[[Tensor], Tensor]], Any]) -> None:
+        """Have `reconstruct` compiled."""
+        cast(Any, self).reconstruct = compiled(self.reconstruct)
 
     def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The loss of one batch.

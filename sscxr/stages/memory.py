@@ -39,8 +39,8 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     views = settings.batch_size * settings.views
     at_once = -(-views // settings.accumulate)
     width = (encoder.patch_embed.num_patches + encoder.num_prefix_tokens) * encoder.embed_dim
-    block, blocks = _BLOCK["bf16" if bf16 else "fp32"], max(config.gmml.blocks)
+    block, blocks = _BLOCK["bf16" if bf16 else "fp32"], objective.depth
     kept = block + _BLOCK_INPUT * blocks if settings.checkpointing else block * blocks
-    step = at_once * width * (kept + _HEAD_LAYER * config.gmml.head_layers)
+    step = at_once * width * (kept + _HEAD_LAYER * objective.head_layers)
     step += views * config.encoder.img_size**2 * _PIXEL
     return _PROCESS + float(max(_IN_STEP * parameters + step, _AT_END * parameters))

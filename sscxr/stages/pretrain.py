@@ -16,13 +16,16 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.feed import feed
 from sscxr.data.rows import Rows
 from sscxr.models import encoder as encoders
-from sscxr.objectives.gmml import GMML
+from sscxr.objectives import OBJECTIVES
+from sscxr.objectives.base import Objective
 from sscxr.stages.base import Stage
 from sscxr.training import compiled, optim
 from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Trained, train
 from sscxr.training.parts import Parts
+
+_PRIVATE = "private."  # begins the names, in the site's state, of what a method keeps to itself
 
 
 def build_encoder(config: Config) -> VisionTransformer:
@@ -39,34 +42,18 @@ def build_encoder(config: Config) -> VisionTransformer:
         )
 
 
-def build_objective(config: Config) -> GMML:
+def build_objective(config: Config) -> Objective:
     """The objective around a fresh encoder; its head from the run's seed alone, alike everywhere."""
-    if config.pretrain.objective != "gmml":
-        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: gmml")
+    known = OBJECTIVES.get(config.pretrain.objective)
+    if known is None:
+        there = ", ".join(OBJECTIVES)
+        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: {there}")
     encoder = build_encoder(config)
-    settings, shape, depth = config.gmml, config.encoder, len(encoder.blocks)
-    if not all(1 <= block <= depth for block in settings.blocks):
-        raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
     with seeds.forked(config.run.seed, "head"):
-        return GMML(
-            encoder=encoder,
-            embed_dim=int(encoder.embed_dim),
-            img_size=shape.img_size,
-            patch_size=shape.patch_size,
-            in_chans=shape.in_chans,
-            blocks=settings.blocks,
-            kinds=settings.kinds,
-            drop_budget=_pair(settings.drop_budget),
-            alien_budget=_pair(settings.alien_budget),
-            max_block=settings.max_block,
-            align=settings.align,
-            centre_bias=settings.centre_bias,
-            head_layers=settings.head_layers,
-            corrupted_only=settings.corrupted_only,
-        )
+        return known.build(encoder, config)
 
 
-def blank_objective(config: Config, device: torch.device) -> GMML:
+def blank_objective(config: Config, device: torch.device) -> Objective:
     """The objective with memory for its weights and nothing in it: drawing them takes seconds for a large ViT."""
     with torch.device("meta"):
         objective = build_objective(config)
@@ -154,8 +141,7 @@ class SiteTraining:
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
-            objective = cast(Any, self.objective)
-            objective.reconstruct = compiled.compiled(objective.reconstruct)
+            self.objective.compile_by(compiled.compiled)
         if config.pretrain.checkpointing:
             cast(Any, self.objective.encoder).set_grad_checkpointing(True)
         self.optimiser = optim.adamw(
@@ -165,11 +151,14 @@ class SiteTraining:
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `local` gave after an earlier round."""
         self.parts.load_local(tensors)
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PRIVATE)}
+        self.objective.load_private({name.removeprefix(_PRIVATE): own[name] for name in own})
         optim.restore_moments(self.optimiser, self.objective, tensors)
 
     def local(self) -> dict[str, Tensor]:
         """What stays at the site between rounds, on the CPU."""
-        return self.parts.local() | optim.moments(self.optimiser, self.objective)
+        private = {_PRIVATE + name: tensor for name, tensor in self.objective.private().items()}
+        return self.parts.local() | private | optim.moments(self.optimiser, self.objective)
 
     def train_round(
         self,
@@ -205,6 +194,7 @@ class SiteTraining:
                 autocast=autocast(settings.amp, self.device),
                 budget=budget,
                 on_step=on_step,
+                after_step=self.objective.after_step,
             )
 
     def _views(

@@ -83,6 +83,7 @@ def train(
     autocast: AbstractContextManager[object] | None = None,
     budget: float = math.inf,
     on_step: Callable[[int, int, float], None] | None = None,
+    after_step: Callable[[float], None] = lambda progress: None,
 ) -> Trained:
     """Train `model` for one stretch.
 
@@ -92,6 +93,7 @@ def train(
             differentiated and forgotten before the next.
         budget: seconds; after the step that passed it, training stops with an error rather than reply too late.
         on_step: called with (steps done, images done, latest known loss).
+        after_step: called after each optimiser's step with the share of the run that is done.
 
     Raises:
         NonFiniteLossError: a loss was not finite, which is seen at most `_CHECK_EVERY` steps later; or the weights
@@ -113,6 +115,7 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        after_step(stretch.progress(step))
         recent.append((step, loss, rows))
         images += len(rows)
         if len(recent) == _CHECK_EVERY or step + 1 == stretch.steps:
