@@ -1,5 +1,6 @@
 """The ServerApp from run config to released encoder, with the real ClientApp."""
 
+import logging
 from pathlib import Path
 
 import federation as fed
@@ -73,3 +74,14 @@ def test_a_run_that_flower_ends_is_stopped(tmp_path: Path, monkeypatch: pytest.M
     for status in [*found, read_status(out)]:
         assert (status.state, status.round) == ("stopped", 1)
         assert "flwr stop" in status.reason
+
+
+def test_the_log_has_a_line_for_each_round_and_for_each_site_that_is_not_folded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sites = fed.make_sites(tmp_path / "sites", ["anna"], images=10)
+    caplog.set_level(logging.INFO, "sscxr.server")
+    run(tmp_path / "out", sites, "federation.sites=[anna,bona]", "federation.quorum=0.5")
+    lines = [record.getMessage() for record in caplog.records if record.name == "sscxr.server"]
+    assert any(line.startswith("round 1 of 1: 1 of 2 sites, loss ") for line in lines)
+    assert "round 1: bona absent: not connected" in lines
