@@ -73,7 +73,10 @@ def main() -> None:
     pictures: dict[str, npt.NDArray[np.uint8]] = {}  # of dcm2pnm, by the beginning of the name
     alone: list[tuple[str, Prepared]] = []
     with tempfile.TemporaryDirectory() as made:
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            raise SystemExit(f"{folder} is not a folder with files")
+        for file in files:
             chest = Path(made) / "chest.dcm"
             image = as_chest(file, chest)
             if image is None:

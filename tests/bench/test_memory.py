@@ -59,4 +59,4 @@ def test_a_process_takes_about_what_is_predicted(tmp_path: Path, setting: str) -
         capture_output=True,
     )
     (found,) = json.loads(file.read_text()).values()
-    assert 0.8 < found["predicted / peak"] < 1.3, "what libraries and kernels take differs between processors"
+    assert 0.8 < found["predicted / peak"] < 1.2
