@@ -33,6 +33,7 @@ from sscxr import config as configs
 from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache, open_cache
+from sscxr.objectives.gmml import GMML
 from sscxr.stages import pretrain
 from sscxr.training.device import autocast, set_up
 from sscxr.training.loop import Stretch, train
@@ -52,24 +53,31 @@ class Bench:
         self.rows = np.arange(steps * settings.batch_size) % len(cache.images)
         self.pixels = torch.from_numpy(cache.images[self.rows[: settings.batch_size]]).to(self.device)
         self.source = seeds.generator(self.device, 0, "bench")
-        clean = self.views()
-        self.clean, self.corruption = clean, self.training.objective.corrupt(clean, self.source)
+        self.clean = self.views()
+        objective = self.training.objective
+        self.corruption = objective.corrupt(*self.clean, self.source) if isinstance(objective, GMML) else None
 
-    def views(self) -> Tensor:
-        """A batch of views, from the pixels at hand."""
-        pixels = self.pixels.repeat(self.config.pretrain.views, 1, 1)
-        return pretrain.views(pixels, self.config, self.source)
+    def views(self) -> list[Tensor]:
+        """A batch's groups of views, from the pixels at hand."""
+        return [
+            pretrain.views(self.pixels.repeat(group.count, 1, 1), self.config, group, self.source)
+            for group in self.training.objective.views
+        ]
 
     def autocast(self) -> AbstractContextManager[object]:
         """The recipe's precision on this device."""
         return autocast(self.config.pretrain.amp, self.device)
 
     def pass_of_model(self) -> None:
-        """One forward and backward pass of encoder and head."""
-        objective, (corrupted, mask) = self.training.objective, self.corruption
+        """One forward and backward pass of encoder and head, of GMML without its corruption."""
+        objective = self.training.objective
         objective.train()
         with self.autocast():
-            loss = objective.loss(objective.reconstruct(corrupted), self.clean, mask)
+            if isinstance(objective, GMML) and self.corruption is not None:
+                corrupted, mask = self.corruption
+                loss = objective.loss(objective.reconstruct(corrupted), *self.clean, mask)
+            else:
+                loss = objective(self.clean, self.source, 0.5)
         cast(Any, loss).backward()
         objective.zero_grad(set_to_none=True)
 
@@ -81,16 +89,16 @@ class Bench:
     def full(self) -> None:
         """Whole steps on pixels that are there."""
 
-        def batches() -> Iterator[tuple[Tensor, list[int]]]:
+        def batches() -> Iterator[tuple[tuple[list[Tensor], float], list[int]]]:
             for _ in range(self.steps):
-                yield self.views(), [0] * len(self.pixels)
+                yield (self.views(), 0.5), [0] * len(self.pixels)
 
         settings = self.config.pretrain
         train(
             self.training.objective,
             self.training.optimiser,
             batches(),
-            lambda batch: self.training.loss(batch, self.source),
+            lambda batch: self.training.loss(*batch, self.source),
             stretch=Stretch(self.steps, 0.0, 1.0),
             schedule=pretrain.schedule(self.config),
             clip=settings.clip,
@@ -158,13 +166,14 @@ def measure(config: Config, data: str | None, seconds: float, repetitions: int) 
 def _figures(
     config: Config, bench: Bench, times: dict[str, Times], *, flops: float, peak: float, dtype: str
 ) -> dict[str, object]:
-    images = bench.steps * config.pretrain.batch_size * config.pretrain.views
+    views = sum(group.count for group in bench.training.objective.views)
+    images = bench.steps * config.pretrain.batch_size * views
     names = ("bare", "full", "pipeline")
     best = peak / times["matmul"].figures(1)["wall_min"]
     per_image = {name: times[name].figures(images) for name in names}
     return {
         "recipe": f"{config.encoder.name} x {len(cast(Any, bench.training.objective.encoder).blocks)}, "
-        f"{config.encoder.img_size} px, batch {config.pretrain.batch_size} x {config.pretrain.views}",
+        f"{config.encoder.img_size} px, batch {config.pretrain.batch_size} x {views}, {config.pretrain.objective}",
         "device": f"{_device_name(bench.device)}, {config.run.threads} threads, {dtype}",
         "steps": bench.steps,
         "gflop_per_image": flops * bench.steps / images / 1e9,

@@ -115,14 +115,14 @@ def measure(config: Config, repetitions: int, originals: int) -> dict[str, objec
 
         def ours() -> None:
             bench.pixels = torch.from_numpy(cache.images[rows]).to(bench.device)
-            bench.training.objective.corrupt(bench.views(), bench.source)
+            bench.training.objective.corrupt(*bench.views(), bench.source)
 
         pixels = torch.from_numpy(cache.images[rows]).to(bench.device)
 
         def on_the_device() -> None:
             # As in the step that it is a share of: a thread gathers the pixels beside the training.
             bench.pixels = pixels
-            bench.training.objective.corrupt(bench.views(), bench.source)
+            bench.training.objective.corrupt(*bench.views(), bench.source)
 
         def plain() -> None:
             torch.utils.data.default_collate([loader[number] for number in range(16)])

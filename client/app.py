@@ -178,6 +178,7 @@ def _answer(
         try:
             task = wire.from_record(wire.Task, dict(message.content.config_records[RECORD]))
             config = configs.loads(task.config)
+            stages.of(config)  # refuses a method's own settings, too
         except (wire.WireError, ConfigError, KeyError) as error:
             log.error("request refused: %s", error)
             if do is _hello:  # asked by other code, perhaps: its server can tell from the fingerprint

@@ -68,12 +68,14 @@ def site_approve(
     Its hash goes into site.yaml.
     """
     from client.settings import approve
+    from sscxr import stages
     from sscxr.federation import approval
     from sscxr.federation.join import Join
 
     file = site or join.parent / "site.yaml"
     invitation = Join.read(join)
     config = approval.settings_of(invitation.recipe)
+    stages.of(config)  # refuses a method's own settings, too
     typer.echo(f"{invitation.federation}, issued {invitation.issued}. At each site the run")
     marks = 0
     for word in approval.words(config):

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from sscxr.config import Config, ConfigError, yaml_text
-from sscxr.config.ranges import CHOICES, MIXED_IMAGES
+from sscxr.config.schema import MIXED_IMAGES, RECIPE_SECTIONS
 from sscxr.errors import SscxrError
 from sscxr.federation import approval, floors, wire
 from sscxr.federation.join import Join, JoinError
@@ -22,7 +22,7 @@ from sscxr.files import private_folder, refuse_file, write_atomically
 
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _TOLD = METRICS[:3]  # where site.yaml does not say; a histogram of pixels is told on purpose or not at all
-STAGES = CHOICES["run.stage"]
+STAGES = tuple(RECIPE_SECTIONS)
 _PATHS = ("cache", "state", "groups", "key", "ca", "join")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY, _CA = "node-key", "ca.crt"
@@ -52,7 +52,7 @@ class SiteSettings:
     Attributes:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
             sites share one cache through it.
-        min_mixed: an update mixes at least so many distinct images; `ranges.MIXED_IMAGES` where that is more.
+        min_mixed: an update mixes at least so many distinct images; `schema.MIXED_IMAGES` where that is more.
         approved: digests of the recipes that may run here, see `sscxr.federation.approval`; none: nothing may.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sscxr.config import ConfigError, ServerOptimiserConfig
-from sscxr.config.ranges import MAX_TOTAL_WEIGHT
+from sscxr.config.schema import MAX_TOTAL_WEIGHT
 from sscxr.errors import SscxrError
 from sscxr.federation import codecs
 

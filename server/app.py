@@ -1,5 +1,6 @@
 """The Flower ServerApp: settings in, rounds, a released encoder out."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
 from sscxr.federation import floors
+from sscxr.files import write_atomically
 from sscxr.models import encoder as encoders
 from sscxr.release import release
 from sscxr.release.card import Card, SiteData
@@ -93,6 +95,7 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
     rounds = config.federation.rounds
     with status.held(out):
         ledger = Ledger(out, config, resume=resume)
+        write_atomically(out / runs.WORDS, json.dumps(asdict(stages.of(config).words), indent=1).encode())
         state = ledger.last()
         if state is None:
             state = State(round=0, encoder=start or stages.of(config).start(), optimiser={})
@@ -205,9 +208,10 @@ def publish(
     Args:
         data, probes, notes: of the model card, see `Card`.
     """
-    name, args = config.encoder.name, stages.of(config).encoder_args()
+    stage = stages.of(config)
+    name, args = config.encoder.name, stage.encoder_args()
     with seeds.forked(config.run.seed, "encoder"):
-        encoder = encoders.build(name, **args)
+        encoder = encoders.build(name, **args, pooling=stage.pooling)
     encoder.load_state_dict(parts.split(state.encoder)[0])
     return release.write_encoder(
         encoder,
@@ -220,7 +224,7 @@ def publish(
             name=config.run.name,
             data=data,
             rounds=state.round,
-            stage=config.run.stage,
+            made=stage.words.made,
             settings=configs.dumps(config),
             code_version=sscxr.__version__,
             probes=probes,

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from sscxr import seeds
-from sscxr.config.ranges import CHOICES
+from sscxr.config.schema import PARTITIONS
 from sscxr.data.cache.cache import LABEL_PREFIX, Cache
 from sscxr.errors import SscxrError
 
-METHODS = tuple(method for method in CHOICES["sim.partition"] if method != "file")
+METHODS = tuple(method for method in PARTITIONS if method != "file")
 CHILD_BANDS, UNKNOWN = ("0-4", "5-17", "paediatric"), "unknown"
 _DRAWS = 200  # tries at a random partition in which every site has its minimum
 

@@ -120,14 +120,11 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
     if not isinstance(objective, Pictured):
         return
     clean = whole(torch.from_numpy(cache.images[rows]).to(training.device), config)
-    corruption = objective.corrupt(clean, seeds.generator(training.device, config.run.seed, "report"))
+    corrupted, made = objective.pictures(clean, seeds.generator(training.device, config.run.seed, "report"))
     pictures.add(folder, "0-clean", "clean", _grey(clean, config))
-    pictures.add(
-        folder, "1-corrupted", "corrupted, as the encoder gets them", _grey(corruption.images, config)
-    )
-    made = _grey(objective.reconstruct(corruption.images), config)
+    pictures.add(folder, "1-corrupted", "corrupted, as the encoder gets them", _grey(corrupted, config))
     head = "the shared head" if training.parts.share_head else f"the head of {site}"
-    pictures.add(folder, _name(number), f"reconstructed after round {number}, by {head}", made)
+    pictures.add(folder, _name(number), f"reconstructed after round {number}, by {head}", _grey(made, config))
 
 
 def _grey(images: Tensor, config: Config) -> npt.NDArray[np.uint8]:

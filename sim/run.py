@@ -68,7 +68,7 @@ def run(
         bool, typer.Option("--mlflow", help="Write curves to OUT/mlflow too; wants the extra `mlflow`.")
     ] = False,
 ) -> None:
-    """Federated GMML pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
+    """Federated pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
     file = partition if partition and partition.endswith(".csv") else None
     short = {
         "federation.rounds": rounds,

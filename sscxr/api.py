@@ -123,7 +123,8 @@ class Run:
             return release.load_encoder(released)
         config = self.config
         with seeds.forked(config.run.seed, "encoder"):
-            encoder = encoders.build(config.encoder.name, **stages.of(config).encoder_args())
+            stage = stages.of(config)
+            encoder = encoders.build(config.encoder.name, **stage.encoder_args(), pooling=stage.pooling)
         encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
         about: Any = encoder.pretrained_cfg
         about.update(mean=(config.data.mean,), std=(config.data.std,))  # as a release's says

@@ -20,8 +20,8 @@ from sscxr.files import expanded, try_lock
 if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
     import pandas as pd
 
-CONFIG, STATUS, SITES, ROUNDS, PROBES, SCORES = (
-    "config.yaml", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
+CONFIG, WORDS, STATUS, SITES, ROUNDS, PROBES, SCORES = (
+    "config.yaml", "words.json", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
 )  # fmt: skip
 USUAL = "~/.sscxr/runs"  # where a server keeps a run whose folder is not given
 LOCK = "checkpoints/lock"  # held by the process that the run goes on in
@@ -29,6 +29,31 @@ LOCK = "checkpoints/lock"  # held by the process that the run goes on in
 
 class RunError(SscxrError):
     """A folder that is no run's, or a file of it that cannot be read: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a run trains, its loss and its score are called, for reports and cards.
+
+    Attributes:
+        kind: of run, a title.
+        made: how its encoder came to be; a card has it behind "an encoder".
+        loss: the name of the loss.
+        axis: the same, with its unit.
+        meaning: sentences on the loss and the score.
+        score: the name of the second held-out figure; empty: there is none.
+        pictures: a sentence on the reconstructions that a report shows; empty: nothing is to be added.
+        task: whether it learns a task from labels or masks; its model is then compared with each site's own.
+    """
+
+    kind: str = "Federated training"
+    made: str = "trained"
+    loss: str = "loss"
+    axis: str = "loss"
+    meaning: str = ""
+    score: str = ""
+    pictures: str = ""
+    task: bool = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +220,20 @@ def whole_lines(file: Path) -> str:
     except FileNotFoundError:
         return ""
     return text[: text.rfind("\n") + 1]
+
+
+def read_words(out: Path) -> Words:
+    """Return the words of a run; of one that was made before they were kept, the general ones.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    if not (out / WORDS).is_file():
+        return Words()
+    try:
+        return Words(**json.loads((out / WORDS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise RunError(f"{out / WORDS}: not readable, it does not hold a run's words") from None
 
 
 def read_list(file: Path) -> list[Any]:

@@ -8,6 +8,7 @@ from sscxr.config.loading import (
     loads,
     recipe,
     recipe_hash,
+    schema,
     setting,
     split_overrides,
 )
@@ -19,7 +20,6 @@ from sscxr.config.schema import (
     ConfigError,
     FederationConfig,
     FinetuneConfig,
-    GMMLConfig,
     ServerOptimiserConfig,
 )
 
@@ -31,7 +31,6 @@ __all__ = [
     "ConfigError",
     "FederationConfig",
     "FinetuneConfig",
-    "GMMLConfig",
     "ServerOptimiserConfig",
     "as_dict",
     "dumps",
@@ -40,6 +39,7 @@ __all__ = [
     "loads",
     "recipe",
     "recipe_hash",
+    "schema",
     "setting",
     "split_overrides",
 ]

@@ -12,16 +12,16 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sscxr.config import ranges, yaml_text
-from sscxr.config.schema import RECIPE_SECTIONS, Config, ConfigError
+from sscxr.config.schema import Config, ConfigError
 
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9._/-]+")  # reads the same with and without quotes
 
@@ -60,7 +60,10 @@ def loads(text: str, *, partial: bool = False) -> Config:
 
 @functools.lru_cache(maxsize=4)  # every message of a run carries the same text; reading it takes 50 ms
 def _loaded(text: str, partial: bool) -> Config:
-    merged = copy.deepcopy(_defaults()) if partial else OmegaConf.structured(Config)
+    merged = copy.deepcopy(_defaults()) if partial else OmegaConf.structured(schema())
+    if not partial:  # methods that came with a later version are at their defaults all the same
+        for name in _methods():
+            merged[name] = copy.deepcopy(_defaults()[name])
     _fill(merged, "resolved config", _layer("resolved config", text, foreign=True))
     try:
         return _checked(merged)
@@ -100,7 +103,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """The settings that have to be alike everywhere, by section."""
     whole = as_dict(config)
     run = {name: whole["run"][name] for name in ("stage", "threads", "compile")}
-    return {"run": run} | {name: whole[name] for name in RECIPE_SECTIONS[config.run.stage]}
+    return {"run": run} | {name: whole[name] for name in config.recipe_sections}
 
 
 def recipe_hash(config: Config) -> str:
@@ -110,7 +113,7 @@ def recipe_hash(config: Config) -> str:
 
 def known_keys() -> list[str]:
     """Every setting by its dotted name."""
-    return list(_keys(Config))
+    return list(_keys(schema()))
 
 
 def _keys(schema: type[Any], prefix: str = "") -> Iterator[str]:
@@ -141,9 +144,35 @@ def _shipped(name: str) -> Path:
 @functools.cache
 def _defaults() -> Any:
     """The schema, filled from `configs/default.yaml`; whoever changes it copies it first."""
-    schema = OmegaConf.structured(Config)
-    _fill(schema, "configs/default.yaml", _read(_shipped("default")))
-    return schema
+    filled = OmegaConf.structured(schema())
+    _fill(filled, "configs/default.yaml", _read(_shipped("default")))
+    return filled
+
+
+@functools.cache
+def schema() -> type[Config]:
+    """Return `Config` with the sections of the methods, which `configs/default.yaml` has beside those of `Config`.
+
+    Their types are those of the defaults. The methods' own modules have types and ranges, but need torch: a report,
+    or `sscxr --help`, need not wait for it.
+    """
+    written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_shipped("default"))))
+    known = {field.name for field in fields(Config)}
+    sections = []
+    for name in sorted(written.keys() - known):
+        settings = [(key, _kind(value), MISSING) for key, value in written[name].items()]
+        sections.append((name, make_dataclass(name, settings), MISSING))
+    return cast(type[Config], make_dataclass("Settings", sections, bases=(Config,)))
+
+
+def _methods() -> list[str]:
+    """The sections that `schema` adds: one a self-supervised method."""
+    own = {field.name for field in fields(Config)}
+    return [field.name for field in fields(schema()) if field.name not in own]
+
+
+def _kind(value: Any) -> Any:
+    return list[type(value[0])] if isinstance(value, list) else type(value)  # type: ignore[misc]
 
 
 def _fill(merged: Any, origin: str, layer: dict[str, Any]) -> None:
@@ -173,14 +202,14 @@ def _layer(origin: str, text: str, *, foreign: bool) -> dict[str, Any]:
         raise ConfigError(f"{origin}: {error}") from None
     if not isinstance(node, dict) or any(len(key.split()) != 1 for key in node):
         raise ConfigError(f"{origin}: expected sections such as 'pretrain:', found a bare value or a list")
-    return cast(dict[str, Any], yaml_text.typed(node, Config, literal=foreign))
+    return cast(dict[str, Any], yaml_text.typed(node, schema(), literal=foreign))
 
 
 def _override(item: str) -> dict[str, Any]:
     key, sign, text = (part.strip() for part in item.partition("="))
     if not sign or not key:
         raise ConfigError(f"override {item!r} is not of the form key=value, such as pretrain.lr=1e-3")
-    kind = yaml_text.kind_of(Config, key)
+    kind = yaml_text.kind_of(schema(), key)
     try:
         value = yaml_text.typed(_value(text, kind), kind, literal=False)
     except yaml_text.YamlError as error:

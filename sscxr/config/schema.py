@@ -1,10 +1,24 @@
-"""The settings of a run by name and type; `configs/default.yaml` has their values, each with its unit or reason."""
+"""The settings of a run by name, type and range; `configs/default.yaml` has their values, with unit or reason.
+
+A run's settings reach a hospital's images, so no value is allowed that learns nothing and reads: too few images or
+patches in a step, rates and bounds that turn AdamW into something else (docs/privacy.md has the measurements).
+
+The section of a self-supervised method is stated beside the method, in `sscxr/objectives`.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
+from sscxr.config.fields import ABOVE_ZERO, betas, choice, number, pair
 from sscxr.errors import SscxrError
+
+MAX_TOTAL_WEIGHT = 2**25 - 1  # images in one round's average: what the server's integer sum holds
+# What a step at a site mixes at least, ours: the smallest at which what an inversion recovers is as close to other
+# images as to those that were trained on (tests/client/test_inversion.py).
+MIXED_IMAGES = 8
+PARTITIONS = ("natural", "iid", "dirichlet", "quantity", "natural-dirichlet", "file")
 
 
 class ConfigError(SscxrError):
@@ -13,7 +27,7 @@ class ConfigError(SscxrError):
 
 # What must be the same at every site and at the server for an update to mean the same thing, by stage.
 RECIPE_SECTIONS = {
-    "pretrain": ("data", "encoder", "augment", "pretrain", "gmml"),
+    "pretrain": ("data", "encoder", "augment", "pretrain"),  # and the method's own
     "classify": ("data", "encoder", "finetune", "classify"),
     "segment": ("data", "encoder", "finetune", "segment"),
 }
@@ -22,168 +36,157 @@ RECIPE_SECTIONS = {
 @dataclass
 class RunConfig:
     name: str = MISSING
-    stage: str = MISSING
-    seed: int = MISSING
-    threads: int = MISSING
-    compile: str = MISSING
+    stage: str = choice(*RECIPE_SECTIONS)
+    seed: int = number(0, 2**31 - 1)
+    threads: int = number(1, 1024)
+    compile: str = choice("auto", "true", "false")
     device: str = MISSING
     deterministic: bool = MISSING
 
 
 @dataclass
 class DataConfig:
-    cache_size: int = MISSING
+    cache_size: int = number(16, 4096)
     laterals: bool = MISSING
-    test_share: float = MISSING
-    mean: float = MISSING
-    std: float = MISSING
+    test_share: float = number(0, 0.5)
+    mean: float = number(0, 1)
+    std: float = number(0.01, 10)
 
 
 @dataclass
 class EncoderConfig:
     name: str = MISSING
-    img_size: int = MISSING
-    patch_size: int = MISSING
-    in_chans: int = MISSING
-    depth: int | None = MISSING
-    drop_path: float = MISSING
+    img_size: int = number(8, 4096)
+    patch_size: int = number(1, 512)
+    in_chans: int = number(1, 1)
+    depth: int | None = number(1, 256)
+    drop_path: float = number(0, 0.9)
     start: str | None = MISSING
 
 
 @dataclass
 class AugmentConfig:
-    crop_scale: list[float] = MISSING
-    crop_ratio: list[float] = MISSING
-    flip: float = MISSING
-    brightness: float = MISSING
-    contrast: float = MISSING
-    blur: float = MISSING
-
-
-@dataclass
-class GMMLConfig:
-    kinds: list[str] = MISSING
-    drop_budget: list[float] = MISSING
-    alien_budget: list[float] = MISSING
-    max_block: float = MISSING
-    align: int = MISSING
-    centre_bias: bool = MISSING
-    blocks: list[int] = MISSING
-    head_layers: int = MISSING
-    corrupted_only: bool = MISSING
+    crop_scale: list[float] = pair(0.05, 1)
+    crop_ratio: list[float] = pair(0.1, 10)
+    flip: float = number(0, 1)
+    brightness: float = number(0, 1)
+    contrast: float = number(0, 1)
+    blur: float = number(0, 1)
 
 
 @dataclass
 class PretrainConfig:
     objective: str = MISSING
-    batch_size: int = MISSING
-    accumulate: int = MISSING
+    batch_size: int = number(MIXED_IMAGES, 2**16)
+    accumulate: int = number(1, 2**16)
     checkpointing: bool = MISSING
-    views: int = MISSING
-    lr: float = MISSING
-    min_lr: float = MISSING
-    warmup: float = MISSING
-    betas: list[float] = MISSING
-    weight_decay: float = MISSING
-    weight_decay_end: float = MISSING
-    clip: float = MISSING
+    views: int = number(1, 16)
+    positives: str = choice("image", "patient")
+    lr: float = number(1e-7, 0.5)
+    min_lr: float = number(0, 0.5)
+    warmup: float = number(0, 0.1)
+    betas: list[float] = betas()
+    weight_decay: float = number(0, 1)
+    weight_decay_end: float = number(0, 1)
+    clip: float = number(0.01, 1e4)
     clip_per_tensor: bool = MISSING
-    amp: str = MISSING
+    amp: str = choice("auto", "bf16", "fp32")
 
 
 @dataclass
 class FinetuneConfig:
-    img_size: int = MISSING
-    epochs: int = MISSING
-    min_steps: int = MISSING
-    patience: int = MISSING
-    val_share: float = MISSING
-    batch_size: int = MISSING
+    img_size: int = number(0, 4096)
+    epochs: int = number(1, 10**5)
+    min_steps: int = number(0, 10**7)
+    patience: int = number(0, 10**5)
+    val_share: float = number(0, 0.5)
+    batch_size: int = number(1, 2**16)
     frozen: bool = MISSING
-    lr: float = MISSING
-    min_lr: float = MISSING
-    warmup: float = MISSING
-    betas: list[float] = MISSING
-    weight_decay: float = MISSING
-    layer_decay: float = MISSING
-    drop_path: float = MISSING
-    clip: float = MISSING
-    amp: str = MISSING
-    rotate: float = MISSING
-    shift: float = MISSING
-    scale: list[float] = MISSING
-    flip: float = MISSING
-    brightness: float = MISSING
-    contrast: float = MISSING
+    lr: float = number(1e-7, 0.5)
+    min_lr: float = number(0, 0.5)
+    warmup: float = number(0, 0.5)
+    betas: list[float] = betas()
+    weight_decay: float = number(0, 1)
+    layer_decay: float = number(0.1, 1)
+    drop_path: float = number(0, 0.9)
+    clip: float = number(0.01, 1e4)
+    amp: str = choice("auto", "bf16", "fp32")
+    rotate: float = number(0, 45)
+    shift: float = number(0, 0.5)
+    scale: list[float] = pair(0.1, 10)
+    flip: float = number(0, 1)
+    brightness: float = number(0, 1)
+    contrast: float = number(0, 1)
 
 
 @dataclass
 class ClassifyConfig:
     labels: list[str] = MISSING
-    per_class: int = MISSING
-    pool: str = MISSING
+    per_class: int = number(0, 10**7)
+    pool: str = choice("mean", "cls")
     balance: bool = MISSING
-    smoothing: float = MISSING
-    specificity: float = MISSING
+    smoothing: float = number(0, 0.5)
+    specificity: float = number(0.01, 0.999)
 
 
 @dataclass
 class SegmentConfig:
-    feature_size: int = MISSING
+    feature_size: int = number(4, 256)
 
 
 @dataclass
 class ServerOptimiserConfig:
-    name: str = MISSING
-    lr: float = MISSING
-    momentum: float = MISSING
+    name: str = choice("fedavg", "nesterov")
+    lr: float = number(ABOVE_ZERO, 100)
+    momentum: float = number(0, 0.999)
 
 
 @dataclass
 class FederationConfig:
-    rounds: int = MISSING
-    local_epochs: float = MISSING
+    rounds: int = number(1, 99_999)  # a checkpoint's name has five digits
+    local_epochs: float = number(1e-3, 10**5)
     sites: list[str] = MISSING
-    quorum: float = MISSING
-    deadline: float = MISSING
-    start_timeout: float = MISSING
-    retries: int = MISSING
-    uplink: str = MISSING
-    downlink: str = MISSING
+    quorum: float = number(ABOVE_ZERO, 1)
+    deadline: float = number(ABOVE_ZERO, 30 * 86400)
+    start_timeout: float = number(0, 30 * 86400)
+    retries: int = number(0, 1000)
+    uplink: str = choice("fp32", "fp16", "int8")
+    # Not int8: weights are sent whole every time, and no later message makes up for a rounding error.
+    downlink: str = choice("fp32", "fp16")
     share_head: bool | None = MISSING
-    max_images: int = MISSING
-    max_update_norm: float = MISSING
-    weight_cap: float = MISSING
-    clip_updates: float = MISSING
-    keep_checkpoints: int = MISSING
-    evaluate_every: int = MISSING
+    max_images: int = number(1, MAX_TOTAL_WEIGHT)
+    max_update_norm: float = number(ABOVE_ZERO, 1e9)
+    weight_cap: float = number(0, 1e6)
+    clip_updates: float = number(0, 1e6)
+    keep_checkpoints: int = number(1, 10**6)
+    evaluate_every: int = number(0, 10**6)
     server: ServerOptimiserConfig = MISSING
 
 
 @dataclass
 class PrivacyConfig:
-    min_cell: int = MISSING
+    min_cell: int = number(1, 10**6)
 
 
 @dataclass
 class ProbeConfig:
-    neighbours: int = MISSING
-    resamples: int = MISSING
-    min_cases: int = MISSING
-    batch_size: int = MISSING
+    neighbours: int = number(1, 10**5)
+    resamples: int = number(1, 10**6)
+    min_cases: int = number(1, 10**6)
+    batch_size: int = number(1, 2**16)
     cohorts: dict[str, list[str]] = MISSING
 
 
 @dataclass
 class SimConfig:
-    partition: str = MISSING
-    by: str = MISSING
+    partition: str = choice(*PARTITIONS)
+    by: str = choice("source", "hospital", "age", "sex", "view")
     label: str | None = MISSING
     file: str | None = MISSING
-    alpha: float = MISSING
-    uncertain: str = MISSING
+    alpha: float = number(1e-3, 1e6)
+    uncertain: str = choice("ignore", "zeros", "ones")
     train_on_test: bool = MISSING
-    phantoms: int = MISSING
+    phantoms: int = number(1, 10**6)
 
 
 @dataclass
@@ -193,7 +196,6 @@ class Config:
     encoder: EncoderConfig = MISSING
     augment: AugmentConfig = MISSING
     pretrain: PretrainConfig = MISSING
-    gmml: GMMLConfig = MISSING
     finetune: FinetuneConfig = MISSING
     classify: ClassifyConfig = MISSING
     segment: SegmentConfig = MISSING
@@ -211,3 +213,13 @@ class Config:
     def learning(self) -> PretrainConfig | FinetuneConfig:
         """The section by which the stage trains."""
         return self.pretrain if self.pretrains else self.finetune
+
+    @property
+    def recipe_sections(self) -> tuple[str, ...]:
+        """The sections that have to be alike everywhere; of the methods' that of the run's own alone."""
+        own = (self.pretrain.objective,) if self.pretrains else ()
+        return RECIPE_SECTIONS[self.run.stage] + own
+
+    def section(self, name: str) -> Any:
+        """Return a section by its name; None where there is none."""
+        return getattr(self, name, None)

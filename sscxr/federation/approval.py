@@ -9,12 +9,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError, yaml_text
-from sscxr.config.ranges import MIXED_IMAGES
+from sscxr.config.schema import MIXED_IMAGES
 from sscxr.errors import SscxrError
 
 # Beside the recipe: what decides how many images an update mixes, in how many bits it travels, and what is counted.
@@ -171,7 +171,7 @@ def words(config: Config) -> Iterator[Word]:
     )
     yield Word("laterals", "used" if config.data.laterals else "left out")
     if pretrains:
-        yield from _corruption(config)
+        yield from _method(config)
 
 
 def _learnt(config: Config) -> str:
@@ -182,14 +182,9 @@ def _learnt(config: Config) -> str:
     return f"an encoder without labels ({config.pretrain.objective})"
 
 
-def _corruption(config: Config) -> Iterator[Word]:
-    gmml, crops = config.gmml, config.augment.crop_scale
-    low = min(gmml.drop_budget[0], gmml.alien_budget[0])
-    yield Word(
-        "corrupts",
-        f"{', '.join(gmml.kinds)}: {gmml.drop_budget} of an image, or {gmml.alien_budget} by another image",
-        "" if low >= 0.2 else "less than a fifth of an image: little to learn",
-    )
+def _method(config: Config) -> Iterator[Word]:
+    name, crops = config.pretrain.objective, config.augment.crop_scale
+    yield Word(name, ", ".join(f"{key} {value}" for key, value in asdict(config.section(name)).items()))
     yield Word(
         "crops",
         f"{crops[0]:g} to {crops[1]:g} of the area",

@@ -1,6 +1,6 @@
 """How many images a site's update mixes, and the least that it may.
 
-An update is a sum over images. Of one image it shows that image, whatever the recipe; of `ranges.MIXED_IMAGES` and
+An update is a sum over images. Of one image it shows that image, whatever the recipe; of `schema.MIXED_IMAGES` and
 more, an inversion finds nothing that is closer to them than to others (docs/privacy.md). The ranges hold what is
 learned in one place too; what is here holds where an update leaves a site, fine-tuning included.
 """
@@ -8,7 +8,7 @@ learned in one place too; what is here holds where an update leaves a site, fine
 import functools
 
 from sscxr.config import Config
-from sscxr.config.ranges import MIXED_IMAGES
+from sscxr.config.schema import MIXED_IMAGES
 
 
 def problem(config: Config) -> str:

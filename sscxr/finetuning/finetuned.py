@@ -112,7 +112,7 @@ def encoder_settings(folder: str | Path) -> list[str]:
     args = facts["model_args"]
     settings = {f"encoder.{name}": args.get(name) for name in ("img_size", "patch_size", "depth")}
     settings |= {"encoder.name": facts["architecture"], "encoder.in_chans": 1}
-    settings |= {"data.mean": facts["mean"], "data.std": facts["std"], "gmml.align": 1}
+    settings |= {"data.mean": facts["mean"], "data.std": facts["std"]}
     return [configs.setting(name, value) for name, value in settings.items()]
 
 

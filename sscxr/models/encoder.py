@@ -9,9 +9,12 @@ from torch import nn
 
 from sscxr.errors import SscxrError
 
-# Of every encoder, whatever its name has: the feature is the mean of the patch tokens after the final norm. timm
-# moves that norm behind average pooling unless it is told not to.
-POOLING: dict[str, Any] = {"global_pool": "avg", "fc_norm": False}
+POOLINGS = ("avg", "token")  # the mean of the patch tokens, or the class token, after the final norm
+
+
+def pooling_args(pooling: str) -> dict[str, Any]:
+    """Return what has timm pool so; it moves the final norm behind average pooling where `fc_norm` is not set."""
+    return {"global_pool": pooling, "fc_norm": False}
 
 
 class EncoderError(SscxrError):
@@ -32,8 +35,12 @@ def build(
     in_chans: int = 1,
     depth: int | None = None,
     drop_path: float = 0.0,
+    pooling: str = "avg",
 ) -> VisionTransformer:
     """Build a ViT without a head. Its initialisation draws from torch's global generator.
+
+    Args:
+        pooling: one of `POOLINGS`.
 
     On torch's device `meta` nothing is drawn: it would take as long, and there is nothing to fill.
 
@@ -51,7 +58,9 @@ def build(
     if torch.get_default_device().type == "meta":
         args["weight_init"] = "skip"
     try:
-        encoder = timm.create_model(name, num_classes=0, drop_path_rate=drop_path, **args, **POOLING)
+        encoder = timm.create_model(
+            name, num_classes=0, drop_path_rate=drop_path, **args, **pooling_args(pooling)
+        )
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         raise EncoderError(
             f"{name!r} is not a plain vision transformer, or does not take these sizes ({_one_line(error)}); "

@@ -54,16 +54,19 @@ def features(
     batch_size: int = BATCH,
     device: torch.device | str = "cpu",
 ) -> npt.NDArray[np.float32]:
-    """An encoder's features, the mean of the patch tokens after the final norm: float32 [len(rows), D].
+    """An encoder's features after the final norm, pooled as its `global_pool` says: float32 [len(rows), D].
 
     Args:
         encoder: `encoder.forward_features` gives [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
-            patches. The others as in `probabilities`.
+            patches; "token" takes the first token, anything else the mean of the patches. The others as in
+            `probabilities`.
     """
+    token = getattr(encoder, "global_pool", "avg") == "token"
     prefix = int(getattr(encoder, "num_prefix_tokens", 1))
     forward = cast(Any, encoder).forward_features
     tokens = batches(encoder, forward, images, rows, img_size, mean, std, batch_size, device)
-    found = [part[:, prefix:].mean(dim=1).float().cpu().numpy() for part in tokens]
+    pooled = (part[:, 0] if token else part[:, prefix:].mean(dim=1) for part in tokens)
+    found = [part.float().cpu().numpy() for part in pooled]
     if not found:
         return np.zeros((0, int(getattr(encoder, "num_features", 0))), dtype=np.float32)
     return np.concatenate(found)

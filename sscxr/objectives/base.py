@@ -1,25 +1,44 @@
 """What a self-supervised method provides: a method is one file of this package, and `__init__` lists it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError, fields
+from sscxr.runs import Words
+
+S = TypeVar("S")
 
 
-class Corruption(NamedTuple):
-    """Corrupted images.
+@dataclass(frozen=True)
+class Views:
+    """A group of views that a method wants of each image: random crops of one size.
 
     Attributes:
-        images: [B, C, H, W], equal to the clean ones wherever `mask` is False.
-        mask: bool [B, 1, H, W], True where corrupted.
+        count: how many of each image.
+        size: px a side.
+        area: of a crop, as a share of the image's: smallest and largest.
     """
 
-    images: Tensor
-    mask: Tensor
+    count: int
+    size: int
+    area: tuple[float, float]
+
+
+class Measured(NamedTuple):
+    """A method on held-out images.
+
+    Attributes:
+        loss: a scalar, comparable between rounds.
+        score: a second figure, which `Words.score` names; None: there is none.
+    """
+
+    loss: Tensor
+    score: Tensor | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -28,10 +47,31 @@ class Objective(nn.Module, ABC):
     Attributes:
         encoder: a timm ViT; it is averaged over the sites and released.
         head: what is on top of it; it is averaged with `federation.share_head`, else it stays at the site.
+        views: the groups of views that the loss takes.
+        pooling: how the features of a released encoder are pooled: "avg", the mean of the patch tokens, or
+            "token", the class token.
+        compares: whether the loss compares views, which may then be of two images of one patient.
     """
 
+    pooling: ClassVar[str] = "avg"
+    compares: ClassVar[bool] = False
     encoder: nn.Module
     head: nn.Module
+    views: Sequence[Views]
+
+    @classmethod
+    @abstractmethod
+    def settings(cls, config: Config) -> Any:
+        """Return the method's own settings, an instance of its dataclass, checked; see `section`.
+
+        Raises:
+            ConfigError: a setting that cannot be used.
+        """
+
+    @classmethod
+    @abstractmethod
+    def words(cls, config: Config) -> Words:
+        """Return what the method, its loss and its score are called in reports and on cards."""
 
     @classmethod
     @abstractmethod
@@ -43,21 +83,38 @@ class Objective(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
         """Return the loss of a batch, a scalar.
 
         Args:
-            images: clean views [B, C, H, W], normalised.
-            generator: on the images' device; all of the method's randomness is drawn from it.
+            views: one tensor a group of `views`: [count * B, C, size, size], normalised; view v of image i is at
+                v * B + i.
+            generator: on the views' device; all of the method's randomness is drawn from it.
+            progress: the share of the run that is done after this step, 0..1.
         """
 
-    def parts(self, images: Tensor, generator: torch.Generator, count: int) -> Iterator[Tensor]:
+    def parts(
+        self, views: Sequence[Tensor], generator: torch.Generator, progress: float, count: int
+    ) -> Iterator[Tensor]:
         """Yield the loss in parts that add up to it, each of at most `1 / count` of the images.
 
         By default the loss is taken for a mean over the images.
         """
-        for some in images.tensor_split(min(count, len(images))):
-            yield cast(Tensor, self(some, generator)) * (len(some) / len(images))
+        images = len(views[0]) // self.views[0].count
+        groups = [
+            group.view(wanted.count, images, *group.shape[1:]).tensor_split(min(count, images), dim=1)
+            for group, wanted in zip(views, self.views, strict=True)
+        ]
+        for part in zip(*groups, strict=True):
+            share = part[0].shape[1] / images
+            yield cast(Tensor, self([one.flatten(0, 1) for one in part], generator, progress)) * share
+
+    def held_out(self, images: Tensor, generator: torch.Generator) -> Measured:
+        """Measure the method on whole images [B, C, H, W]; by default its loss on them, at the end of the run."""
+        return Measured(self([images], generator, 1.0))
+
+    def begin_round(self) -> None:
+        """Do what follows the arrival of a new average, before a round's first step, as with a teacher."""
 
     def after_step(self, progress: float) -> None:
         """Do what follows an optimiser's step, such as moving a teacher.
@@ -73,7 +130,7 @@ class Objective(nn.Module, ABC):
     def load_private(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `private` returned after an earlier round."""
 
-    def compile_by(self, compiled: Callable[[Callable[[Tensor], Tensor]], Any]) -> None:
+    def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
         """Have the costly function of a batch compiled; by default none is."""
 
     @property
@@ -82,8 +139,15 @@ class Objective(nn.Module, ABC):
         return len(cast(Any, self.encoder).blocks)
 
     @property
-    def head_layers(self) -> int:
-        """How many layers of the encoder's width the head has for each token."""
+    def tokens(self) -> int:
+        """How many tokens of an image, over all views, a step keeps for its backward pass."""
+        vit = cast(Any, self.encoder)
+        patch = int(vit.patch_embed.patch_size[0])
+        return sum(group.count * ((group.size // patch) ** 2 + vit.num_prefix_tokens) for group in self.views)
+
+    @property
+    def head_values(self) -> int:
+        """How many numbers of an image, over all views, the head keeps for its backward pass."""
         return 0
 
 
@@ -91,9 +155,19 @@ class Pictured(Objective):
     """A method that reconstructs images, which the report shows."""
 
     @abstractmethod
-    def corrupt(self, images: Tensor, generator: torch.Generator) -> Corruption:
-        """Return normalised images [B, C, H, W] as the encoder gets them."""
+    def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return normalised images [B, C, H, W] as the encoder gets them, and as the method reconstructs them."""
 
-    @abstractmethod
-    def reconstruct(self, corrupted: Tensor) -> Tensor:
-        """Return the clean images [B, C, H, W] that the method predicts from corrupted ones."""
+
+def section(config: Config, schema: type[S]) -> S:
+    """Return the section of the run's method as an instance of its dataclass.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+    name = config.pretrain.objective
+    found = schema(**asdict(config.section(name)))
+    problem = next(fields.problems(found, f"{name}."), "")
+    if problem:
+        raise ConfigError(problem)
+    return found

@@ -10,16 +10,47 @@ One choice a view: it is corrupted by noise or zeros, or by an alien, never by b
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self, cast
 
 import torch
+from omegaconf import MISSING
 from torch import Tensor, nn
 
 from sscxr.config import Config, ConfigError
+from sscxr.config.fields import choice, number, pair
 from sscxr.models.encoder import patch_tokens
-from sscxr.objectives.base import Corruption, Pictured
+from sscxr.objectives.base import Pictured, Views, section
+from sscxr.runs import Words
 
 _HEAD_STD = 0.02  # of the truncated normal that the head's weights are drawn from (GMML)
+
+
+@dataclass
+class Settings:
+    """The section `gmml`."""
+
+    kinds: list[str] = choice("noise", "zeros", "alien")
+    drop_budget: list[float] = pair(0.05, 0.95)
+    alien_budget: list[float] = pair(0.05, 0.95)
+    max_block: float = number(0.05, 1)
+    align: int = number(1, 512)
+    centre_bias: bool = MISSING
+    blocks: list[int] = number(1, 256)
+    head_layers: int = number(0, 64)
+    corrupted_only: bool = MISSING
+
+
+class Corruption(NamedTuple):
+    """Corrupted images.
+
+    Attributes:
+        images: [B, C, H, W], equal to the clean ones wherever `mask` is False.
+        mask: bool [B, 1, H, W], True where corrupted.
+    """
+
+    images: Tensor
+    mask: Tensor
 
 
 def draw_rectangles(
@@ -131,6 +162,7 @@ class GMML(Pictured):
         centre_bias: bool = False,
         head_layers: int = 3,
         corrupted_only: bool = True,
+        views: Sequence[Views] = (),
     ) -> None:
         """Wrap `encoder`; the arguments are the settings of `configs/default.yaml`, section `gmml`.
 
@@ -143,9 +175,44 @@ class GMML(Pictured):
         self.blocks, self.kinds = list(blocks), list(kinds)
         self.max_block, self.align, self.centre_bias = max_block, align, centre_bias
         self.corrupted_only = corrupted_only
+        self.views = views or [Views(1, img_size, (0.5, 1.0))]
         self.budgets = [alien_budget if kind == "alien" else drop_budget for kind in self.kinds]
         self.rectangles = rectangles_needed(
             size=img_size, align=align, max_block=max_block, budget=max(high for _, high in self.budgets)
+        )
+
+    @classmethod
+    def settings(cls, config: Config) -> Settings:
+        """Return the section `gmml`.
+
+        Raises:
+            ConfigError: blocks that do not fit the image, or nothing to average or to corrupt by.
+        """
+        settings, size = section(config, Settings), config.encoder.img_size
+        if size % settings.align:
+            raise ConfigError(f"gmml.align={settings.align} does not divide encoder.img_size={size}")
+        if settings.max_block * size <= settings.align:
+            raise ConfigError(
+                f"gmml.max_block={settings.max_block} of {size} px is no longer than gmml.align={settings.align} px"
+            )
+        if not settings.blocks:
+            raise ConfigError("gmml.blocks is empty: name the encoder blocks whose outputs are averaged")
+        if not settings.kinds:
+            raise ConfigError("gmml.kinds is empty: name at least one kind of corruption")
+        return settings
+
+    @classmethod
+    def words(cls, config: Config) -> Words:
+        """Return the words of a reconstruction."""
+        only = cls.settings(config).corrupted_only
+        return Words(
+            kind="Federated pretraining without labels",
+            made="pretrained without labels by group masked model learning (GMML)",
+            loss="reconstruction loss",
+            axis="loss (mean absolute error)",
+            meaning="Loss: mean absolute error of the reconstructed pixels, in units of the encoder's input (grey "
+            "levels 0 to 1 divided by data.std). Lower is better.",
+            pictures="It is trained on the corrupted parts alone." if only else "",
         )
 
     @classmethod
@@ -155,10 +222,11 @@ class GMML(Pictured):
         Raises:
             ConfigError: `gmml.blocks` names a block that the encoder does not have.
         """
-        settings, shape, vit = config.gmml, config.encoder, cast(Any, encoder)
+        settings, shape, vit = cls.settings(config), config.encoder, cast(Any, encoder)
         depth = len(vit.blocks)
         if not all(1 <= block <= depth for block in settings.blocks):
             raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
+        area = config.augment.crop_scale
         return cls(
             encoder=encoder,
             embed_dim=int(vit.embed_dim),
@@ -174,6 +242,7 @@ class GMML(Pictured):
             centre_bias=settings.centre_bias,
             head_layers=settings.head_layers,
             corrupted_only=settings.corrupted_only,
+            views=[Views(config.pretrain.views, shape.img_size, (area[0], area[1]))],
         )
 
     @property
@@ -182,40 +251,37 @@ class GMML(Pictured):
         return max(self.blocks)
 
     @property
-    def head_layers(self) -> int:
-        """The linear layers before the projection to pixels."""
-        return (len(cast(nn.Sequential, self.head)) - 1) // 2
+    def head_values(self) -> int:
+        """The input and the activation of each linear layer before the projection to pixels."""
+        layers = (len(cast(nn.Sequential, self.head)) - 1) // 2
+        return 2 * layers * self.tokens * int(cast(Any, self.encoder).embed_dim)
 
-    def compile_by(self, compiled: Callable[[Callable[[Tensor], Tensor]], Any]) -> None:
+    def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
         """Have `reconstruct` compiled."""
         cast(Any, self).reconstruct = compiled(self.reconstruct)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            images: clean views [B, C, H, W], normalised.
-            generator: on the images' device; all corruption is drawn from it.
-
-        Returns:
-            A scalar: the mean absolute error, in units of the normalised image.
-        """
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
+        """Return the mean absolute error, in units of the normalised image; see `Objective.forward`."""
+        (images,) = views
         corruption = self.corrupt(images, generator)
         return self.loss(self.reconstruct(corruption.images), images, corruption.mask)
 
-    def parts(self, images: Tensor, generator: torch.Generator, count: int) -> Iterator[Tensor]:
-        """The loss of `forward` in parts that add up to it: the batch is corrupted whole, then encoded in parts.
-
-        Args:
-            images, generator: as for `forward`.
-            count: how many parts, of nearly equal size; never more than there are images.
-        """
+    def parts(
+        self, views: Sequence[Tensor], generator: torch.Generator, progress: float, count: int
+    ) -> Iterator[Tensor]:
+        """Yield the loss of `forward` in parts: the batch is corrupted whole, then encoded in `count` parts."""
+        (images,) = views
         corruption = self.corrupt(images, generator)
         whole = corruption.mask.sum()
         cuts = (tensor.tensor_split(min(count, len(images))) for tensor in (*corruption, images))
         for corrupted, mask, clean in zip(*cuts, strict=True):
             share = mask.sum() / whole.clamp(min=1) if self.corrupted_only else len(clean) / len(images)
             yield self.loss(self.reconstruct(corrupted), clean, mask) * share
+
+    def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images [B, C, H, W] corrupted, and reconstructed."""
+        corrupted = self.corrupt(images, generator).images
+        return corrupted, self.reconstruct(corrupted)
 
     @torch.no_grad()
     def corrupt(self, images: Tensor, generator: torch.Generator) -> Corruption:
@@ -231,17 +297,17 @@ class GMML(Pictured):
         alien = images[(torch.arange(batch, device=device) + others) % batch]
         content = {"zeros": images.new_zeros(()), "alien": alien}
         replacement = noise
-        for number, name in enumerate(self.kinds):
+        for index, name in enumerate(self.kinds):
             if name != "noise":
-                replacement = torch.where((kind == number).view(-1, 1, 1, 1), content[name], replacement)
+                replacement = torch.where((kind == index).view(-1, 1, 1, 1), content[name], replacement)
         return Corruption(torch.where(mask, replacement, images), mask)
 
     def _mask(self, kind: Tensor, generator: torch.Generator) -> Tensor:
         """bool [B, 1, H, W]: the union of rectangles, covering a budget drawn by each image's kind."""
         share = torch.rand(len(kind), generator=generator, device=kind.device)
         # One `where` a kind, not a look-up in a table: copying a table to a GPU waits for the GPU.
-        for number, (low, high) in enumerate(self.budgets):
-            share = torch.where(kind == number, low + (high - low) * share, share)
+        for index, (low, high) in enumerate(self.budgets):
+            share = torch.where(kind == index, low + (high - low) * share, share)
         grid = self.img_size // self.align
         start, end = draw_rectangles(
             len(kind),

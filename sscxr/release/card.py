@@ -12,10 +12,9 @@ from sscxr.runs import natural
 
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])nc(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
-_MADE = {
-    "pretrain": "pretrained without labels by group masked model learning (GMML)",
-    "classify": "fine-tuned with labels, as part of a classifier",
-    "segment": "fine-tuned with masks of the lungs, as part of a segmenter",
+_POOLED = {
+    "avg": ("mean of the patch tokens", "The class token was not trained: pool the patches."),
+    "token": ("class token", "The class token was trained: it is what the encoder returns."),
 }
 
 
@@ -45,7 +44,7 @@ class Card:
         rounds: federated rounds that the encoder has seen.
         settings: the resolved settings as YAML text.
         code_version: of sscxr.
-        stage: of the run: "pretrain", "classify" or "segment".
+        made: how the encoder came to be, see `runs.Words`.
         probes: against the untrained encoder; empty where there were no labels.
         min_cell: counts below it are not told.
         notes: further lines, such as sites that were absent.
@@ -56,7 +55,7 @@ class Card:
     rounds: int
     settings: str
     code_version: str
-    stage: str = "pretrain"
+    made: str = "trained"
     probes: Sequence[Comparison] = ()
     min_cell: int = 10
     notes: Sequence[str] = ()
@@ -108,6 +107,7 @@ Version {escape(version)}. Licence of the weights: {escape(licence)}; the images
 def _head(card: Card, config: Mapping[str, Any]) -> str:
     channels, height, width = config["pretrained_cfg"]["input_size"]
     mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
+    feature, advice = _POOLED[config["global_pool"]]
     return f"""---
 library_name: timm
 tags: [chest-x-ray, self-supervised, federated-learning, image-feature-extraction]
@@ -117,7 +117,7 @@ license: other
 # {escape(card.name)}: a chest X-ray encoder
 
 A vision transformer (`{config["architecture"]}`, {config["num_features"]} features)
-{_MADE[card.stage]} at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
+{card.made} at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
 site. Code: sscxr {escape(card.code_version)}.
 
 ## Use
@@ -127,10 +127,10 @@ import timm, torch
 
 encoder = timm.create_model("local-dir:PATH_OF_THIS_FOLDER", pretrained=True).eval()
 grey = torch.rand(1, {channels}, {height}, {width})     # grey levels 0..1, white is dense, padded to a square
-features = encoder((grey - {mean}) / {std})   # [1, {config["num_features"]}]: mean of the patch tokens
+features = encoder((grey - {mean}) / {std})   # [1, {config["num_features"]}]: {feature}
 ```
 
-`num_classes=N` adds a classifier to be fine-tuned. The CLS token is not trained by GMML: pool the patches."""
+`num_classes=N` adds a classifier to be fine-tuned. {advice}"""
 
 
 def _data(card: Card) -> str:

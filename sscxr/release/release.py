@@ -5,9 +5,9 @@
     README.md           the model card
     SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: what `publish` adds for others
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` needs nothing of ours. Called on an image it gives the
-mean of the patch tokens after the final norm: the feature that our probes use (GMML does not train the CLS
-token). The same encoder and card give the same bytes.
+`timm.create_model("local-dir:FOLDER", pretrained=True)` needs nothing of ours. Called on an image it returns the
+feature that our probes use, after the final norm: the mean of the patch tokens, or the class token where the method
+that trained the encoder pools by it. The same encoder and card give the same bytes.
 """
 
 import json
@@ -28,14 +28,14 @@ from torch import nn
 from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
 from sscxr.files import check_readable, replace_folder, save_tensors
-from sscxr.models.encoder import POOLING
+from sscxr.models.encoder import POOLINGS, pooling_args
 from sscxr.release import signing
 from sscxr.release.card import Card, released, render
 from sscxr.runs import PROBES, SCORES
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
-# Whole numbers in a release's model_args, lowest and highest; beside them it has encoder.POOLING and nothing else.
+# Whole numbers in a release's model_args, lowest and highest; beside them it has `pooling_args` and nothing else.
 ARGS = {"img_size": (8, 4096), "patch_size": (1, 512), "in_chans": (1, 3), "depth": (1, 256)}
 
 
@@ -141,7 +141,8 @@ def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in args.items():
         low, high = ARGS.get(name, (1, 0))
         whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        if not (whole or (name in POOLING and value == POOLING[name]) or (name, value) == ("depth", None)):
+        pools = (name == "global_pool" and value in POOLINGS) or (name == "fc_norm" and value is False)
+        if not (whole or pools or (name, value) == ("depth", None)):
             raise ReleaseError(
                 f"{folder / CONFIG}: model_args has {one_line(name)[:40]}={one_line(repr(value))[:40]}, "
                 "which no release has; it is refused"
@@ -376,8 +377,8 @@ def _timm_config(
         "architecture": architecture,
         "num_classes": 0,
         "num_features": int(cast(Any, encoder).num_features),
-        "global_pool": "avg",
-        "model_args": {**model_args, **POOLING},
+        "global_pool": cast(Any, encoder).global_pool,
+        "model_args": {**model_args, **pooling_args(cast(Any, encoder).global_pool)},
         "pretrained_cfg": {
             "tag": "sscxr",
             "custom_load": False,

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sscxr.report import svg
 from sscxr.report.record import Record
-from sscxr.report.summary import WORDS, held_out, mean_loss
+from sscxr.report.summary import held_out, mean_loss
 from sscxr.runs import natural
 
 APART = 12  # lines, or categories, that are told apart
@@ -63,7 +63,7 @@ class Estimate:
 
 def losses(record: Record) -> list[Chart]:
     """Loss and score by round and site."""
-    words, folded = WORDS[record.stage], record.folded
+    words, folded = record.words, record.folded
     charts = []
     if folded["loss"].notna().any():
         lines = [
@@ -227,7 +227,7 @@ def scores(record: Record) -> list[Chart]:
         rows.append(Estimate(score.site, {name: triple(found) for name, found in both.items()}))
     if not any(value for row in rows for value in row.series.values()):
         return []
-    name = WORDS[record.stage].score
+    name = record.words.score
     heading = f"{name} at each site, with the others and alone"
     return [Chart(heading, intervals(rows, heading, name, 0.5 if name == "AUROC" else None))]
 

@@ -10,13 +10,13 @@ from sscxr.report import charts
 from sscxr.report.charts import Chart, Estimate, Line
 from sscxr.report.page import template
 from sscxr.report.record import FOLDED, Record, read
-from sscxr.report.summary import WORDS, held_out, many, mean_loss, total_images
+from sscxr.report.summary import held_out, many, mean_loss, total_images
 from sscxr.report.tables import FIGURES
 
 # Settings that tell where a run is, not what it does.
 _UNLIKE = ("run.name",)
-# Sections in which a difference makes losses of pretraining another measure.
-_MEASURE = ("data.", "gmml.", "encoder.img_size", "pretrain.objective")
+# Settings that, where they differ, make losses of pretraining another measure, beside the section of the method.
+_MEASURE = ("data.", "encoder.img_size", "pretrain.objective")
 _PROBED = "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance."
 _SCORED = (
     "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
@@ -41,14 +41,14 @@ def write(folders: Sequence[str | Path], page: str | Path) -> Path:
 def render(records: Sequence[Record], names: Sequence[str]) -> str:
     """The page as HTML; names: what to call each run."""
     stages = {record.stage for record in records}
-    words = WORDS[records[0].stage]
+    words = records[0].words
     estimates = _estimates(records, names)
     settings = _settings(records)
     pretraining = stages == {"pretrain"}
     return template("comparison.html").render(
         title=f"{many(len(records), 'run')} compared",
         answers=_answers(records, names),
-        notes=_notes(stages, settings),
+        notes=_notes(records, settings),
         names=names,
         runs=[_row(record, name) for record, name in zip(records, names, strict=True)],
         meaning=words.meaning,
@@ -80,7 +80,7 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
         folded = record.folded
         who = f"{name}: {many(folded['site'].nunique(), 'site')}, {many(folded['round'].nunique(), 'round')}"
         if len(losses):
-            who += f", {WORDS[record.stage].loss} on {kind} {losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}"
+            who += f", {record.words.loss} on {kind} {losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}"
         if record.probes:
             better = sum(pair.better for pair in record.probes)
             who += f", better than untrained in {better} of {many(len(record.probes), 'probe')}"
@@ -92,12 +92,14 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
     return [("What came of each?", told)]
 
 
-def _notes(stages: set[str], settings: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(records: Sequence[Record], settings: Sequence[dict[str, Any]]) -> list[str]:
+    stages = {record.stage for record in records}
     if len(stages) > 1:
         return [
             f"The runs are of different stages ({', '.join(sorted(stages))}): their losses are not comparable."
         ]
-    changed = [row["key"] for row in settings if row["key"].startswith(_MEASURE)]
+    methods = {f"{record.settings.get('pretrain.objective')}." for record in records}
+    changed = [row["key"] for row in settings if row["key"].startswith((*_MEASURE, *methods))]
     if changed:
         return [f"Losses are not the same measure where these differ: {', '.join(changed)}."]
     return []

@@ -13,7 +13,7 @@ from sscxr import runs
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.report import pictures
 from sscxr.report.pictures import Strip
-from sscxr.runs import RunError, Status
+from sscxr.runs import RunError, Status, Words
 
 FOLDED = "folded"
 NOTES, EMBEDDING, HOLDINGS = "notes.json", "embedding.csv", "holdings.png"
@@ -84,6 +84,7 @@ class Record:
         notes: lines for the reader, shown under the summary.
         min_cell: counts of images and patients below it are not shown.
         settings: the run's, by dotted key.
+        words: what its loss and score are called.
     """
 
     title: str
@@ -100,6 +101,7 @@ class Record:
     notes: Sequence[str] = ()
     min_cell: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
+    words: Words = field(default_factory=Words)
 
     @property
     def folded(self) -> pd.DataFrame:
@@ -136,6 +138,7 @@ def read(folder: Path, **known: Any) -> Record:
         "notes": runs.read_list(folder / NOTES),
         "min_cell": config.privacy.min_cell,
         "settings": flat(configs.as_dict(config)),
+        "words": runs.read_words(folder),
     }
     return Record(**found | known)
 

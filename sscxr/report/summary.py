@@ -1,7 +1,6 @@
 """What a run comes to, in sentences for a reader who was not there: did it learn, is it better, what went wrong."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,42 +15,6 @@ _NAMED = 4  # sites that are named in a sentence; the table has the others
 _ENDED_EARLY = {"stopped": "stopped early", "failed": "failed", "died": "died"}
 # Linear probes that are told in words, in the order they were run; none is picked for its figure.
 _IN_WORDS = 4
-
-
-@dataclass(frozen=True)
-class Words:
-    """What a stage, its loss and its score are called, and what they mean."""
-
-    kind: str
-    loss: str
-    axis: str
-    meaning: str
-    score: str = ""
-
-
-WORDS = {
-    "pretrain": Words(
-        "Federated pretraining without labels",
-        "reconstruction loss",
-        "loss (mean absolute error)",
-        "Loss: mean absolute error of the reconstructed pixels, in units of the encoder's input (grey levels 0 to "
-        "1 divided by data.std). Lower is better.",
-    ),
-    "classify": Words(
-        "Federated fine-tuning of a classifier",
-        "loss",
-        "loss (cross-entropy, nats)",
-        "Loss: mean cross-entropy of the known labels, both classes of each weighing the same. Lower is better.",
-        "AUROC",
-    ),
-    "segment": Words(
-        "Federated fine-tuning of a lung segmenter",
-        "loss",
-        "loss (Dice + cross-entropy)",
-        "Loss: one minus the soft Dice, and the mean cross-entropy of the pixels. Lower is better.",
-        "Dice",
-    ),
-}
 
 
 def answers(record: Record) -> list[tuple[str, list[str]]]:
@@ -126,7 +89,7 @@ def _took_part(record: Record) -> str:
 
 
 def _learned(record: Record) -> str:
-    words = WORDS[record.stage]
+    words = record.words
     losses, kind = held_out(record.rounds), "held-out images"
     if len(losses) < 2:
         losses, kind = mean_loss(record.folded), "the sites' own images"
@@ -146,7 +109,7 @@ def change(share: float) -> str:
 
 
 def _probed(record: Record) -> list[str]:
-    if WORDS[record.stage].score:
+    if record.words.task:
         return []
     probes = record.probes
     if not probes and record.status.state != "finished":
@@ -186,7 +149,7 @@ def in_words(pair: Comparison) -> str:
 def _compared(record: Record) -> list[str]:
     if record.scores:
         return _scored(record.scores)
-    if WORDS[record.stage].score and record.status.state != "finished":
+    if record.words.task and record.status.state != "finished":
         return ["Not measured yet: a simulation trains each site by itself at its end, a server does not."]
     return ["Not measured: no site was also trained by itself, to compare with."]
 

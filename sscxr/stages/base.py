@@ -14,6 +14,7 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.files import expanded
 from sscxr.models import checkpoint
+from sscxr.runs import Words
 from sscxr.training.loop import HeldOut, Trained
 from sscxr.training.optim import Schedule
 from sscxr.training.parts import Parts
@@ -77,6 +78,16 @@ class Stage(ABC):
     def labels(self) -> Sequence[str]:
         """The labels that the stage reads."""
         return ()
+
+    @property
+    def pooling(self) -> str:
+        """How the released encoder pools its tokens: "avg", the patches' mean, or "token", the class token."""
+        return "avg"
+
+    @property
+    @abstractmethod
+    def words(self) -> Words:
+        """What the stage, its loss and its score are called in reports and on cards."""
 
     def problem(self) -> str:
         """Return what the settings lack, in one line; empty: nothing."""

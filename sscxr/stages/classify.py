@@ -12,6 +12,7 @@ from sscxr.data.rows import Rows
 from sscxr.finetuning import finetune
 from sscxr.finetuning.classify import Classification
 from sscxr.models.classifier import Classifier
+from sscxr.runs import Words
 from sscxr.stages.tuning import FineTuning
 
 
@@ -19,6 +20,20 @@ class Classifying(FineTuning):
     """Each site learns from its images with a known label, and reports the mean AUROC."""
 
     figure = "auroc"
+    words = Words(
+        kind="Federated fine-tuning of a classifier",
+        made="fine-tuned with labels, as part of a classifier",
+        axis="loss (cross-entropy, nats)",
+        meaning="Loss: mean cross-entropy of the known labels, both classes of each weighing the same. Lower is "
+        "better.",
+        score="AUROC",
+        task=True,
+    )
+
+    @property
+    def pooling(self) -> str:
+        """As the classifier pools."""
+        return "token" if self.config.classify.pool == "cls" else "avg"
 
     @property
     def labels(self) -> Sequence[str]:

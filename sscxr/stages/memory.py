@@ -19,7 +19,10 @@ _AT_END = 34  # a parameter: the same, the moments' copy, the update and its enc
 # linear layers (the second of the MLP's is four times as wide), attention's three inputs and its output, GELU's.
 _BLOCK = {"fp32": 72, "bf16": 60}
 _BLOCK_INPUT = 4  # all that is kept of a block that is computed again
-_HEAD_LAYER = 8  # for each token and channel: the input of a linear layer and of its GELU
+_VALUE = 4  # a number that the head keeps for its backward pass
+_FROZEN = (
+    8  # a parameter that is not trained, such as a teacher's: itself, and as it came from the site's state
+)
 # For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
 _PIXEL = 80
 
@@ -34,13 +37,13 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     with torch.device("meta"):  # shapes alone: no memory, no time
         objective = pretrain.build_objective(config)
     encoder = cast(Any, objective.encoder)
-    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in objective.parameters() if not parameter.requires_grad)
     settings = config.pretrain
-    views = settings.batch_size * settings.views
-    at_once = -(-views // settings.accumulate)
-    width = (encoder.patch_embed.num_patches + encoder.num_prefix_tokens) * encoder.embed_dim
+    at_once = -(-settings.batch_size // settings.accumulate)
     block, blocks = _BLOCK["bf16" if bf16 else "fp32"], objective.depth
     kept = block + _BLOCK_INPUT * blocks if settings.checkpointing else block * blocks
-    step = at_once * width * (kept + _HEAD_LAYER * objective.head_layers)
-    step += views * config.encoder.img_size**2 * _PIXEL
-    return _PROCESS + float(max(_IN_STEP * parameters + step, _AT_END * parameters))
+    step = at_once * (objective.tokens * encoder.embed_dim * kept + _VALUE * objective.head_values)
+    step += settings.batch_size * sum(group.count * group.size**2 for group in objective.views) * _PIXEL
+    trained = max(_IN_STEP * parameters + step, _AT_END * parameters)
+    return _PROCESS + float(trained + _FROZEN * frozen)

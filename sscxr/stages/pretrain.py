@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -17,12 +18,13 @@ from sscxr.data.feed import feed
 from sscxr.data.rows import Rows
 from sscxr.models import encoder as encoders
 from sscxr.objectives import OBJECTIVES
-from sscxr.objectives.base import Objective
+from sscxr.objectives.base import Objective, Views
+from sscxr.runs import Words
 from sscxr.stages.base import Stage
 from sscxr.training import compiled, optim
 from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import autocast
-from sscxr.training.loop import HeldOut, Trained, train
+from sscxr.training.loop import HeldOut, Stretch, Trained, train
 from sscxr.training.parts import Parts
 
 _PRIVATE = "private."  # begins the names, in the site's state, of what a method keeps to itself
@@ -39,18 +41,28 @@ def build_encoder(config: Config) -> VisionTransformer:
             in_chans=settings.in_chans,
             depth=settings.depth,
             drop_path=settings.drop_path,
+            pooling=method(config).pooling,
         )
+
+
+def method(config: Config) -> type[Objective]:
+    """Return the class that `pretrain.objective` names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    known = OBJECTIVES.get(config.pretrain.objective)
+    if known is None:
+        there = ", ".join(OBJECTIVES)
+        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is none of {there}")
+    return known
 
 
 def build_objective(config: Config) -> Objective:
     """The objective around a fresh encoder; its head from the run's seed alone, alike everywhere."""
-    known = OBJECTIVES.get(config.pretrain.objective)
-    if known is None:
-        there = ", ".join(OBJECTIVES)
-        raise ConfigError(f"pretrain.objective={config.pretrain.objective!r} is not known; there is: {there}")
     encoder = build_encoder(config)
     with seeds.forked(config.run.seed, "head"):
-        return known.build(encoder, config)
+        return method(config).build(encoder, config)
 
 
 def blank_objective(config: Config, device: torch.device) -> Objective:
@@ -81,6 +93,30 @@ class Pretraining(Stage):
 
     averages_head = False
     makes_model = False
+
+    def __init__(self, config: Config) -> None:
+        """Check the method's own settings.
+
+        Raises:
+            ConfigError: an unknown method, or a setting of it that cannot be used.
+        """
+        super().__init__(config)
+        self.method = method(config)
+        self.method.settings(config)
+        if config.pretrain.positives == "patient" and not self.method.compares:
+            raise ConfigError(
+                f"pretrain.positives=patient: {config.pretrain.objective} does not compare views; set it to image"
+            )
+
+    @property
+    def pooling(self) -> str:
+        """As the method has it."""
+        return self.method.pooling
+
+    @property
+    def words(self) -> Words:
+        """The method's."""
+        return self.method.words(self.config)
 
     def schedule(self) -> optim.Schedule:
         """Return the schedule of the section `pretrain`."""
@@ -138,6 +174,7 @@ class SiteTraining:
             blank: draw no start, as `parts` and `load_local` will fill in every weight and moment.
         """
         self.config, self.device, self.images = config, device, cache.images
+        self.groups = cache.index["group"].to_numpy()
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
@@ -181,12 +218,13 @@ class SiteTraining:
         steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
         stretch = stretch_of_round(steps, round_number, federation.rounds)
         source = seeds.generator(self.device, *place, "corrupt")
+        self.objective.begin_round()
         with seeds.forked(*place, "drop-path"):
             return train(
                 self.objective,
                 self.optimiser,
-                self._views(rows, site, steps, seeds.generator(self.device, *place, "views")),
-                lambda batch: self.loss(batch, source),
+                self._views(rows, site, steps, stretch, seeds.generator(self.device, *place, "views")),
+                lambda batch: self.loss(*batch, source),
                 stretch=stretch,
                 schedule=schedule(self.config),
                 clip=settings.clip,
@@ -198,19 +236,33 @@ class SiteTraining:
             )
 
     def _views(
-        self, rows: Rows, site: str, steps: range, source: torch.Generator
-    ) -> Iterator[tuple[Tensor, Sequence[int]]]:
+        self, rows: Rows, site: str, steps: range, stretch: Stretch, source: torch.Generator
+    ) -> Iterator[tuple[tuple[list[Tensor], float], Sequence[int]]]:
+        """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
         batches = batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site)
-        for pixels, batch in feed(self.images, batches, self.device):
-            yield views(pixels.repeat(settings.views, 1, 1), self.config, source), batch.tolist()
+        if settings.positives == "patient":
+            draws = np.random.default_rng(seeds.derive(seed, "positives", site, steps.start))
+            batches = (
+                np.concatenate([batch, positives(batch, rows, self.groups, draws)]) for batch in batches
+            )
+        sources = 2 if settings.positives == "patient" else 1
+        for step, (pixels, batch) in enumerate(feed(self.images, batches, self.device)):
+            images = pixels.tensor_split(sources)
+            groups = []
+            for group in self.objective.views:
+                taken = torch.cat([images[view % sources] for view in range(group.count)])
+                groups.append(views(taken, self.config, group, source))
+            yield (groups, stretch.progress(step)), batch[: len(images[0])].tolist()
 
-    def loss(self, batch: Tensor, source: torch.Generator) -> Tensor | Iterator[Tensor]:
+    def loss(
+        self, groups: list[Tensor], progress: float, source: torch.Generator
+    ) -> Tensor | Iterator[Tensor]:
         """The loss of a batch of views; in parts where gradients are accumulated over them."""
         count = self.config.pretrain.accumulate
         if count > 1:
-            return self.objective.parts(batch, source, count)
-        return cast(Tensor, self.objective(batch, source))
+            return self.objective.parts(groups, source, progress, count)
+        return cast(Tensor, self.objective(groups, source, progress))
 
     @torch.no_grad()
     def held_out(self, rows: Rows, *, site: str) -> HeldOut:
@@ -218,23 +270,39 @@ class SiteTraining:
         self.objective.eval()
         source = seeds.generator(self.device, self.config.run.seed, "held out", site)
         batches = np.array_split(rows, batches_per_epoch(len(rows), self.config.pretrain.batch_size))
-        losses = []
+        losses, scores = [], []
         for pixels, _ in feed(self.images, batches, self.device):
             clean = whole(pixels, self.config)
             with autocast(self.config.pretrain.amp, self.device):
-                losses.append(self.objective(clean, source))
-        values = torch.stack(losses).tolist()  # the only wait for the device
-        total = math.fsum(value * len(batch) for value, batch in zip(values, batches, strict=True))
-        return HeldOut(total / len(rows), math.nan)
+                found = self.objective.held_out(clean, source)
+            losses.append(found.loss)
+            scores.append(torch.full_like(found.loss, math.nan) if found.score is None else found.score)
+        # The only wait for the device.
+        return HeldOut(*(_mean(torch.stack(each).tolist(), batches) for each in (losses, scores)))
 
 
-def views(pixels: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+def _mean(values: Sequence[float], batches: Sequence[Rows]) -> float:
+    """The mean over images of figures that are means over batches."""
+    total = math.fsum(value * len(batch) for value, batch in zip(values, batches, strict=True))
+    return total / sum(map(len, batches))
+
+
+def positives(batch: Rows, rows: Rows, groups: npt.NDArray[Any], draws: np.random.Generator) -> Rows:
+    """For each row of a batch, another row of the same patient group among `rows`; itself where there is none."""
+    found = []
+    for row in batch:
+        others = rows[(groups[rows] == groups[row]) & (rows != row)]
+        found.append(others[draws.integers(len(others))] if len(others) else row)
+    return np.asarray(found, dtype=batch.dtype)
+
+
+def views(pixels: Tensor, config: Config, group: Views, generator: torch.Generator) -> Tensor:
     """Random views [B, 1, H, W] of cached images uint8 [B, S, S], normalised."""
     settings = config.augment
     return augment.views(
         pixels,
-        out=config.encoder.img_size,
-        crop_scale=_pair(settings.crop_scale),
+        out=group.size,
+        crop_scale=group.area,
         crop_ratio=_pair(settings.crop_ratio),
         flip=settings.flip,
         brightness=settings.brightness,

@@ -9,6 +9,7 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.evaluation import segmentation
 from sscxr.finetuning import finetune
+from sscxr.runs import Words
 from sscxr.stages.tuning import FineTuning
 
 
@@ -16,6 +17,14 @@ class Segmenting(FineTuning):
     """Each site learns from its images with a mask, and reports the mean Dice coefficient."""
 
     figure = "dice"
+    words = Words(
+        kind="Federated fine-tuning of a lung segmenter",
+        made="fine-tuned with masks of the lungs, as part of a segmenter",
+        axis="loss (Dice + cross-entropy)",
+        meaning="Loss: one minus the soft Dice, and the mean cross-entropy of the pixels. Lower is better.",
+        score="Dice",
+        task=True,
+    )
 
     def missing(self, cache: Cache) -> str:
         """Return that no image has a mask, if so."""

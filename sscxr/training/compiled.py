@@ -18,7 +18,7 @@ def wanted(setting: str, device: torch.device) -> bool:
     return setting == "true" or (setting == "auto" and device.type == "cuda")
 
 
-def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` of a batch, compiled where there are gradients; where that fails, as it was, and the log says so.
 
     It is compiled once for batches of any size above one, so that results do not depend on which size came first.
@@ -26,17 +26,18 @@ def compiled(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     fast = torch.compile(function, options=_OPTIONS)
     failed = False
 
-    def call(batch: Tensor) -> Tensor:
+    def call(*batch: Tensor) -> Tensor:
         nonlocal failed
         if failed or not torch.is_grad_enabled():
-            return function(batch)
+            return function(*batch)
         try:
-            if len(batch) > 1:
-                torch._dynamo.mark_dynamic(batch, 0)
-            return fast(batch)
+            for tensor in batch:
+                if len(tensor) > 1:
+                    torch._dynamo.mark_dynamic(tensor, 0)
+            return fast(*batch)
         except Exception as error:  # no compiler, one that fails, no room for its files; or `function` itself
             failed = True
-            prediction = function(batch)
+            prediction = function(*batch)
             reason = " ".join(str(error).split())[:200]
             log.warning("torch.compile does not work here, training goes on without it: %s", reason)
             return prediction

@@ -17,11 +17,13 @@ from omegaconf import OmegaConf
 from client import app as client
 from sscxr import config as configs
 from sscxr import stages
-from sscxr.config import Config, ConfigError, loading, ranges
+from sscxr.config import Config, ConfigError, fields, loading, ranges
 from sscxr.data.cache.cache import open_cache
 from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import prepare
 from sscxr.federation import codecs
+from sscxr.objectives import base, gmml
+from sscxr.objectives.gmml import GMML
 from sscxr.stages import pretrain
 from sscxr.training.batches import batches_of_round, steps_of_round
 
@@ -71,6 +73,10 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ranges, "problem", lambda config: "")
+    monkeypatch.setattr(fields, "problems", lambda section, prefix="": iter(()))
+    monkeypatch.setattr(
+        GMML, "settings", classmethod(lambda cls, config: base.section(config, gmml.Settings))
+    )
     loading._loaded.cache_clear()
     yield
     loading._loaded.cache_clear()
@@ -122,13 +128,13 @@ def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_ranges_refuse_the_hostile_recipe() -> None:
     with pytest.raises(ConfigError):
-        configs.load("smoke", HOSTILE)
+        stages.load_config("smoke", HOSTILE)
     sole = ("encoder.patch_size=80", "pretrain.batch_size=1", "pretrain.betas=[0,0]", "pretrain.lr=10")
     for setting in (*sole, "pretrain.clip=1e-10", "pretrain.min_lr=0.4", "gmml.drop_budget=[1e-9,1e-9]"):
         with pytest.raises(
             ConfigError, match=setting.partition("=")[0].replace("patch_size", "(patch|img)_size")
         ):
-            configs.load("smoke", ["encoder.img_size=80", setting])
+            stages.load_config("smoke", ["encoder.img_size=80", setting])
 
 
 @pytest.mark.usefixtures("no_ranges")
@@ -139,6 +145,12 @@ def test_a_site_refuses_the_hostile_recipe_in_a_fixed_word_and_even_an_approved_
         assert failure(fed.ask(config, hospital, kind, approved=False)) == "not approved"
     assert failure(fed.ask(config, hospital, encoder=False)) == "not allowed", "an update of one image"
     assert not [name for name in states(hospital) if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("method", ["mae", "dino"])
+def test_the_other_methods_show_no_image(hospital: Path, method: str) -> None:
+    small = ["run.threads=1", "run.device=cpu", "federation.uplink=fp32", "federation.local_epochs=0.001"]
+    held(attacked(hospital, configs.load("smoke", [*small, f"pretrain.objective={method}"])))
 
 
 @pytest.mark.parametrize("recipe", ["demo", "smoke", "default", "sscxr"])

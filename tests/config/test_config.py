@@ -1,15 +1,21 @@
 """Settings: every mistake is one line that names the key; shipped recipes are whole; the recipe's hash."""
 
+import dataclasses
 import functools
+import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from server.aggregate import server_optimiser
 from sscxr import config as configs
+from sscxr import stages
 from sscxr.config import ConfigError
-from sscxr.config.ranges import CHOICES
+from sscxr.config.schema import FederationConfig
 from sscxr.federation.codecs import CODECS
+from sscxr.objectives import OBJECTIVES
 from sscxr.stages.pretrain import build_objective
 
 RECIPES = sorted(file.stem for file in (Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -23,7 +29,7 @@ def smoke_hash(*overrides: str) -> str:
 def refused(*overrides: str, file: str | Path = "smoke") -> str:
     """The one line that a person reads."""
     with pytest.raises(ConfigError) as error:
-        configs.load(file, overrides)
+        stages.load_config(file, overrides)
     text = str(error.value)
     assert "\n" not in text
     assert len(text) < 400
@@ -211,12 +217,25 @@ def test_a_file_that_is_no_recipe_is_not_quoted(tmp_path: Path) -> None:
 
 
 def test_the_names_on_offer_are_those_that_exist() -> None:
-    assert tuple(CODECS) == CHOICES["federation.uplink"]
-    assert set(CHOICES["federation.downlink"]) < set(CODECS)
-    for name in CHOICES["federation.server.name"]:
+    assert tuple(CODECS) == choices(FederationConfig, "uplink")
+    assert set(choices(FederationConfig, "downlink")) < set(CODECS)
+    for name in choices(configs.ServerOptimiserConfig, "name"):
         server_optimiser(configs.ServerOptimiserConfig(name=name, lr=1.0, momentum=0.0))
-    for name in CHOICES["pretrain.objective"]:
-        build_objective(configs.load("smoke", [f"pretrain.objective={name}", "encoder.depth=2"]))
+    for name in OBJECTIVES:
+        build_objective(configs.load("smoke", [f"pretrain.objective={name}"]))
+
+
+def choices(section: type[Any], name: str) -> tuple[str, ...]:
+    """The names that a setting may have."""
+    return next(item for item in dataclasses.fields(section) if item.name == name).metadata["choices"]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_methods_section_has_the_settings_of_its_dataclass(name: str) -> None:
+    config = configs.load("default", [f"pretrain.objective={name}"])
+    settings = OBJECTIVES[name].settings(config)
+    written = {item.name: item.type for item in dataclasses.fields(config.section(name))}
+    assert written == dict(typing.get_type_hints(type(settings)).items())
 
 
 # ---- text and back
@@ -283,7 +302,7 @@ def test_the_hash_differs_with_the_recipe(override: str) -> None:
 
 
 def test_every_section_of_the_recipe_was_tried() -> None:
-    assert set(CHANGES) == set(configs.RECIPE_SECTIONS["pretrain"])
+    assert set(CHANGES) == set(configs.load("smoke").recipe_sections)
 
 
 @pytest.mark.parametrize("stage", ["classify", "segment"])
@@ -315,3 +334,12 @@ def test_the_hash_survives_the_wire() -> None:
     config = configs.load("demo")
     assert configs.recipe_hash(configs.loads(configs.dumps(config))) == configs.recipe_hash(config)
     assert len(configs.recipe_hash(config)) == 16
+
+
+def test_a_run_of_before_a_method_was_there_is_read() -> None:
+    stored = yaml.safe_load(configs.dumps(configs.load("smoke")))
+    del stored["dino"]
+    assert configs.loads(yaml.safe_dump(stored)).section("dino") == configs.load("default").section("dino")
+    del stored["pretrain"]["lr"]
+    with pytest.raises(ConfigError, match=r"pretrain\.lr"):
+        configs.loads(yaml.safe_dump(stored))

@@ -1,6 +1,6 @@
 """A method with a teacher: it stays at the site, survives between rounds, and moves after each step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sscxr.config import Config
 from sscxr.data.cache.cache import open_cache
 from sscxr.objectives import OBJECTIVES
-from sscxr.objectives.base import Objective
+from sscxr.objectives.base import Objective, Views
+from sscxr.runs import Words
 from sscxr.stages.pretrain import SiteTraining, build_encoder
 
 CPU = torch.device("cpu")
@@ -28,13 +29,23 @@ class Taught(Objective):
         self.encoder: Any = encoder
         self.head = nn.Linear(int(self.encoder.embed_dim), 4)
         self.teacher = nn.Linear(int(self.encoder.embed_dim), 4).requires_grad_(False)
+        self.views = [Views(1, 32, (0.5, 1.0))]
         self.progress: list[float] = []
+
+    @classmethod
+    def settings(cls, config: Config) -> None:
+        return None
+
+    @classmethod
+    def words(cls, config: Config) -> Words:
+        return Words()
 
     @classmethod
     def build(cls, encoder: nn.Module, config: Config) -> Self:
         return cls(encoder)
 
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
+        (images,) = views
         noise = torch.randn(images.shape, generator=generator)
         features = self.encoder.forward_features(images + 0.1 * noise).mean(dim=1)
         return nn.functional.mse_loss(self.head(features), self.teacher(features))
@@ -52,21 +63,13 @@ class Taught(Objective):
         self.teacher.load_state_dict({n.removeprefix("teacher."): tensor for n, tensor in tensors.items()})
 
 
-class Plain(Objective):
-    """Without noise, so that parts and the whole see the same."""
+class Plain(Taught):
+    """Without noise, so that parts and the whole see the same; of two views, in two groups."""
 
-    def __init__(self, method: Taught) -> None:
-        super().__init__()
-        self.encoder, self.head, self.teacher = method.encoder, method.head, method.teacher
-
-    @classmethod
-    def build(cls, encoder: nn.Module, config: Config) -> Self:
-        raise NotImplementedError
-
-    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        encoder: Any = self.encoder
-        features = encoder.forward_features(images).mean(dim=1)
-        return nn.functional.mse_loss(self.head(features), self.teacher(features))
+    def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
+        one, other = (self.encoder.forward_features(group).mean(dim=1) for group in views)
+        first, second = one.chunk(2)
+        return nn.functional.mse_loss(self.head(first + 2 * second), self.teacher(other))
 
 
 @pytest.fixture
@@ -106,9 +109,10 @@ def test_a_teacher_goes_on_from_the_sites_state(tmp_path: Path, config: Config, 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_parts_add_up_to_the_loss_of_a_mean(config: Config, count: int) -> None:
-    method = Taught(build_encoder(config).eval())
-    images = torch.randn(4, 1, 32, 32)
-    whole = Plain(method)(images, torch.Generator())
-    found = torch.stack(list(Plain(method).parts(images, torch.Generator(), count)))
+    method = Plain(build_encoder(config).eval())
+    method.views = [Views(2, 32, (0.5, 1.0)), Views(1, 32, (0.1, 0.4))]
+    groups = [torch.randn(8, 1, 32, 32), torch.randn(4, 1, 32, 32)]
+    whole = method(groups, torch.Generator(), 0.5)
+    found = torch.stack(list(method.parts(groups, torch.Generator(), 0.5, count)))
     torch.testing.assert_close(found.sum(), whole)
-    assert len(found) == min(count, len(images))
+    assert len(found) == min(count, 4)

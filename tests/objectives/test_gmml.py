@@ -298,7 +298,7 @@ def test_patches_return_to_their_places(monkeypatch: pytest.MonkeyPatch, channel
 def test_same_seed_same_bytes_and_nothing_from_the_global_generator() -> None:
     clean, model = images(), objective()
     before = torch.get_rng_state()
-    one, two, other = (model(clean, generator(seed)) for seed in (3, 3, 4))
+    one, two, other = (model([clean], generator(seed), 0.0) for seed in (3, 3, 4))
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -311,13 +311,15 @@ def test_a_batch_of_one_works(kinds: list[str]) -> None:
     assert mask.any()
     assert torch.equal(corrupted[~mask], clean[~mask])
     assert not torch.equal(corrupted[mask], clean[mask])
-    assert model(clean, generator()).isfinite()
+    assert model([clean], generator(), 0.0).isfinite()
 
 
 def test_no_loop_over_images() -> None:
     model = objective(kinds=["noise", "zeros", "alien"])
     few, many = images(4), images(64)
-    assert count_ops(lambda: model(few, generator())) == count_ops(lambda: model(many, generator()))
+    assert count_ops(lambda: model([few], generator(), 0.0)) == count_ops(
+        lambda: model([many], generator(), 0.0)
+    )
 
 
 def test_a_few_steps_lower_the_loss_and_reach_every_weight() -> None:
@@ -326,7 +328,7 @@ def test_a_few_steps_lower_the_loss_and_reach_every_weight() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for step in range(20):
-        loss = model(ramp, generator(step))
+        loss = model([ramp], generator(step), 0.0)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

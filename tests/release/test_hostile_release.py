@@ -51,7 +51,7 @@ ODD_ARGS = [
     ("checkpoint_path", "/etc/passwd"),
     ("weight_init", "jax"),
     ("norm_layer", "os.system"),
-    ("global_pool", "token"),
+    ("global_pool", "max"),
     ("img_size", 40_000),
     ("img_size", True),
     ("depth", 10**6),

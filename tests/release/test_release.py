@@ -231,7 +231,7 @@ def test_non_commercial_licences_are_known(licence: str, restricted: bool) -> No
 
 def test_hostile_names_stay_text() -> None:
     site = SiteData("a|b\n# <script>x</script> [link](http://x)", 100, 50, ["`CC`|x"])
-    config = {"architecture": NAME, "num_features": 192}
+    config: dict[str, Any] = {"architecture": NAME, "num_features": 192, "global_pool": "avg"}
     config["pretrained_cfg"] = {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.25]}
     text = card.render(a_card(data=[site], settings="x: '```'\n# not a heading"), config)
     assert "<script>" not in text

@@ -1,15 +1,18 @@
 """A run's record for tests of the report, hostile names, and a page taken apart."""
 
+import functools
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sscxr import config as configs
+from sscxr import stages
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.report import page, pictures
 from sscxr.report.record import Record
-from sscxr.runs import SITE_COLUMNS, Status
+from sscxr.runs import SITE_COLUMNS, Status, Words
 
 HOSTILE = '<script>alert("x")</script> $a_{ & \'b\'" onload="y'
 
@@ -59,7 +62,13 @@ def record(**changes: Any) -> Record:
         "strips": strips(),
         "probes": [comparison()],
     }
-    return Record(**(settings | changes))
+    known = settings | changes
+    return Record(**({"words": words(known["stage"])} | known))
+
+
+@functools.cache
+def words(stage: str) -> Words:
+    return stages.of(configs.load("smoke", [f"run.stage={stage}"])).words
 
 
 def write(**changes: Any) -> str:

@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from caches import make_cache
 
 from client import app as client
 from client.settings import read_settings
 from client.site import Site
 from server.app import run
+from sscxr import config as configs
 from sscxr import seeds, stages
+from sscxr.config import ConfigError
+from sscxr.data.cache.cache import open_cache
 from sscxr.stages.pretrain import SiteTraining
-from sscxr.training.batches import epoch, steps_of_round
+from sscxr.training.batches import epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import set_up
 from sscxr.training.parts import split
 
@@ -40,8 +44,8 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
     site = fed.make_site(tmp_path, "anna", images=80)
     seen: list[int] = []
 
-    def note(self: pretrain.SiteTraining, rows: object, site: str, steps: range, source: object):  # type: ignore[no-untyped-def]
-        for views, batch in real(self, rows, site, steps, source):
+    def note(self: pretrain.SiteTraining, *given: object):  # type: ignore[no-untyped-def]
+        for views, batch in real(self, *given):
             seen.extend(batch)
             yield views, batch
 
@@ -99,3 +103,35 @@ def test_a_blank_objective_is_filled_by_what_is_loaded_and_trains_to_the_same_by
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not any(torch.equal(ends[1][name], shared[name]) for name in ("blocks.0.attn.qkv.weight",))
+
+
+@pytest.mark.parametrize("method", ["gmml", "dino"])
+def test_positives_of_a_patient(tmp_path: Path, method: str) -> None:
+    """Each second view is of another image of the patient, or of the same one where there is no other."""
+    pixels = np.stack([np.full((32, 32), 10 * row, np.uint8) for row in range(1, 9)])
+    make_cache(tmp_path, pixels, {"group": ["a", "a", "b", "c", "c", "c", "d", "e"]})
+    cache, rows = open_cache(tmp_path), np.arange(8)
+    groups = cache.index["group"].to_numpy()
+    changes = [f"pretrain.objective={method}", "pretrain.positives=patient", "encoder.img_size=32"]
+    plain = [
+        "augment.brightness=0",
+        "augment.contrast=0",
+        "data.mean=0",
+        "data.std=1",
+        "pretrain.batch_size=8",
+    ]
+    config = configs.load("smoke", [*changes, *plain])
+    if method == "gmml":
+        with pytest.raises(ConfigError, match=r"pretrain.positives"):
+            stages.of(config)
+        return
+    training = SiteTraining(config, torch.device("cpu"), cache)
+    stretch, source = stretch_of_round(range(1), 0, 1), torch.Generator()
+    [((views, progress), batch)] = training._views(rows, "anna", range(1), stretch, source)
+    assert progress == 1.0
+    assert sorted(batch) == list(range(8))
+    shown = [group.mean(dim=(1, 2, 3)).view(-1, 8).mul(25.5).round().sub(1).int().tolist() for group in views]
+    for first, second in ((shown[0][0], shown[0][1]), (shown[1][0], shown[1][1])):
+        assert first == batch
+        assert all(groups[a] == groups[b] for a, b in zip(first, second, strict=True))
+        assert all((a == b) == (sum(groups == groups[a]) == 1) for a, b in zip(first, second, strict=True))

@@ -50,11 +50,11 @@ def test_the_parts_of_a_batch_add_up_to_its_loss_and_gradients(count: int, corru
     config = fed.settings("encoder.drop_path=0", f"gmml.corrupted_only={corrupted_only}")
     objective = build_objective(config)
     images = torch.randn(7, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    whole = objective(images, seeds.generator("cpu", 0, "corrupt"))
+    whole = objective([images], seeds.generator("cpu", 0, "corrupt"), 0.0)
     whole.backward()
     gradients = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
-    parts = list(objective.parts(images, seeds.generator("cpu", 0, "corrupt"), count))
+    parts = list(objective.parts([images], seeds.generator("cpu", 0, "corrupt"), 0.0, count))
     assert len(parts) == min(count, 7)
     assert len(gradients) > 10
     for part in parts:
