@@ -65,7 +65,8 @@ def main(grid: Grid, context: Context) -> None:
     config = stages.load_config(recipe, overrides, foreign=stored)
     if not (resume or settings.get("out")):
         out = status.folder_of(config.run.name)
-    run(grid, config, out, resume=bool(resume), tracking=str(settings.get("tracking") or ""))
+    tracking, releases = str(settings.get("tracking") or ""), bool(settings.get("releases", True))
+    run(grid, config, out, resume=bool(resume), tracking=tracking, releases=releases)
 
 
 def _log_to_stderr() -> None:
@@ -78,13 +79,16 @@ def _log_to_stderr() -> None:
         ours.setLevel(logging.INFO)
 
 
-def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = "") -> None:
+def run(
+    grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = "", releases: bool = True
+) -> None:
     """Run the rounds that are left in `out`, then write `out/encoder`.
 
     How it ended is in `out/status.json`, and in the exception or the last line of the log.
 
     Args:
         tracking: where its curves go too, such as "tensorboard,mlflow".
+        releases: False leaves the encoder and the model to the simulation, which measures them first.
     """
     problem = floors.problem(config)
     if problem:
@@ -99,9 +103,9 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
         state = ledger.last()
         if state is None:
             state = State(round=0, encoder=start or stages.of(config).start(), optimiser={})
-        if state.round >= rounds and (out / "encoder").is_dir():
+        if state.round >= rounds and (not releases or (out / "encoder").is_dir()):
             told = (out / runs.STATUS).exists() and runs.read_status(out).state == "finished"
-            if not told:  # it was killed between the encoder and the word for it
+            if not told:  # it was killed between its last file and the word for it
                 status.write(out, "finished", done=state.round, rounds=rounds)
             log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
             return
@@ -109,6 +113,8 @@ def run(grid: Grid, config: Config, out: Path, *, resume: bool, tracking: str = 
         try:
             with _EndedByFlower(out, state, rounds):
                 _run(grid, config, ledger, state, tracking)
+                if releases:
+                    _release(config, state, out)
         except BaseException as error:
             from_outside = isinstance(error, KeyboardInterrupt | SystemExit)
             kind = "stopped" if from_outside or isinstance(error, RunStopped) else "failed"
@@ -156,12 +162,15 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str
     with _tracked(listener, tracking, ledger.out, config.run.name) as followed:
         Federation(grid, config, ledger, state, optimiser, followed).run()
     reporter.write(status=replace(runs.read_status(ledger.out), state="finished"))
+
+
+def _release(config: Config, state: State, out: Path) -> None:
     stage = stages.of(config)
     if stage.makes_model and stage.shares_head:
-        stage.save_model(state.encoder, ledger.out / "model")
+        stage.save_model(state.encoder, out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]
-    publish(config, state, ledger.out / "encoder", data)
+    publish(config, state, out / "encoder", data)
 
 
 def _logged(rounds: int) -> Listener:

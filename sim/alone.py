@@ -101,7 +101,7 @@ def _figures(
 
 
 def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
-    """Write the federation's model again, with the patients it learned from, which a simulation knows."""
+    """Write the federation's model, with the patients it learned from, which a simulation knows."""
     groups = set()
     for name in state.roster:
         try:

@@ -26,7 +26,7 @@ from sscxr.training.device import set_up
 
 
 def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
-    """Measure the released encoder, write the report and the card, print what a person wants to know."""
+    """Measure the encoder, release it, write the report, print what a person wants to know."""
     state = Ledger(out, config, resume=True).last()
     assert state is not None, "a run that ended has a checkpoint"
     if config.pretrains:

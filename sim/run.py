@@ -185,6 +185,7 @@ def _simulate(
         "out": str(out.resolve()),
         "resume": str(out.resolve()) if resume else "",
         "tracking": tracking,
+        "releases": False,  # `finish` does, once, when it has measured the encoder
     }
     with Show(config), Pictures(cache, config, out):
         if engine_name == "inline":

@@ -15,7 +15,7 @@ from server.rounds import Listener
 from sim.engine import run_inline
 from sscxr import config as configs
 from sscxr.config import ConfigError
-from sscxr.runs import Status, read_status
+from sscxr.runs import STATUS, Status, read_status
 
 
 def run(out: Path, sites: list[Path], *overrides: str, **settings: object) -> None:
@@ -38,6 +38,16 @@ def test_a_run_ends_in_a_released_encoder_and_a_second_resume_does_nothing(tmp_p
     before = {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*.*")}
     run(out, sites, resume=str(out))
     assert {file: file.stat().st_mtime_ns for file in (out / "checkpoints").rglob("*.*")} == before
+
+
+def test_a_simulation_is_left_its_release(tmp_path: Path) -> None:
+    sites, out = fed.make_sites(tmp_path / "sites", ["anna"], images=10), tmp_path / "out"
+    run(out, sites, releases=False)
+    assert read_status(out).state == "finished"
+    (out / STATUS).unlink()  # as of one killed before it was written
+    run(out, sites, releases=False, resume=str(out))
+    assert read_status(out).state == "finished"
+    assert not (out / "encoder").exists()
 
 
 def test_a_run_that_stops_says_why_in_one_line_and_keeps_its_folder(tmp_path: Path) -> None:

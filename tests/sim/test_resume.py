@@ -24,10 +24,11 @@ POINTS = {
     "between rounds": ("server.ledger:Ledger.commit", 2, "after"),
     "before a round's picture": ("sscxr.report.pictures:strip", 6, "before"),
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
-    "before the release": ("server.app:publish", 1, "before"),
+    "between the rounds and the word for it": ("server.app:_run", 1, "after"),
+    "between the rounds and the probes": ("sim.outcome:finish", 1, "before"),
+    "before the release": ("sim.outcome:publish", 1, "before"),
     "in the release": ("sscxr.release.release:replace_folder", 1, "before"),
-    "between release and probes": ("sscxr.release.release:replace_folder", 1, "after"),
-    "in the second release": ("sscxr.release.release:replace_folder", 2, "before"),
+    "after the release": ("sscxr.release.release:replace_folder", 1, "after"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
 SEED, DRAWS = 20, 8
