@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
-Grey = npt.NDArray[np.float32]
+Levels = npt.NDArray[np.uint8]
 
 LONGEST = 1024  # px of an overlay's longer side, at most
 PANEL = 512  # px of a panel's longer side
@@ -15,16 +15,16 @@ OUTLINE = (255, 176, 0)
 STRENGTH = 0.6  # opacity of the hottest place
 
 
-def outlined(grey: Grey, mask: npt.NDArray[np.bool_]) -> Image.Image:
+def outlined(levels: Levels, mask: npt.NDArray[np.bool_]) -> Image.Image:
     """The radiograph with the outline of a mask.
 
     Args:
-        grey: float32 [H, W] in 0..1.
+        levels: uint8 [H, W].
         mask: bool [H, W].
     """
-    scale = min(1.0, LONGEST / max(grey.shape))
-    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
-    page = _picture(grey).resize(size, Image.Resampling.LANCZOS).convert("RGB")
+    scale = min(1.0, LONGEST / max(levels.shape))
+    size = (max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale)))
+    page = Image.fromarray(levels).resize(size, Image.Resampling.LANCZOS).convert("RGB")
     filled = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     width = 2 * max(1, max(size) // 500) + 1
     edge = np.asarray(filled) > np.asarray(filled.filter(ImageFilter.MinFilter(width)))
@@ -32,17 +32,19 @@ def outlined(grey: Grey, mask: npt.NDArray[np.bool_]) -> Image.Image:
     return page
 
 
-def heated(grey: Grey, heats: Sequence[Grey], captions: Sequence[str]) -> Image.Image:
+def heated(levels: Levels, heats: Sequence[npt.NDArray[np.float32]], captions: Sequence[str]) -> Image.Image:
     """The radiograph, and beside it once for each map with the map's heat on it.
 
     Args:
-        grey: float32 [H, W] in 0..1.
+        levels: uint8 [H, W].
         heats: float32 [H, W] each; the hotter half is drawn, relative to each map's hottest place.
         captions: of the maps.
     """
-    scale = PANEL / max(grey.shape)
-    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
-    base = np.asarray(_picture(grey).resize(size, Image.Resampling.LANCZOS), dtype=np.float32)[..., None]
+    scale = PANEL / max(levels.shape)
+    size = (max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale)))
+    base = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.LANCZOS), dtype=np.float32)[
+        ..., None
+    ]
     page = Image.new("RGB", ((len(heats) + 1) * size[0], size[1] + CAPTION), (24, 24, 24))
     page.paste(Image.fromarray(base[..., 0].astype(np.uint8)).convert("RGB"), (0, CAPTION))
     pen = ImageDraw.Draw(page)
@@ -55,7 +57,3 @@ def heated(grey: Grey, heats: Sequence[Grey], captions: Sequence[str]) -> Image.
         page.paste(Image.fromarray(mixed.astype(np.uint8)), (place * size[0], CAPTION))
         pen.text((place * size[0] + 4, 3), caption, fill=(230, 230, 230))
     return page
-
-
-def _picture(grey: Grey) -> Image.Image:
-    return Image.fromarray(np.rint(np.clip(grey, 0, 1) * 255).astype(np.uint8))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sscxr import files, printable
 from sscxr.data import augment
-from sscxr.data.pixels import decode, dicom, parsing
+from sscxr.data.pixels import parsing
 from sscxr.data.pixels.decode import Prepared
 from sscxr.data.pixels.greyscale import turn_back
 from sscxr.finetuning import finetuned, judge
@@ -34,6 +34,7 @@ TABLE = "predictions.csv"
 MOST_MAPS = 3  # saliency maps a file, of the likeliest labels
 
 Row = dict[str, str]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -99,7 +100,8 @@ def predict(
         columns = [*opened.spec.labels, *["saliency"] * with_saliency]
     found = Predicted()
     try:
-        for number, file in enumerate(reading.read(listed, size=opened.cache_size), 1):
+        drawn = with_saliency or not classifies
+        for number, file in enumerate(reading.read(listed, size=opened.cache_size, whole=drawn), 1):
             row = {"file": str(file.file)}
             if file.prepared is None:
                 found.failed.append((file.file, file.problem))
@@ -109,9 +111,10 @@ def predict(
                 if classifies:
                     row |= _classified(opened, file, file.prepared, out, with_saliency=with_saliency)
                 else:
-                    row |= _segmented(opened, file, file.prepared, out, warnings)
+                    segmented, mask = _segmented(opened, file, file.prepared, out, warnings)
+                    row |= segmented
                     if with_seg and parsing.is_dicom(file.file):
-                        row |= _as_seg(file, out, row["mask"], sha256, warnings, found)
+                        row |= _as_seg(file, mask, out, sha256, warnings, found)
                 row["warnings"] = "; ".join(warnings)
             found.rows.append(row)
             on_file(number, len(listed), file)
@@ -138,7 +141,7 @@ def _classified(
             reading.to_original(heat(opened, prepared.image, int(label)), prepared) for label in likeliest
         ]
         captions = [f"{labels[label]} {said[label]:.2f}" for label in likeliest]
-        picture = overlay.heated(decode.read(file.file, dicom.MAX_PIXELS)[0], maps, captions)
+        picture = overlay.heated(_levels(prepared), maps, captions)
         picture.save(out / f"{file.name}_saliency.png")
         named = {"saliency": f"{file.name}_saliency.png"}
     return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)} | named
@@ -156,7 +159,8 @@ def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArra
 
 def _segmented(
     opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], Mask]:
+    """Return the row's fields, and the mask as the file stores its pixels; write the mask and its outline."""
     spec = opened.spec
     said = inference.batches(
         opened.model,
@@ -171,23 +175,25 @@ def _segmented(
     )
     logits = inference.upsampled(next(said), len(prepared.image))[0, 0].cpu().numpy()
     mask = reading.to_original(logits, prepared) > 0
-    grey, _, turning = decode.read(file.file, dicom.MAX_PIXELS)
-    stored = turn_back(mask, turning)
+    stored = turn_back(mask, prepared.turning)
     names = {"mask": f"{file.name}_mask.png", "overlay": f"{file.name}_overlay.png"}
     Image.fromarray(stored.astype(np.uint8) * 255).save(out / names["mask"])
-    overlay.outlined(grey, mask).save(out / names["overlay"])
+    overlay.outlined(_levels(prepared), mask).save(out / names["overlay"])
     if not mask.any():
         warnings.append("no lung found")
-    return {"lung_share": f"{mask.mean():.6f}"} | names
+    return {"lung_share": f"{mask.mean():.6f}"} | names, stored
+
+
+def _levels(prepared: Prepared) -> npt.NDArray[np.uint8]:
+    assert prepared.levels is not None, "asked for where something is drawn"
+    return prepared.levels
 
 
 def _as_seg(
-    file: Read, out: Path, mask: str, sha256: str, warnings: list[str], found: Predicted
+    file: Read, mask: Mask, out: Path, sha256: str, warnings: list[str], found: Predicted
 ) -> dict[str, str]:
-    """A mask that was written as PNG, as DICOM SEG too."""
-    stored = np.asarray(Image.open(out / mask)) > 0
     try:
-        dicom_seg.write(file.file, stored, out / f"{file.name}_seg.dcm", model=sha256)
+        dicom_seg.write(file.file, mask, out / f"{file.name}_seg.dcm", model=sha256)
     except dicom_seg.DicomSegError as error:
         warnings.append(str(error))
         found.without_seg.append((file.file, str(error)))

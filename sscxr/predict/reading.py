@@ -65,16 +65,17 @@ def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path
     return list(found.items())
 
 
-def read(listed: Sequence[tuple[Path, str]], *, size: int) -> Iterator[Read]:
+def read(listed: Sequence[tuple[Path, str]], *, size: int, whole: bool = False) -> Iterator[Read]:
     """Read files, in their order, each in a process that may die of it.
 
     Args:
         listed: what `files` returned.
         size: px a side of the squares.
+        whole: keep each image at its own resolution too.
     """
     names = _names([file for file, _ in listed])
     usable = [file for file, problem in listed if not problem]
-    tasks = (decode.Task(file, None, "", size, dicom.MAX_PIXELS) for file in usable)
+    tasks = (decode.Task(file, None, "", size, dicom.MAX_PIXELS, whole=whole) for file in usable)
     outcomes = pool.in_order(tasks, min(WORKERS, len(usable)))
     for (file, problem), name in zip(listed, names, strict=True):
         outcome = None if problem else next(outcomes)

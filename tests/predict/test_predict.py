@@ -87,6 +87,29 @@ def test_a_turned_file_is_the_same_image(classifier: Path, folder: Path, tmp_pat
     assert np.array_equal(*map(np.asarray, pages))
 
 
+@pytest.mark.parametrize(("task", "more"), [("classify", {"with_saliency": True}), ("segment", {})])
+def test_a_file_is_decoded_once(
+    classifier: Path,
+    segmenter: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    more: dict[str, bool],
+) -> None:
+    decoded: list[Path] = []
+
+    def counted(file: Path, *rest: Any) -> Any:
+        decoded.append(file)
+        return read(file, *rest)
+
+    read = decode.read
+    monkeypatch.setattr(decode, "read", counted)
+    model = classifier if task == "classify" else segmenter
+    assert predict.predict(model, [folder / "turned.dcm"], tmp_path / "out", **more).done == 1
+    assert decoded == [folder / "turned.dcm"]
+
+
 @pytest.mark.slow
 def test_masks_lie_as_the_files_store_them(
     segmenter: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

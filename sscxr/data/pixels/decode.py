@@ -13,7 +13,7 @@ from PIL import Image
 
 from sscxr.data.pixels import content, dicom, header, jsrt, mask_doubts, parsing, pictures, posture
 from sscxr.data.pixels.facts import Facts, Refused
-from sscxr.data.pixels.greyscale import Turning, bands, turn
+from sscxr.data.pixels.greyscale import AS_STORED, Turning, bands, turn
 from sscxr.data.pixels.quiet import quiet
 
 # Log odds of the posture detector that laterals, which it was not made for, do not reach (27 tried, 3.8 at most),
@@ -30,7 +30,8 @@ Grey = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class Task:
     """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have;
-    further masks, to be joined with the first; words for a chest in Body Part Examined beside those known.
+    further masks, to be joined with the first; words for a chest in Body Part Examined beside those known; whether
+    the image is wanted at its own resolution too.
     """
 
     file: Path
@@ -40,6 +41,7 @@ class Task:
     max_pixels: int
     more_masks: tuple[Path, ...] = ()
     chest_words: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Prepared:
         facts: what the file says of itself, with every warning.
         height, width: of the original after orientation, px.
         top, left, content_height, content_width: where the image lies within the square, px.
+        turning: how the stored pixels were turned to be upright.
+        levels: uint8 [height, width], the original upright, where the task asks for it.
     """
 
     digest: str
@@ -65,6 +69,8 @@ class Prepared:
     left: int
     content_height: int
     content_width: int
+    turning: Turning = AS_STORED
+    levels: Bytes | None = None
 
 
 def attempt(task: Task) -> Prepared | Refused:
@@ -113,8 +119,9 @@ def prepare_file(task: Task) -> Prepared:
         mask = padded
     facts = Facts(**{**vars(facts), "warnings": tuple(dict.fromkeys(doubts))})
     return Prepared(
-        digest.hexdigest(), image, mask, facts, height, width, top, left, small.shape[0], small.shape[1]
-    )
+        digest.hexdigest(), image, mask, facts, height, width, top, left, small.shape[0], small.shape[1],
+        turning, levels if task.whole else None,
+    )  # fmt: skip
 
 
 @quiet()
