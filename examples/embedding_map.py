@@ -40,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     encoder = sscxr.load_encoder(asked.encoder) if asked.encoder else random  # a timm ViT
     mean, std = (encoder.pretrained_cfg[key][0] for key in ("mean", "std"))
     size = encoder.patch_embed.img_size[0]
-    features = inference.features(encoder, cache.images, img_size=size, mean=mean, std=std)  # [N, D]
+    wants = inference.Input(size, mean, std)
+    features = inference.features(encoder, cache.images, wants=wants)  # [N, D]
 
     standard = StandardScaler().fit_transform(features)
     places = TSNE(perplexity=min(30, len(cache) / 4), init="pca", random_state=0).fit_transform(standard)

@@ -17,6 +17,7 @@ from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.gains import Comparison
 from sscxr.files import write_atomically
+from sscxr.models.inference import Input
 from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
@@ -57,26 +58,23 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     device = set_up(config)
     training = SiteTraining(config, device, cache)
     training.parts.load_shared(state.encoder)
-    settings = config.probe
+    settings, data = config.probe, config.data
+    wants = Input(config.encoder.img_size, data.mean, data.std, settings.batch_size, device)
     probes = probe.run(
         training.objective.encoder,
         build_encoder(config),
         cache,
-        img_size=config.encoder.img_size,
-        mean=config.data.mean,
-        std=config.data.std,
-        test_share=config.data.test_share,
+        wants=wants,
+        test_share=data.test_share,
         neighbours=settings.neighbours,
         resamples=settings.resamples,
         min_cases=settings.min_cases,
-        batch_size=settings.batch_size,
         cohorts=dict(settings.cohorts) or None,
-        device=device,
         seed=config.run.seed,
     )
-    data = [_site_data(cache, out, name, config) for name in state.roster]
+    sites = [_site_data(cache, out, name, config) for name in state.roster]
     notes = runs.read_list(out / NOTES)
-    folder = publish(config, state, out / "encoder", data, probes=probes, notes=notes)
+    folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
     with pictures.guarded():
         pictures.show(cache, config, out, state.round)
         pictures.place(training.objective.encoder, cache, out, config, sorted(state.roster, key=runs.natural))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
@@ -24,6 +23,7 @@ from sscxr.evaluation import metrics
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.evaluation.tasks import Task, find_tasks
 from sscxr.models import inference
+from sscxr.models.inference import Input
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -92,16 +92,12 @@ def run(
     untrained: nn.Module,
     cache: Cache,
     *,
-    img_size: int,
-    mean: float,
-    std: float,
+    wants: Input,
     test_share: float,
     neighbours: int = 20,
     resamples: int = 1000,
     min_cases: int = 20,
-    batch_size: int = 256,
     cohorts: Mapping[str, Sequence[str]] | None = None,
-    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> list[Comparison]:
     """Probe an encoder and its untrained twin on every task of a cache.
@@ -118,19 +114,7 @@ def run(
     if not tasks:
         return []
     rows = np.unique(np.concatenate([part for task in tasks for part in (task.train, task.test)]))
-    both = [
-        inference.features(
-            model,
-            cache.images,
-            rows,
-            img_size=img_size,
-            mean=mean,
-            std=std,
-            batch_size=batch_size,
-            device=device,
-        )
-        for model in (encoder, untrained)
-    ]
+    both = [inference.features(model, cache.images, rows, wants=wants) for model in (encoder, untrained)]
     found: list[Comparison] = []
     for task in tasks:
         train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)

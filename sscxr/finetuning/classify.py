@@ -17,6 +17,7 @@ from sscxr.evaluation.metrics import auroc
 from sscxr.finetuning.finetune import FinetuneError, Split, varied
 from sscxr.models import inference
 from sscxr.models.classifier import Classifier
+from sscxr.models.inference import Input
 
 Targets = npt.NDArray[np.float32]
 
@@ -42,14 +43,15 @@ class Classification:
         """
         self.model: nn.Module = model
         self.cache, self.config, self.device = cache, config, device
-        self.out = config.finetune.img_size or config.encoder.img_size
+        size = config.finetune.img_size or config.encoder.img_size
+        self.input = Input(size, config.data.mean, config.data.std, device=device)
         self.targets = known_targets(cache, config.classify.labels)
         self.prior = torch.from_numpy(log_odds(self.targets[train])).to(device)
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Varied views [B, 1, H, W] and targets [B, L]."""
         pixels = torch.from_numpy(self.cache.images[rows]).to(self.device)
-        inputs, _ = varied(pixels, None, self.config, generator, out=self.out)
+        inputs, _ = varied(pixels, None, self.config, generator, out=self.input.img_size)
         return inputs, torch.from_numpy(self.targets[rows]).to(self.device)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -72,16 +74,7 @@ class Classification:
 
     def probabilities(self, rows: Rows) -> npt.NDArray[np.float64]:
         """float64 [len(rows), L], of whole images."""
-        data = self.config.data
-        return inference.probabilities(
-            self.model,
-            self.cache.images,
-            rows,
-            img_size=self.out,
-            mean=data.mean,
-            std=data.std,
-            device=self.device,
-        )
+        return inference.probabilities(self.model, self.cache.images, rows, wants=self.input)
 
 
 def targets(cache: Cache, labels: Sequence[str]) -> Targets:

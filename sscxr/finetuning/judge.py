@@ -19,6 +19,7 @@ from sscxr.evaluation import classification, segmentation
 from sscxr.finetuning import finetune, finetuned
 from sscxr.finetuning.finetuned import Model, Spec
 from sscxr.models import inference
+from sscxr.models.inference import Input
 from sscxr.training.device import set_up
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -45,6 +46,11 @@ class Opened:
     spec: Spec
     config: Config
     device: torch.device
+
+    @property
+    def input(self) -> Input:
+        """What the model takes."""
+        return Input(self.spec.img_size, self.spec.mean, self.spec.std, device=self.device)
 
     @property
     def cache_size(self) -> int:
@@ -162,30 +168,12 @@ def probabilities(
     opened: Opened, images: npt.NDArray[np.uint8], rows: Rows | None = None
 ) -> npt.NDArray[np.float64]:
     """A classifier's probabilities of square 8-bit images; see `inference.probabilities`."""
-    spec = opened.spec
-    return inference.probabilities(
-        opened.model,
-        images,
-        rows,
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        device=opened.device,
-    )
+    return inference.probabilities(opened.model, images, rows, wants=opened.input)
 
 
 def lungs(opened: Opened, images: npt.NDArray[np.uint8], rows: Rows | None = None) -> npt.NDArray[np.bool_]:
     """A segmenter's masks of square 8-bit images, at their resolution; see `inference.lungs`."""
-    spec = opened.spec
-    return inference.lungs(
-        opened.model,
-        images,
-        rows,
-        img_size=spec.img_size,
-        mean=spec.mean,
-        std=spec.std,
-        device=opened.device,
-    )
+    return inference.lungs(opened.model, images, rows, wants=opened.input)
 
 
 def _measured(opened: Opened, cache: Cache, rows: Rows) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from sscxr.data.rows import Rows
 from sscxr.evaluation import segmentation
 from sscxr.finetuning.finetune import varied
 from sscxr.models import inference
+from sscxr.models.inference import Input
 from sscxr.models.unetr import UNETR
 
 _DICE = MaskedDiceLoss(sigmoid=True)
@@ -38,14 +39,15 @@ class Segmentation:
         self.model: nn.Module = model
         self.cache, self.masks = cache, cache.masks
         self.config, self.device = config, device
-        self.out = config.finetune.img_size or config.encoder.img_size
+        size = config.finetune.img_size or config.encoder.img_size
+        self.input = Input(size, config.data.mean, config.data.std, device=device)
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Varied views [B, 1, H, W] and their masks, uint8 [B, 1, H, W]."""
         pixels, masks = (
             torch.from_numpy(part[rows]).to(self.device) for part in (self.cache.images, self.masks)
         )
-        inputs, moved = varied(pixels, masks, self.config, generator, out=self.out)
+        inputs, moved = varied(pixels, masks, self.config, generator, out=self.input.img_size)
         return inputs, cast(Tensor, moved).unsqueeze(1)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -63,16 +65,7 @@ class Segmentation:
         return segmentation.measure(self._outlined(rows), self.masks[rows], millimetres)
 
     def _outlined(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        data = self.config.data
-        return inference.lungs(
-            self.model,
-            self.cache.images,
-            rows,
-            img_size=self.out,
-            mean=data.mean,
-            std=data.std,
-            device=self.device,
-        )
+        return inference.lungs(self.model, self.cache.images, rows, wants=self.input)
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What models say of whole images, in batches: probabilities and features. Nothing is varied, nothing learned."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,19 +13,33 @@ from sscxr.data import augment
 from sscxr.data.rows import Rows
 
 Images = npt.NDArray[np.uint8]
-BATCH = 64
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a model takes, and where and how it is computed.
+
+    Attributes:
+        img_size: px a side at the model's input.
+        mean, std: grey levels (0..1) that normalise the input.
+        batch_size: images at a time.
+        device: where to compute; a model is moved there and stays.
+    """
+
+    img_size: int
+    mean: float
+    std: float
+    batch_size: int = 64
+    device: torch.device | str = "cpu"
+
+    def of(self, images: Images) -> Tensor:
+        """Return whole images, uint8 [B, S, S], as a model takes them: float32 [B, 1, img_size, img_size]."""
+        pixels = torch.from_numpy(images).to(self.device)
+        return augment.whole(pixels, out=self.img_size, mean=self.mean, std=self.std)
 
 
 def probabilities(
-    model: nn.Module,
-    images: Images,
-    rows: Rows | None = None,
-    *,
-    img_size: int,
-    mean: float,
-    std: float,
-    batch_size: int = BATCH,
-    device: torch.device | str = "cpu",
+    model: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.float64]:
     """The probability of each label being present: float64 [len(rows), L], 0 .. 1.
 
@@ -32,13 +47,9 @@ def probabilities(
         model: gives logits [B, L] of float32 [B, 1, img_size, img_size]. Its mode is restored.
         images: uint8 [N, S, S], square; memory-mapped or not.
         rows: which, in the order wanted; None: all.
-        img_size: px a side at the model's input.
-        mean, std: grey levels (0..1) that normalise the input.
-        batch_size: images at a time.
-        device: where to compute; the model is moved there and stays.
     """
     # float64 before the sigmoid: float32 rounds whatever is nearly certain to the same 1, and makes ties.
-    said = batches(model, model, images, rows, img_size, mean, std, batch_size, device)
+    said = batches(model, model, images, rows, wants)
     found = [torch.sigmoid(logits.double()).cpu().numpy() for logits in said]
     return np.concatenate(found) if found else np.zeros((0, 0))
 
@@ -48,11 +59,8 @@ def features(
     images: Images,
     rows: Rows | None = None,
     *,
-    img_size: int,
-    mean: float,
-    std: float,
-    batch_size: int = BATCH,
-    device: torch.device | str = "cpu",
+    wants: Input | None = None,
+    **parts: Any,
 ) -> npt.NDArray[np.float32]:
     """An encoder's features after the final norm, pooled as its `global_pool` says: float32 [len(rows), D].
 
@@ -60,11 +68,13 @@ def features(
         encoder: `encoder.forward_features` gives [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
             patches; "token" takes the first token, anything else the mean of the patches. The others as in
             `probabilities`.
+        parts: those of an `Input`, in its place.
     """
+    wants = wants or Input(**parts)
     token = getattr(encoder, "global_pool", "avg") == "token"
     prefix = int(getattr(encoder, "num_prefix_tokens", 1))
     forward = cast(Any, encoder).forward_features
-    tokens = batches(encoder, forward, images, rows, img_size, mean, std, batch_size, device)
+    tokens = batches(encoder, forward, images, rows, wants)
     pooled = (part[:, 0] if token else part[:, prefix:].mean(dim=1) for part in tokens)
     found = [part.float().cpu().numpy() for part in pooled]
     if not found:
@@ -77,37 +87,24 @@ def batches(
     forward: Callable[[Tensor], Tensor],
     images: Images,
     rows: Rows | None,
-    img_size: int,
-    mean: float,
-    std: float,
-    batch_size: int,
-    device: torch.device | str,
+    wants: Input,
 ) -> Iterator[Tensor]:
     """What `forward` makes of each batch, the model in eval mode meanwhile; arguments as in `probabilities`."""
     rows = np.arange(len(images)) if rows is None else rows
     training = model.training
-    model.to(device).eval()
+    model.to(wants.device).eval()
     try:
-        for start in range(0, len(rows), batch_size):
-            batch = torch.from_numpy(images[rows[start : start + batch_size]]).to(device)
+        for start in range(0, len(rows), wants.batch_size):
             # Not around the yield, where it would hold for the caller's code as well.
             with torch.inference_mode():
-                said = forward(augment.whole(batch, out=img_size, mean=mean, std=std))
+                said = forward(wants.of(images[rows[start : start + wants.batch_size]]))
             yield said
     finally:
         model.train(training)
 
 
 def lungs(
-    model: nn.Module,
-    images: Images,
-    rows: Rows | None = None,
-    *,
-    img_size: int,
-    mean: float,
-    std: float,
-    batch_size: int = BATCH,
-    device: torch.device | str = "cpu",
+    model: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.bool_]:
     """Where a segmenter sees lung, at the images' own resolution: bool [len(rows), S, S].
 
@@ -116,7 +113,7 @@ def lungs(
             The others as in `probabilities`.
     """
     size = images.shape[-1]
-    said = batches(model, model, images, rows, img_size, mean, std, batch_size, device)
+    said = batches(model, model, images, rows, wants)
     found = [(upsampled(logits, size)[:, 0] > 0).cpu().numpy() for logits in said]
     return np.concatenate(found) if found else np.zeros((0, size, size), dtype=bool)
 

@@ -12,7 +12,6 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from PIL import Image
 from sklearn.preprocessing import StandardScaler, normalize
 from torch import nn
@@ -24,6 +23,7 @@ from sscxr.data.cache.cache import LABEL_PREFIX, Cache, open_cache
 from sscxr.finetuning import finetuned, judge
 from sscxr.models import encoder as encoders
 from sscxr.models import inference
+from sscxr.models.inference import Input
 from sscxr.predict import reading
 from sscxr.predict.reading import Read, ReadingError
 from sscxr.release import fetch
@@ -38,29 +38,17 @@ class Embedder:
 
     Attributes:
         encoder: a timm ViT of one input channel.
-        img_size: px a side at its input.
-        mean, std: grey levels (0..1) that normalise the input.
+        input: what it takes.
         cache_size: px a side of the squares that files become.
-        device: where to compute.
     """
 
     encoder: nn.Module
-    img_size: int
-    mean: float
-    std: float
+    input: Input
     cache_size: int
-    device: torch.device
 
     def features(self, images: npt.NDArray[np.uint8]) -> Features:
         """float32 [N, D] of uint8 [N, S, S]."""
-        return inference.features(
-            self.encoder,
-            images,
-            img_size=self.img_size,
-            mean=self.mean,
-            std=self.std,
-            device=self.device,
-        )
+        return inference.features(self.encoder, images, wants=self.input)
 
 
 def open_embedder(source: str) -> Embedder:
@@ -74,12 +62,10 @@ def open_embedder(source: str) -> Embedder:
     """
     if finetuned.is_model(Path(source)):
         opened = judge.open_model(source)
-        spec = opened.spec
-        encoder = cast(nn.Module, opened.model.encoder)
-        return Embedder(encoder, spec.img_size, spec.mean, spec.std, opened.cache_size, opened.device)
+        return Embedder(cast(nn.Module, opened.model.encoder), opened.input, opened.cache_size)
     folder = fetch.located(source)
     settings = configs.load("default", [*finetuned.encoder_settings(folder), "run.deterministic=false"])
-    device, about = set_up(settings), settings.encoder
+    device, about, data = set_up(settings), settings.encoder, settings.data
     with seeds.forked(0):
         encoder = encoders.build(
             about.name,
@@ -89,8 +75,8 @@ def open_embedder(source: str) -> Embedder:
             depth=about.depth,
         )
     finetuned.load_encoder(encoder, folder)
-    size = max(settings.data.cache_size, about.img_size)
-    return Embedder(encoder, about.img_size, settings.data.mean, settings.data.std, size, device)
+    taken = Input(about.img_size, data.mean, data.std, device=device)
+    return Embedder(encoder, taken, max(data.cache_size, about.img_size))
 
 
 def embed_cache(embedder: Embedder, cache: Cache) -> pd.DataFrame:

@@ -14,11 +14,9 @@ from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from sscxr import files, printable
-from sscxr.data import augment
 from sscxr.data.pixels import parsing
 from sscxr.data.pixels.decode import Prepared
 from sscxr.data.pixels.greyscale import turn_back
@@ -149,10 +147,7 @@ def _classified(
 
 def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.float32]:
     """A classifier's saliency map of a square 8-bit image [S, S], at its resolution: float32 [S, S]."""
-    spec = opened.spec
-    pixels = torch.from_numpy(image[None]).to(opened.device)
-    inputs = augment.whole(pixels, out=spec.img_size, mean=spec.mean, std=spec.std)
-    found = saliency.relevance(cast(Classifier, opened.model), inputs, label)
+    found = saliency.relevance(cast(Classifier, opened.model), opened.input.of(image[None]), label)
     upsampled = inference.upsampled(found[:, None], len(image))[0, 0]
     return cast(npt.NDArray[np.float32], upsampled.cpu().numpy())
 
@@ -161,18 +156,7 @@ def _segmented(
     opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str]
 ) -> tuple[dict[str, str], Mask]:
     """Return the row's fields, and the mask as the file stores its pixels; write the mask and its outline."""
-    spec = opened.spec
-    said = inference.batches(
-        opened.model,
-        opened.model,
-        prepared.image[None],
-        None,
-        spec.img_size,
-        spec.mean,
-        spec.std,
-        1,
-        opened.device,
-    )
+    said = inference.batches(opened.model, opened.model, prepared.image[None], None, opened.input)
     logits = inference.upsampled(next(said), len(prepared.image))[0, 0].cpu().numpy()
     mask = reading.to_original(logits, prepared) > 0
     stored = turn_back(mask, prepared.turning)

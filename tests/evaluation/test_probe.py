@@ -13,8 +13,9 @@ from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.tasks import find_tasks
 from sscxr.models import inference
+from sscxr.models.inference import Input
 
-INPUT = {"img_size": 16, "mean": 0.5, "std": 0.25}
+INPUT = Input(16, 0.5, 0.25, batch_size=2)
 
 
 class Patches(nn.Module):
@@ -58,7 +59,7 @@ def labelled_cache(folder: Path, patients: int = 80, per_patient: int = 2, signa
 
 def run(cache: Cache, trained: nn.Module | None = None, **settings: object) -> list[probe.Comparison]:
     settings = {"test_share": 0.4, "min_cases": 4, "resamples": 100, "neighbours": 5, **settings}
-    return probe.run(trained or Patches(), Blind(), cache, **INPUT, **settings)
+    return probe.run(trained or Patches(), Blind(), cache, wants=INPUT, **settings)
 
 
 def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
         depth=2,
         drop_path_rate=0.9,
     ).train()
-    found = inference.features(encoder, cache.images, np.array([3, 0, 4]), batch_size=2, **INPUT)
+    found = inference.features(encoder, cache.images, np.array([3, 0, 4]), wants=INPUT)
     grey = torch.from_numpy(cache.images[[3, 0, 4]])[:, None] / 255
     inputs = (nn.functional.interpolate(grey, 16, mode="bilinear", antialias=True) - 0.5) / 0.25
     assert encoder.training
@@ -85,7 +86,7 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
 
 def test_no_rows_no_features(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, np.zeros((1, 16, 16), np.uint8), {})
-    assert len(inference.features(Patches(), cache.images, np.array([], dtype=np.int64), **INPUT)) == 0
+    assert len(inference.features(Patches(), cache.images, np.array([], dtype=np.int64), wants=INPUT)) == 0
 
 
 def test_what_can_be_seen_is_found_and_beats_noise(tmp_path: Path) -> None:

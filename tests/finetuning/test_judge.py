@@ -14,6 +14,7 @@ from sscxr.errors import SscxrError
 from sscxr.evaluation import classification
 from sscxr.finetuning import finetuned, judge
 from sscxr.models import inference
+from sscxr.models.inference import Input
 
 COUNT = 40
 
@@ -47,7 +48,7 @@ def test_figures_are_those_of_the_models_probabilities(cache: Cache, model: Path
     judged = judge.evaluate(model, cache.folder)
     rows = cache.rows()
     opened, spec = finetuned.load(model)
-    said = inference.probabilities(opened, cache.images, rows, img_size=spec.img_size, mean=0.5, std=0.25)
+    said = inference.probabilities(opened, cache.images, rows, wants=Input(spec.img_size, 0.5, 0.25))
     truth = cache.label("pneumonia")[rows][:, None]
     index = cache.index.iloc[rows]
     expected = classification.evaluate(said, truth, index, ["pneumonia"], resamples=50)
