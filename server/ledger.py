@@ -22,7 +22,7 @@ from sscxr import config as configs
 from sscxr import printable
 from sscxr.config import Config
 from sscxr.errors import SscxrError
-from sscxr.files import save_tensors, settle, sweep, write_atomically
+from sscxr.files import save_tensors, sweep, whole_folder, write_atomically
 from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
 
 FORMAT_VERSION = 1
@@ -94,8 +94,6 @@ class Ledger:
         if exists:
             self._same_settings(config)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in self.checkpoints.glob("round-*.tmp"):
-            shutil.rmtree(leftover)
         sweep(out)
         write_atomically(out / CONFIG, configs.dumps(config).encode())
 
@@ -182,15 +180,13 @@ class Ledger:
     def commit(self, state: State, *, keep: int) -> None:
         """Write the state and make it the last one, by one rename; then delete all but the newest `keep`."""
         folder = self.checkpoints / f"round-{state.round:05d}"
-        partial = folder.with_suffix(".tmp")
-        partial.mkdir()
-        save_tensors(_sorted(state.encoder), partial / "encoder.safetensors")
-        save_tensors(_sorted(state.optimiser), partial / "optimiser.safetensors")
         saved = {name: getattr(state, name) for name in _SAVED}
         saved["format_version"] = FORMAT_VERSION
         saved["lengths"] = {"rounds": _length(self.rounds_file), "sites": _length(self.sites_file)}
-        (partial / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
-        settle(partial, folder)
+        with whole_folder(folder) as fresh:
+            save_tensors(_sorted(state.encoder), fresh / "encoder.safetensors")
+            save_tensors(_sorted(state.optimiser), fresh / "optimiser.safetensors")
+            (fresh / "state.json").write_text(json.dumps(saved, indent=1, sort_keys=True))
         older = sorted(old for old in self.checkpoints.glob("round-*") if old.is_dir())[: -max(1, keep)]
         for old in older:
             shutil.rmtree(old)

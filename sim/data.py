@@ -6,7 +6,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import PUBLIC_SALT, count_new, prepare
 from sscxr.data.prepare.progress import Display
 from sscxr.errors import SscxrError
+from sscxr.files import whole_folder
 
 log = logging.getLogger("sscxr.sim")
 
@@ -61,7 +61,6 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
     cache = open_cache(caches[0])
     if cache.folder.resolve() == own.resolve() or asked.is_started(out):  # by a version that kept no view
         return cache
-    shutil.rmtree(own, ignore_errors=True)
     return view.write(cache, own)
 
 
@@ -124,23 +123,19 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
         raise CacheError(
             f"the caches have {sorted(sizes)} px a side; prepare them with one --size to join them"
         )
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(0o700, parents=True)
-    _write(partial / "images.npy", caches, [cache.images for cache in caches])
-    if any(cache.masks is not None for cache in caches):
-        _write(partial / "masks.npy", caches, [cache.masks for cache in caches])
     index = pd.concat([cache.index for cache in caches], ignore_index=True)
-    (partial / "index.csv").write_text(printable.frame(index, index=False), encoding="utf-8")
-    columns.write(partial, read_index(partial))
     sources = list(dict.fromkeys(s for cache in caches for s in cache.summary.get("sources", [])))
     summary: dict[str, Any] = {"format_version": caches[0].summary["format_version"], "sources": sources}
     summary["images"] = sum(len(cache) for cache in caches)
     lost = sum((Counter(unusable(cache)) for cache in caches), Counter())
     summary |= {"joined": len(caches), "unusable": dict(lost.most_common())}
-    (partial / "summary.json").write_text(json.dumps(summary, indent=1))
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    with whole_folder(out, 0o700) as fresh:
+        _write(fresh / "images.npy", caches, [cache.images for cache in caches])
+        if any(cache.masks is not None for cache in caches):
+            _write(fresh / "masks.npy", caches, [cache.masks for cache in caches])
+        (fresh / "index.csv").write_text(printable.frame(index, index=False), encoding="utf-8")
+        columns.write(fresh, read_index(fresh))
+        (fresh / "summary.json").write_text(json.dumps(summary, indent=1))
     return open_cache(out)
 
 

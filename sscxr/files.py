@@ -129,12 +129,15 @@ def sync(path: Path) -> None:
 
 def settle(partial: Path, final: Path) -> None:
     """Rename a finished file, or a folder of files, to its final name; a file of that name is replaced."""
-    if partial.is_dir():
-        for file in partial.iterdir():
-            sync(file)
-    sync(partial)
+    _sync_whole(partial)
     partial.replace(final)
     sync(final.parent)
+
+
+def _sync_whole(path: Path) -> None:
+    for file in path.iterdir() if path.is_dir() else ():
+        sync(file)
+    sync(path)
 
 
 def write_atomically(file: Path, data: bytes) -> None:
@@ -152,13 +155,27 @@ def sweep(folder: Path) -> None:
             partial.unlink()
 
 
-def replace_folder(fresh: Path, folder: Path) -> None:
-    """Put `fresh` in the place of `folder`; a kill in between leaves the old one beside it, under `.old`."""
-    old = folder.with_name(f".{folder.name}.old")
+@contextmanager
+def whole_folder(folder: Path, mode: int = 0o777) -> Iterator[Path]:
+    """Give an empty folder to write files into; once they are on the disk, it takes the place of `folder`.
+
+    An error leaves nothing of it. A kill leaves `.NAME.partial`, which the next writer deletes, and between the two
+    renames the old folder under `.NAME.old`.
+    """
+    fresh, old = (folder.with_name(f".{folder.name}.{ending}") for ending in ("partial", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode, parents=True)
+    try:
+        yield fresh
+        _sync_whole(fresh)
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

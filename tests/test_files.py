@@ -144,3 +144,32 @@ def test_an_account_without_a_home_is_told_what_to_set(monkeypatch: pytest.Monke
         assert words in str(error.value)
     monkeypatch.setenv("SSCXR_CACHE", "/somewhere")
     assert fetch.cache_folder() == Path("/somewhere")
+
+
+# ---- folders that appear whole
+
+
+def test_a_folder_appears_whole_in_the_place_of_an_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (tmp_path / ".folder.partial").mkdir()
+    (tmp_path / ".folder.partial" / "half").touch()  # of a writer that was killed
+    for text in ("one", "two"):
+        with files.whole_folder(folder, 0o700) as fresh:
+            assert not any(fresh.iterdir())
+            (fresh / text).write_text(text)
+            assert not (folder / text).exists()
+        assert {path.name for path in tmp_path.rglob("*")} == {"folder", text}
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    def write(name: str, error: BaseException | None = None) -> None:
+        with files.whole_folder(tmp_path / "folder") as fresh:
+            (fresh / name).touch()
+            if error:
+                raise error
+
+    write("kept")
+    with pytest.raises(KeyboardInterrupt):
+        write("half", KeyboardInterrupt())
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "kept"}

@@ -15,7 +15,6 @@ The first three are the model; a folder of these alone can be loaded.
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,16 +229,13 @@ def save(
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise FinetunedError(f"the model is not saved: {bad[0]} holds NaN or Inf")
-    fresh = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    files.save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
     text = json.dumps(dataclasses.asdict(spec), indent=2, ensure_ascii=False)
-    (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
-    (fresh / signing.SUMS).write_bytes(signing.sums_of(fresh, (WEIGHTS, CONFIG)))
-    for name, content in (extra or {}).items():
-        (fresh / name).write_text(content, encoding="utf-8")
-    files.replace_folder(fresh, place)
+    with files.whole_folder(place) as fresh:
+        files.save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
+        (fresh / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (fresh / signing.SUMS).write_bytes(signing.sums_of(fresh, (WEIGHTS, CONFIG)))
+        for name, content in (extra or {}).items():
+            (fresh / name).write_text(content, encoding="utf-8")
     return folder
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
-from sscxr.files import check_readable, replace_folder, save_tensors
+from sscxr.files import check_readable, save_tensors, whole_folder
 from sscxr.models.encoder import POOLINGS, pooling_args
 from sscxr.release import signing
 from sscxr.release.card import Card, released, render
@@ -74,20 +74,13 @@ def write_encoder(
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ReleaseError(f"the encoder is not released: {bad[0]} holds NaN or Inf")
-    fresh = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     config = _timm_config(encoder, architecture, dict(model_args), mean=mean, std=std)
-    save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
-    (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (fresh / CARD).write_text(render(card, config), encoding="utf-8")
-    try:
+    with whole_folder(folder) as fresh:
+        save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (fresh / CARD).write_text(render(card, config), encoding="utf-8")
         load_encoder(fresh)
         _check_timm(fresh, state)
-    except ReleaseError:
-        shutil.rmtree(fresh)
-        raise
-    replace_folder(fresh, folder)
     return folder
 
 
@@ -234,25 +227,18 @@ def publish(
         raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
     licence = " ".join(licence.split()) or "not stated"
     config = read_config(run / "encoder")
-    fresh = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
     card = (run / "encoder" / CARD).read_text(encoding="utf-8")
-    shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
-    (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
-    sums = signing.sums_of(fresh, FILES)
-    (fresh / signing.SUMS).write_bytes(sums)
-    if key:
-        (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
-    try:
+    with whole_folder(folder) as fresh:
+        shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
+        sums = signing.sums_of(fresh, FILES)
+        (fresh / signing.SUMS).write_bytes(sums)
+        if key:
+            (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
         load_encoder(fresh)
         _refuse_another(folder, sums, signed=key is not None)
-    except SscxrError:
-        shutil.rmtree(fresh)
-        raise
-    replace_folder(fresh, folder)
     return folder
 
 

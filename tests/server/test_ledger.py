@@ -119,7 +119,7 @@ def test_half_a_checkpoint_is_ignored_and_cleared(
 ) -> None:
     ledger = Ledger(tmp_path, config, resume=False)
     play(ledger, range(2))
-    half = ledger.checkpoints / "round-00003.tmp"
+    half = ledger.checkpoints / ".round-00003.partial"
     half.mkdir()
     for name in written:
         (half / name).write_bytes(b"half")
@@ -128,7 +128,7 @@ def test_half_a_checkpoint_is_ignored_and_cleared(
     assert found is not None
     assert found.round == 2
     play(ledger, range(2, 3))
-    assert not list(ledger.checkpoints.glob("*.tmp"))
+    assert not half.exists()
 
 
 def test_what_a_killed_writer_left_is_cleared_wherever_it_lies(tmp_path: Path, config: Config) -> None:

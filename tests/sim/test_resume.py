@@ -20,15 +20,15 @@ POINTS = {
     "in folding": ("server.aggregate:to_fixed", 25, "after"),
     "between the server's step and its commit": ("server.rounds:Federation._evaluate", 2, "before"),
     "between the two ledger files": ("server.ledger:Ledger.log_sites", 2, "after"),
-    "between a checkpoint and its rename": ("server.ledger:settle", 2, "before"),
+    "in the second checkpoint": ("server.ledger:save_tensors", 4, "after"),
     "between rounds": ("server.ledger:Ledger.commit", 2, "after"),
     "before a round's picture": ("sscxr.report.pictures:strip", 6, "before"),
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
     "between the rounds and the word for it": ("server.app:_run", 1, "after"),
     "between the rounds and the probes": ("sim.outcome:finish", 1, "before"),
     "before the release": ("sim.outcome:publish", 1, "before"),
-    "in the release": ("sscxr.release.release:replace_folder", 1, "before"),
-    "after the release": ("sscxr.release.release:replace_folder", 1, "after"),
+    "in the release": ("sscxr.release.release:_check_timm", 1, "after"),
+    "after the release": ("sim.outcome:publish", 1, "after"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
 SEED, DRAWS = 20, 8

@@ -4,13 +4,12 @@ A view has the index and no pixels: `prepare` leaves the images of earlier rows 
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from sscxr.data.cache import columns
 from sscxr.data.cache.cache import VIEWED, Cache, open_cache
 from sscxr.data.cache.tables import unusable
-from sscxr.files import settle
+from sscxr.files import whole_folder
 
 
 def write(cache: Cache, folder: Path) -> Cache:
@@ -20,13 +19,10 @@ def write(cache: Cache, folder: Path) -> Cache:
         CacheError: the cache has changed since it was opened, and images are missing.
         OSError: the view cannot be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, mode=0o700)
-    (partial / columns.INDEX).write_bytes(cache.text[:])
-    columns.write(partial, cache.index)
     about = {VIEWED: str(cache.folder.resolve()), "images": len(cache), "masks": int(cache.masks is not None)}
     summary = cache.summary | about | {"unusable": unusable(cache)}
-    (partial / "summary.json").write_text(json.dumps(summary, indent=1))
-    settle(partial, folder)
+    with whole_folder(folder, 0o700) as fresh:
+        (fresh / columns.INDEX).write_bytes(cache.text[:])
+        columns.write(fresh, cache.index)
+        (fresh / "summary.json").write_text(json.dumps(summary, indent=1))
     return open_cache(folder)

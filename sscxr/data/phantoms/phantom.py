@@ -35,6 +35,7 @@ from sscxr.data.phantoms.findings import LABELS, add_devices, add_finding
 from sscxr.data.phantoms.scanner import Style, draw_style, expose
 from sscxr.data.phantoms.shapes import Field
 from sscxr.errors import SscxrError
+from sscxr.files import write_atomically
 
 # Raised whenever the pictures change, so that a folder of an older look is not taken for a current one.
 VERSION = 1
@@ -164,7 +165,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     """Whether these very phantoms are there in full; False where they are to be written, or written again."""
     note = folder / "phantoms.json"
     if not note.exists():
-        if folder.exists() and any(path.suffix != ".partial" for path in folder.iterdir()):
+        if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
             raise PhantomError(
                 f"{folder} holds something else than phantoms; choose an empty or a new folder"
             )
@@ -177,11 +178,8 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
 
 
 def _note(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:
-    """Write `phantoms.json` in one step, so that a kill leaves it whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "phantoms.json.partial"
-    partial.write_text(json.dumps({**parameters, "finished": finished}) + "\n")
-    partial.replace(folder / "phantoms.json")
+    text = json.dumps({**parameters, "finished": finished}) + "\n"
+    write_atomically(folder / "phantoms.json", text.encode())
 
 
 def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
