@@ -5,10 +5,8 @@ A further set is answered for only where every part has the minimum of patients 
 reported numbers are then about so many. What was answered once is repeated while the cache differs by fewer.
 """
 
-import fcntl
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sscxr.data.rows import Rows
-from sscxr.files import write_atomically
+from sscxr.files import locked, write_atomically
 
 Names = npt.NDArray[np.str_]
 _RUNS = 256  # whose images are known; of earlier ones no message comes any more
@@ -115,12 +113,8 @@ def _smallest_part(members: npt.NDArray[np.bool_], groups: Names) -> int:
 def opened(folder: Path, least: int) -> Iterator[Answers]:
     """The answers so far, held until what is asked now is among them: two runs may ask at once."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "_lock"):
         yield Answers(folder, least)
-    finally:
-        os.close(lock)
 
 
 def settled(

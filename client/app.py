@@ -4,7 +4,6 @@ The outermost layer catches everything: Flower would send an exception's text to
 a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
 """
 
-import fcntl
 import logging
 import math
 import os
@@ -34,7 +33,7 @@ from sscxr.config import Config, ConfigError
 from sscxr.data.rows import Rows
 from sscxr.federation import codecs, wire
 from sscxr.federation.wire import ARRAYS, RECORD
-from sscxr.files import expanded, is_full_disk
+from sscxr.files import expanded, is_full_disk, locked
 from sscxr.stages.base import Training
 from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
@@ -290,8 +289,7 @@ def _phantom_hospital(number: int) -> SiteSettings:
 
     folder = expanded("~/.sscxr/phantoms") / f"hospital-{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run's node may be making the same one
+    with locked(folder / "lock"):  # another run's node may be making the same one
         manifests = phantom.write(folder / "files", images=_PHANTOMS, sites=1, seed=number)
         prepare(manifests, folder / "cache", size=_PHANTOM_SIZE, workers=0, salt=PUBLIC_SALT, progress=False)
     return SiteSettings(f"phantom-{number}", str(folder / "cache"), str(folder / "state"), min_cell=1)

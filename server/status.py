@@ -3,17 +3,15 @@
 `flwr run` exits 0 whatever became of the run; this does not.
 """
 
-import fcntl
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any
 
-from sscxr.files import expanded, refuse_file, try_lock, write_atomically
+from sscxr.files import expanded, locked, refuse_file, write_atomically
 from sscxr.runs import LOCK, STATUS, USUAL, Status
 
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
@@ -33,17 +31,13 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         LedgerError, ExistsError: another process holds it; it is a file.
     """
+    from server.ledger import LedgerError  # here: it brings torch, and who watches waits for none
+
     refuse_file(out)
     file = out / LOCK
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as handle:
-        until = monotonic() + _LOOKERS
-        while not try_lock(handle, fcntl.LOCK_EX):
-            if monotonic() > until:
-                from server.ledger import LedgerError  # here: it brings torch, and who watches waits for none
-
-                raise LedgerError(f"the run in {out} is going on in another process; wait for it, or end it")
-            sleep(0.05)
+    refusal = LedgerError(f"the run in {out} is going on in another process; wait for it, or end it")
+    with locked(file, refusal, patience=_LOOKERS):
         yield
 
 

@@ -1,6 +1,5 @@
 """What a run was asked for, kept in its folder: it goes on with the same, or not at all."""
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -10,11 +9,12 @@ from pathlib import Path
 
 from server.ledger import MAY_CHANGE, LedgerError, differing
 from sscxr import config as configs
+from sscxr import files
 from sscxr.config import Config
 from sscxr.data import corpora
 from sscxr.data.cache.cache import Cache
 from sscxr.data.cache.store import is_cache
-from sscxr.files import refuse_file, try_lock, write_atomically
+from sscxr.files import refuse_file, write_atomically
 from sscxr.runs import PROBES, SCORES
 
 # What phantoms depend on, and the cache that is made of them.
@@ -35,9 +35,8 @@ def locked(out: Path) -> Iterator[None]:
     """
     refuse_file(out)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as handle:
-        if not try_lock(handle, fcntl.LOCK_EX):
-            raise LedgerError(f"another process runs in {out}; wait for it, or give another --out")
+    refusal = LedgerError(f"another process runs in {out}; wait for it, or give another --out")
+    with files.locked(out / ".lock", refusal):
         yield
 
 

@@ -11,7 +11,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from sscxr.errors import SscxrError
 
@@ -179,10 +181,36 @@ def whole_folder(folder: Path, mode: int = 0o777) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def try_lock(handle: IO[str], kind: int) -> bool:
-    """Take a lock of `fcntl`'s kind on an open file, unless another process has it; whether it was taken."""
+@contextmanager
+def locked(file: Path, refusal: SscxrError | None = None, *, patience: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; a process that ends, however it ends, lets go of it.
+
+    Args:
+        refusal: raised where another process holds it for `patience` seconds; None: wait until it is free.
+    """
+    # Not a file's mere presence in the place of a lock, as FileLock has it where the file system knows no locks:
+    # that would outlive a process that is killed.
+    lock = FileLock(file, timeout=-1 if refusal is None else patience, fallback_to_soft=False)
     try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except OSError:
+        lock.acquire()
+    except Timeout:
+        assert refusal is not None, "without a refusal it waits"
+        raise refusal from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds a lock file, which need not be writable; False where there is none."""
+    try:
+        handle = file.open()
+    except FileNotFoundError:
         return False
-    return True
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -3,7 +3,6 @@
 `server/ledger.py` and `server/status.py` write these files; both ends of what is in them are here.
 """
 
-import fcntl
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sscxr.errors import SscxrError
-from sscxr.files import expanded, try_lock
+from sscxr.files import expanded, is_locked
 
 if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
     import pandas as pd
@@ -158,7 +157,7 @@ def read_status(out: Path, *, again: bool = True) -> Status:
         raise RunError(f"{out}: no run has started there (no {STATUS})") from None
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{out / STATUS}: not readable ({type(error).__name__})") from None
-    if status.state != "running" or _is_locked(out):
+    if status.state != "running" or is_locked(out / LOCK):
         return status
     if again and (now := read_status(out, again=False)).state != "died":
         return now  # it ended between the two looks
@@ -248,11 +247,3 @@ def read_list(file: Path) -> list[Any]:
         return []
     except (OSError, ValueError, TypeError):
         raise RunError(f"{file}: not readable as JSON") from None
-
-
-def _is_locked(out: Path) -> bool:
-    try:
-        with (out / LOCK).open() as handle:
-            return not try_lock(handle, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return False

@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,3 +175,40 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         write("half", KeyboardInterrupt())
     assert {path.name for path in tmp_path.rglob("*")} == {"folder", "kept"}
+
+
+# ---- locks
+
+
+HOLDER = """
+import pathlib, sys, time
+from sscxr.files import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_is_refused_while_it_is_held_and_free_when_its_holder_is_killed(tmp_path: Path) -> None:
+    file, refusal = tmp_path / "lock", ExistsError("held")
+    assert not files.is_locked(file)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert files.is_locked(file)
+        with pytest.raises(ExistsError, match="held"):
+            files.locked(file, refusal).__enter__()
+        holder.kill()
+    assert not files.is_locked(file)
+    with files.locked(file, refusal, patience=1.0):
+        assert files.is_locked(file)
+
+
+def test_a_lock_file_is_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with files.locked(tmp_path / "shared"), files.privately(), files.locked(tmp_path / "own"):
+            pass
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("shared", "own")] == [0o664, 0o600]

@@ -100,7 +100,7 @@ def test_a_run_that_ends_between_two_looks_has_not_died(out: Path, monkeypatch: 
         status.write(out, "finished", done=3, rounds=3)
         return False
 
-    monkeypatch.setattr(runs, "_is_locked", ended)
+    monkeypatch.setattr(runs, "is_locked", ended)
     assert Run(out).status.state == "finished"
 
 

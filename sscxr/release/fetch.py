@@ -8,7 +8,6 @@ wanted: a release that was changed at the server between two tries is another on
 gets into `encoders` that the sums do not vouch for.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sscxr.errors import SscxrError
-from sscxr.files import expanded, settle, write_atomically
+from sscxr.files import expanded, locked, settle, write_atomically
 from sscxr.release import release, signing
 from sscxr.release.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.release.release import FILES, WEIGHTS
@@ -205,7 +204,6 @@ def _held(partial: Path) -> Iterator[None]:
     for other in partial.parent.iterdir():
         if other.is_dir() and other != partial and time.time() - other.stat().st_mtime > _STALE:
             shutil.rmtree(other, ignore_errors=True)
-    with partial.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(partial.with_suffix(".lock")):
         partial.mkdir(exist_ok=True)
         yield

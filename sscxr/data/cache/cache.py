@@ -18,7 +18,6 @@ than a process, such as a simulation, reads it through a view (`sscxr.data.cache
 the index of one moment and the cache's place. What is removed on request is missing from the view, too.
 """
 
-import fcntl
 import io
 import json
 import mmap
@@ -34,7 +33,7 @@ import numpy.typing as npt
 from sscxr.data.cache import columns
 from sscxr.data.cache.columns import Columns
 from sscxr.errors import SscxrError
-from sscxr.files import check_readable, try_lock
+from sscxr.files import check_readable, is_locked
 from sscxr.printable import plain
 
 if TYPE_CHECKING:
@@ -241,8 +240,7 @@ def stamps(folder: Path) -> tuple[object, ...]:
 def _is_committing(folder: Path) -> bool:
     """Whether a living process is putting new files in their places."""
     try:
-        with (folder / "lock").open() as lock:
-            return (folder / NEXT / COMMIT).exists() and not try_lock(lock, fcntl.LOCK_SH)
+        return (folder / NEXT / COMMIT).exists() and is_locked(folder / "lock")
     except OSError:
         return False
 

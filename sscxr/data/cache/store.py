@@ -5,7 +5,6 @@ places; a process killed before that leaves the cache as it was, one killed afte
 comes next completes.
 """
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from sscxr.data.cache.cache import COMMIT, NEXT, CacheError
 from sscxr.data.pixels.facts import normal_id
-from sscxr.files import privately, sync, try_lock
+from sscxr.files import locked, privately, sync
 
 SALT_BYTES = 32
 _FIRST = {"lock", "salt.part"}  # what lies in a cache's folder before its salt does
@@ -91,9 +90,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with privately(), (folder / "lock").open("w") as lock:
-        if not try_lock(lock, fcntl.LOCK_EX):
-            raise CacheError(f"another process is writing to {folder}; wait for it to end")
+    refusal = CacheError(f"another process is writing to {folder}; wait for it to end")
+    with privately(), locked(folder / "lock", refusal):
         yield
 
 
