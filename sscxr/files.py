@@ -6,6 +6,7 @@ to be shared (runs, models, releases, predictions) follows the umask, weights li
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,6 +80,12 @@ def privately() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def save_tensors(tensors: "Mapping[str, Tensor]", file: Path, metadata: dict[str, str] | None = None) -> None:

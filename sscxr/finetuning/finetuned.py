@@ -149,7 +149,7 @@ def start(folder: str | Path | None, config: Config, *, untrained: bool = False)
         FinetunedError, ReleaseError, SigningError, EncoderError: one line that says what does not fit.
     """
     trained = folder is not None and not untrained
-    sha256 = signing.digest(Path(folder) / release.WEIGHTS) if folder is not None and trained else ""
+    sha256 = files.sha256(Path(folder) / release.WEIGHTS) if folder is not None and trained else ""
     spec = spec_of(config, encoder_sha256=sha256)
     drop_path = 0.0 if config.finetune.frozen else config.finetune.drop_path
     with seeds.forked(config.run.seed, spec.task, "start"):

@@ -26,7 +26,6 @@ from sscxr.models import inference
 from sscxr.models.classifier import Classifier
 from sscxr.predict import dicom_seg, overlay, reading, saliency
 from sscxr.predict.reading import Read, ReadingError
-from sscxr.release import signing
 
 TABLE = "predictions.csv"
 MOST_MAPS = 3  # saliency maps a file, of the likeliest labels
@@ -92,7 +91,7 @@ def predict(
     _refuse(out, overwrite=overwrite)
     listed = reading.files(paths, skip=out)
     out.mkdir(parents=True, exist_ok=True)
-    sha256 = signing.digest(Path(model) / finetuned.WEIGHTS)
+    sha256 = files.sha256(Path(model) / finetuned.WEIGHTS)
     columns = ["lung_share", "mask", "overlay", "dicom_seg"]
     if classifies:
         columns = [*opened.spec.labels, *["saliency"] * with_saliency]

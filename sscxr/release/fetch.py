@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sscxr.errors import SscxrError
-from sscxr.files import expanded, locked, settle, write_atomically
+from sscxr.files import expanded, locked, settle, sha256, write_atomically
 from sscxr.release import release, signing
 from sscxr.release.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.release.release import FILES, WEIGHTS
@@ -153,14 +153,14 @@ class _Folder:
 def _bring(where: Server | _Folder, file: Path, digest: str, most: int, shown: Shown) -> None:
     """Fetch a file until it has that digest; a partial one that turns out wrong is fetched anew, once."""
     for resumed in (size_of(file) > 0, False):
-        if resumed and signing.digest(file) == digest:
+        if resumed and sha256(file) == digest:
             return
         try:
             where.fetch(file, most, shown)
         except TooLargeError:
             file.unlink(missing_ok=True)
             raise
-        if signing.digest(file) == digest:
+        if sha256(file) == digest:
             return
         file.unlink()
         if not resumed:

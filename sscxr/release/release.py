@@ -27,7 +27,7 @@ from torch import nn
 
 from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
-from sscxr.files import check_readable, save_tensors, whole_folder
+from sscxr.files import check_readable, save_tensors, sha256, whole_folder
 from sscxr.models.encoder import POOLINGS, pooling_args
 from sscxr.release import signing
 from sscxr.release.card import Card, released, render
@@ -222,7 +222,7 @@ def publish(
     """
     run, folder = Path(run), Path(folder).resolve()  # "." has no name
     rounds = _check_run(run)
-    version = version or f"{rounds}-{signing.digest(run / 'encoder' / WEIGHTS)[:8]}"
+    version = version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}"
     if not PLAIN_NAME.fullmatch(version):
         raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
     licence = " ".join(licence.split()) or "not stated"
@@ -296,7 +296,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "input": one_line("x".join(map(str, config["pretrained_cfg"]["input_size"]))),
         "mean": mean,
         "std": std,
-        "sha256": signing.digest(folder / WEIGHTS),
+        "sha256": sha256(folder / WEIGHTS),
         "sums": "right" if has_sums else "none",
         "signature": "there" if signed else "none",
         "folder": str(folder),

@@ -4,7 +4,6 @@ Plain forms, so that others' tools can check them without ours: `sha256sum -c SH
 `openssl pkeyutl -verify -rawin` for the signature, which is the 64 bytes of RFC 8032 over SHA256SUMS itself.
 """
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sscxr.errors import SscxrError
+from sscxr.files import sha256
 
 SUMS, SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
 MOST_SUMS_BYTES = 4096  # three lines are some 250
@@ -26,15 +26,9 @@ class SigningError(SscxrError):
     """A file that is not what was released, or a key or signature that cannot be used: one line that says why."""
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def sums_of(folder: Path, names: Collection[str]) -> bytes:
     """The text of SHA256SUMS over the named files of a folder, sorted by name."""
-    return "".join(f"{digest(folder / name)}  {name}\n" for name in sorted(names)).encode()
+    return "".join(f"{sha256(folder / name)}  {name}\n" for name in sorted(names)).encode()
 
 
 def parse_sums(text: bytes, names: Collection[str], where: str) -> dict[str, str]:
@@ -70,7 +64,7 @@ def check(folder: Path, sums: Mapping[str, str]) -> None:
     for name, expected in sums.items():
         if not (folder / name).is_file():
             raise SigningError(f"{folder} has no {name}, which its {SUMS} lists")
-        if digest(folder / name) != expected:
+        if sha256(folder / name) != expected:
             raise SigningError(f"{folder / name} is not the file that {SUMS} lists: damaged or altered")
 
 

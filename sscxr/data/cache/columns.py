@@ -4,7 +4,6 @@
 text they were taken from, and has that text's time of change. Where the text is another by now, it is ignored.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+
+from sscxr.files import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def write(folder: Path, index: "pd.DataFrame") -> None:
         "rows": len(index),
         "words": words,
         "bytes": (folder / INDEX).stat().st_size,
-        "sha256": _digest(folder / INDEX),
+        "sha256": sha256(folder / INDEX),
     }
     safetensors.numpy.save_file(arrays, folder / FILE, metadata={"about": json.dumps(about)})
     changed = (folder / INDEX).stat().st_mtime_ns
@@ -97,9 +98,4 @@ def _is_of(folder: Path, size: int, digest: str) -> bool:
     if text.st_size != size:
         return False
     # A copy of the cache may have other times; then the content tells.
-    return text.st_mtime_ns == ours.st_mtime_ns or _digest(folder / INDEX) == digest
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return text.st_mtime_ns == ours.st_mtime_ns or sha256(folder / INDEX) == digest

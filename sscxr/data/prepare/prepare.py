@@ -4,7 +4,6 @@ Files are decoded first, in any order and over any number of attempts, into a jo
 the cache written from it, in an order that depends on the images alone.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from sscxr.data.prepare import listing, merge, pool
 from sscxr.data.prepare.listing import Item, Listing
 from sscxr.data.prepare.progress import Display
 from sscxr.errors import SscxrError
-from sscxr.files import is_full_disk
+from sscxr.files import is_full_disk, sha256
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
 FILES_A_WORKER = 8  # below this, another process costs more than it gains
@@ -136,7 +135,7 @@ def count_new(
 
 def _header(size: int, max_pixels: int) -> dict[str, Any]:
     """What every outcome depends on besides the file itself."""
-    detector = hashlib.sha256(posture.WEIGHTS.read_bytes()).hexdigest()[:16]
+    detector = sha256(posture.WEIGHTS)[:16]
     return {"pipeline": PIPELINE, "posture": detector, "size": size, "max_pixels": max_pixels}
 
 
