@@ -4,7 +4,7 @@ import datetime
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -13,15 +13,7 @@ from sscxr.commands.command_line import examples
 from sscxr.commands.encoder import Force
 
 if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
-
-    from sscxr.config import Config
     from sscxr.federation.join import Join
-    from sscxr.training.parts import Parts
-
-# Memory of a fine-tuning process, ours, measured on two cores: Python, torch and Flower; fp32 weights, gradients,
-# two moments and a copy; and for each image, token, channel and block what the backward pass keeps in fp32.
-_PROCESS_GB, _PARAMETER_BYTES, _ACTIVATION_BYTES = 0.6, 20, 90
 
 
 def join(
@@ -60,6 +52,7 @@ def describe(
     from sscxr.config import ConfigError, yaml_text
     from sscxr.federation import approval, codecs, floors, wire
     from sscxr.federation.join import PROBE, Join, Payload, installed
+    from sscxr.stages import memory
 
     config = stages.load_config(recipe, overrides)
     problem = floors.problem(config)
@@ -82,23 +75,11 @@ def describe(
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),
         ),
         deadline_s=federation.deadline,
-        memory_gb=round(_memory_gb(config, parts), 1),
+        # On a device that computes in fp32 unless the recipe says bf16.
+        memory_gb=round(memory.of_round(config, parts, bf16=config.pretrain.amp == "bf16") / 1e9, 1),
         probe=PROBE,
         issued=datetime.datetime.now(datetime.UTC).date().isoformat(),
     )
-
-
-def _memory_gb(config: "Config", parts: "Parts") -> float:
-    """GB that a site's round takes, on a device that computes in fp32 unless the recipe says bf16."""
-    from sscxr.stages import memory
-
-    if config.pretrains:
-        return memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16") / 1e9
-    encoder = cast("VisionTransformer", parts.encoder)
-    tokens = encoder.patch_embed.num_patches + encoder.num_prefix_tokens
-    activations = config.learning.batch_size * tokens * encoder.embed_dim * len(encoder.blocks)
-    parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
-    return _PROCESS_GB + 1e-9 * float(_PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations)
 
 
 def run_status(

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.evaluation import classification, segmentation
 from sscxr.files import write_atomically
-from sscxr.finetuning import finetuned
+from sscxr.finetuning import finetune, finetuned
+from sscxr.finetuning.finetune import Split
 from sscxr.finetuning.site_finetune import SiteFineTuning
 from sscxr.report import SiteScore
 from sscxr.training.loop import NonFiniteLossError
@@ -102,15 +104,14 @@ def _figures(
 
 def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
     """Write the federation's model, with the patients it learned from, which a simulation knows."""
-    groups = set()
+    train: Rows = np.zeros(0, dtype=np.int64)
     for name in state.roster:
         try:
             site = Site(read_settings(out / "sites" / name / "site.yaml"))
-            groups |= set(cache.index["group"].to_numpy()[site.training_rows(config)])
+            train = np.append(train, site.training_rows(config))
         except SiteError:
             continue
-    lines = ["group,part", *(f"{group},train" for group in sorted(groups))]
-    extra = {finetuned.TRAINED_ON: "\n".join(lines) + "\n"}
+    extra = {finetuned.TRAINED_ON: finetune.trained_on(cache, Split(train, train[:0], train[:0]))}
     data = dataclasses.replace(config.data, cache_size=cache.size)  # what `sscxr predict` scales files to
     config = dataclasses.replace(config, data=data)
     return stages.of(config).save_model(state.encoder, out / "model", extra=extra)

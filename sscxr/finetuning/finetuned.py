@@ -222,13 +222,9 @@ def save(
     folder = Path(folder)
     refuse(folder, overwrite=overwrite)
     place = folder.resolve()  # "." has no name
-    state = model.state_dict()
-    state = {
-        name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
-    }
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise FinetunedError(f"the model is not saved: {bad[0]} holds NaN or Inf")
+    state = release.weights_of(model)
+    if bad := release.not_finite(state):
+        raise FinetunedError(f"the model is not saved: {bad} holds NaN or Inf")
     text = json.dumps(dataclasses.asdict(spec), indent=2, ensure_ascii=False)
     with files.whole_folder(place) as fresh:
         files.save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
@@ -262,9 +258,8 @@ def load(folder: str | Path) -> tuple[Model, Spec]:
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FinetunedError(f"{folder}: {WEIGHTS} and {CONFIG} do not belong together: {reason}") from None
-    bad = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise FinetunedError(f"the model in {folder} is of no use: {bad[0]} holds NaN or Inf")
+    if bad := release.not_finite(model.state_dict()):
+        raise FinetunedError(f"the model in {folder} is of no use: {bad} holds NaN or Inf")
     return model.eval(), spec
 
 

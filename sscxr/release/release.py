@@ -70,10 +70,9 @@ def write_encoder(
         ReleaseError: weights that are not finite, or that timm cannot load into the named architecture.
     """
     folder = Path(folder)
-    state = _state(encoder)
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ReleaseError(f"the encoder is not released: {bad[0]} holds NaN or Inf")
+    state = weights_of(encoder)
+    if bad := not_finite(state):
+        raise ReleaseError(f"the encoder is not released: {bad} holds NaN or Inf")
     config = _timm_config(encoder, architecture, dict(model_args), mean=mean, std=std)
     with whole_folder(folder) as fresh:
         save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
@@ -118,9 +117,8 @@ def load_encoder(folder: str | Path) -> nn.Module:
         raise ReleaseError(f"timm cannot load the encoder in {folder}: {reason[:300]}") from None
     about = config["pretrained_cfg"]
     cast(Any, encoder).pretrained_cfg = {name: about[name] for name in ("input_size", "mean", "std")}
-    bad = [name for name, tensor in encoder.state_dict().items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ReleaseError(f"the encoder in {folder} is of no use: {bad[0]} holds NaN or Inf")
+    if bad := not_finite(encoder.state_dict()):
+        raise ReleaseError(f"the encoder in {folder} is of no use: {bad} holds NaN or Inf")
     return encoder.eval()
 
 
@@ -346,12 +344,17 @@ def _refuse_another(folder: Path, sums: bytes, *, signed: bool) -> None:
         raise ReleaseError(f"{folder} holds this release, signed; give --key to sign it again")
 
 
-def _state(encoder: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """The weights as float32 on the CPU, each with storage of its own, sorted by name."""
-    state = encoder.state_dict()
+    state = model.state_dict()
     return {
         name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
     }
+
+
+def not_finite(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of the first tensor that holds NaN or infinity; empty: none does."""
+    return next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), "")
 
 
 def _timm_config(

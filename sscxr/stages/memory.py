@@ -1,4 +1,4 @@
-"""How much memory a site's round of pretraining takes: a formula, and `bench/memory.py` holds it against processes.
+"""How much memory a site's round takes; `bench/memory.py` holds the formula of pretraining against processes.
 
 It counts what is alive at the two moments that a round may peak at: the start of a backward pass, when a step's
 activations are all there, and the end of the round, when the update and the site's state are copied.
@@ -7,9 +7,11 @@ activations are all there, and the end of the round, when the update and the sit
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from sscxr.config import Config
 from sscxr.stages import pretrain
+from sscxr.training.parts import Parts
 
 # All in bytes, ours, by `bench/memory.py` on a CPU.
 _PROCESS = 0.39e9  # Python, torch, timm and Flower
@@ -20,11 +22,29 @@ _AT_END = 34  # a parameter: the same, the moments' copy, the update and its enc
 _BLOCK = {"fp32": 72, "bf16": 60}
 _BLOCK_INPUT = 4  # all that is kept of a block that is computed again
 _VALUE = 4  # a number that the head keeps for its backward pass
-_FROZEN = (
-    8  # a parameter that is not trained, such as a teacher's: itself, and as it came from the site's state
-)
+_FROZEN = 8  # a parameter that is not trained, such as a teacher's: itself, and as the site's state has it
 # For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
 _PIXEL = 80
+# Of a fine-tuning, coarser, measured on two cores: the process; for each parameter, fp32 weight, gradient, two
+# moments and a copy; for each image, token, channel and block, what the backward pass keeps in fp32.
+_TUNING_PROCESS, _TUNED, _TUNING_BLOCK = 0.6e9, 20, 90
+
+
+def of_round(config: Config, parts: Parts, *, bf16: bool) -> float:
+    """Bytes that a round of the run's stage takes at its peak.
+
+    Args:
+        parts: the stage's model.
+        bf16: whether the device computes in it, which counts in pretraining alone.
+    """
+    return of_pretraining(config, bf16=bf16) if config.pretrains else of_tuning(config, parts)
+
+
+def of_tuning(config: Config, parts: Parts) -> float:
+    """Bytes that a round of fine-tuning takes at its peak; arguments as in `of_round`."""
+    parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
+    kept = _width(parts.encoder) * len(cast(Any, parts.encoder).blocks) * _TUNING_BLOCK
+    return _TUNING_PROCESS + float(_TUNED * parameters + config.learning.batch_size * kept)
 
 
 def of_pretraining(config: Config, *, bf16: bool) -> float:
@@ -47,3 +67,9 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     step += settings.batch_size * sum(group.count * group.size**2 for group in objective.views) * _PIXEL
     trained = max(_IN_STEP * parameters + step, _AT_END * parameters)
     return _PROCESS + float(trained + _FROZEN * frozen)
+
+
+def _width(encoder: nn.Module) -> int:
+    """Tokens times channels of an image in a block."""
+    vit = cast(Any, encoder)
+    return int((vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim)
