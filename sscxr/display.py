@@ -1,6 +1,10 @@
 """Progress as a person sees it: in a terminal lines that renew themselves, elsewhere a plain line now and then.
 
 A display is never a reason for the work to fail: where nobody reads it any more, it is silent.
+
+The bar is rich's. Its columns are not used: they know no time left where a step takes more than 30 s, as a round
+does; with a longer window they forget all but the last 1000 steps; and they fold a row that is too long, where ours
+leaves out the last notes.
 """
 
 import os

@@ -83,7 +83,11 @@ def layered_adamw(
 
 
 def _layers_above(name: str, depth: int) -> int:
-    """How many times the rate is reduced for a parameter of the encoder."""
+    """How many times the rate is reduced for a parameter of the encoder.
+
+    Not by `timm.optim.param_groups_layer_decay`: of an encoder without a head it counts the final norm as the last
+    block's, which then learns at the whole rate, and every block and the embeddings at a power less than BEiT's.
+    """
     part, _, rest = name.removeprefix("encoder.").partition(".")
     if part == "blocks":
         return depth - int(rest.partition(".")[0])
