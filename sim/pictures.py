@@ -142,11 +142,13 @@ def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Se
         encoder,
         cache.images,
         rows,
-        img_size=config.encoder.img_size,
-        mean=config.data.mean,
-        std=config.data.std,
-        batch_size=config.probe.batch_size,
-        device=set_up(config),
+        wants=inference.Input(
+            config.encoder.img_size,
+            config.data.mean,
+            config.data.std,
+            config.probe.batch_size,
+            set_up(config),
+        ),
     )
     table = pd.DataFrame(plane(found, config.run.seed), columns=["x", "y"]).round(2)
     table["site"], table["label"] = homes, kinds(cache, rows)

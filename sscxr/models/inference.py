@@ -55,12 +55,7 @@ def probabilities(
 
 
 def features(
-    encoder: nn.Module,
-    images: Images,
-    rows: Rows | None = None,
-    *,
-    wants: Input | None = None,
-    **parts: Any,
+    encoder: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.float32]:
     """An encoder's features after the final norm, pooled as its `global_pool` says: float32 [len(rows), D].
 
@@ -68,9 +63,7 @@ def features(
         encoder: `encoder.forward_features` gives [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
             patches; "token" takes the first token, anything else the mean of the patches. The others as in
             `probabilities`.
-        parts: those of an `Input`, in its place.
     """
-    wants = wants or Input(**parts)
     token = getattr(encoder, "global_pool", "avg") == "token"
     prefix = int(getattr(encoder, "num_prefix_tokens", 1))
     forward = cast(Any, encoder).forward_features
