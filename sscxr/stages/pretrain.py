@@ -174,7 +174,7 @@ class SiteTraining:
             blank: draw no start, as `parts` and `load_local` will fill in every weight and moment.
         """
         self.config, self.device, self.images = config, device, cache.images
-        self.groups = cache.index["group"].to_numpy()
+        self.cache = cache
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
@@ -241,19 +241,23 @@ class SiteTraining:
         """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
         batches = batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site)
+        sources = 1
         if settings.positives == "patient":
+            sources, groups = 2, self.cache.index["group"].to_numpy()
             draws = np.random.default_rng(seeds.derive(seed, "positives", site, steps.start))
-            batches = (
-                np.concatenate([batch, positives(batch, rows, self.groups, draws)]) for batch in batches
-            )
-        sources = 2 if settings.positives == "patient" else 1
+            batches = (np.concatenate([batch, positives(batch, rows, groups, draws)]) for batch in batches)
         for step, (pixels, batch) in enumerate(feed(self.images, batches, self.device)):
             images = pixels.tensor_split(sources)
-            groups = []
-            for group in self.objective.views:
-                taken = torch.cat([images[view % sources] for view in range(group.count)])
-                groups.append(views(taken, self.config, group, source))
-            yield (groups, stretch.progress(step)), batch[: len(images[0])].tolist()
+            made = [
+                views(
+                    torch.cat([images[view % sources] for view in range(group.count)]),
+                    self.config,
+                    group,
+                    source,
+                )
+                for group in self.objective.views
+            ]
+            yield (made, stretch.progress(step)), batch[: len(images[0])].tolist()
 
     def loss(
         self, groups: list[Tensor], progress: float, source: torch.Generator

@@ -81,8 +81,8 @@ def test_several_runs_are_compared_on_one_page(typed: Typed, tmp_path: Path) -> 
     make_run(tmp_path / "two", "hearts", loss=0.5)
     assert typed("one", "two") == (0, "comparison.html\n", "")
     text = Page((tmp_path / "comparison.html").read_text()).text
-    assert "lungs: 2 sites, 2 rounds, reconstruction loss on held-out images 0.800 → 0.400" in text
-    assert "hearts: 2 sites, 2 rounds, reconstruction loss on held-out images 0.500 → 0.250" in text
+    assert "lungs: 2 sites, 2 rounds, loss on held-out images 0.800 → 0.400" in text
+    assert "hearts: 2 sites, 2 rounds, loss on held-out images 0.500 → 0.250" in text
     code, _, err = typed("one", "two")
     assert code == 1
     assert "comparison.html is there already" in err

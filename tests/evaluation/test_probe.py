@@ -13,6 +13,7 @@ from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.tasks import find_tasks
 from sscxr.models import inference
+from sscxr.models.encoder import pooling_args
 from sscxr.models.inference import Input
 
 INPUT = Input(16, 0.5, 0.25, batch_size=2)
@@ -62,7 +63,8 @@ def run(cache: Cache, trained: nn.Module | None = None, **settings: object) -> l
     return probe.run(trained or Patches(), Blind(), cache, wants=INPUT, **settings)
 
 
-def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["avg", "token"])
+def test_features_are_the_mean_of_the_patch_tokens_or_the_class_token(tmp_path: Path, pooling: str) -> None:
     cache = make_cache(tmp_path, np.random.default_rng(0).integers(0, 256, (5, 24, 24), dtype=np.uint8), {})
     torch.manual_seed(0)
     encoder = timm.create_model(
@@ -73,13 +75,15 @@ def test_features_are_the_mean_of_the_patch_tokens(tmp_path: Path) -> None:
         num_classes=0,
         depth=2,
         drop_path_rate=0.9,
+        **pooling_args(pooling),
     ).train()
     found = inference.features(encoder, cache.images, np.array([3, 0, 4]), wants=INPUT)
     grey = torch.from_numpy(cache.images[[3, 0, 4]])[:, None] / 255
     inputs = (nn.functional.interpolate(grey, 16, mode="bilinear", antialias=True) - 0.5) / 0.25
     assert encoder.training
     with torch.no_grad():
-        expected = encoder.eval().forward_features(inputs)[:, 1:].mean(dim=1).numpy()
+        tokens = encoder.eval().forward_features(inputs)
+    expected = (tokens[:, 0] if pooling == "token" else tokens[:, 1:].mean(dim=1)).numpy()
     assert found.dtype == np.float32
     assert found == pytest.approx(expected, abs=1e-4)
 

@@ -34,5 +34,6 @@ def update(reply: Message) -> bytes:
 
 
 def states(site: Path) -> dict[str, bytes]:
-    """The files that a site kept, by name."""
-    return {file.name: file.read_bytes() for file in (site.parent / "state").rglob("*") if file.is_file()}
+    """The files that a site kept, by name; not the lock, which is empty."""
+    files = [file for file in (site.parent / "state").rglob("*") if file.is_file() and file.name != "_lock"]
+    return {file.name: file.read_bytes() for file in files}
