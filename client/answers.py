@@ -1,8 +1,8 @@
-"""Which rows a site has answered for, so that no combination of its answers is about a few patients.
+"""Records which rows a site has answered for, so that no combination of its answers is about a few patients.
 
-The sets of images that a number was reported of cut the site's images into parts: those that lie in the same sets.
-A further set is answered for only where every part has the minimum of patients or more; sums and differences of any
-reported numbers are then about so many. What was answered once is repeated while the cache differs by fewer.
+The reported sets divide the site's images into parts; images in the same sets are in the same part. The site
+answers for a further set only if every part has at least the minimum of patients; sums and differences of any
+reported numbers are then about so many. An answer is repeated while the cache differs by fewer.
 """
 
 import io
@@ -19,31 +19,31 @@ from sscxr.data.rows import Rows
 from sscxr.files import locked, write_atomically
 
 Names = npt.NDArray[np.str_]
-_RUNS = 256  # whose images are known; of earlier ones no message comes any more
-FILE = "_answers.npz"  # no run is called so: a run's name begins with a letter or a digit
+_RUNS = 256  # runs whose images are recorded; earlier ones send no more messages
+FILE = "_answers.npz"  # cannot be a run's folder: a run's name begins with a letter or a digit
 
 
 class Answers:
     """The sets of images that a site has answered for, in a file of its state.
 
-    Salted hashes of images and of patient groups, which never leave the site. Without the file, a site answers as
-    one that has never been asked.
+    The file has salted hashes of images and of patient groups, which never leave the site. Without it, a site
+    answers as if it had never been asked.
     """
 
     def __init__(self, folder: Path, least: int) -> None:
-        """Read what is there; `least` is the minimum of patients."""
+        """Read the file, if it exists; `least` is the minimum of patients."""
         self._file, self._least = folder / FILE, least
         self.images: Names = np.empty(0, "U1")
         self._groups: Names = np.empty(0, "U1")
         self._sets = np.empty((0, 0), dtype=bool)  # [sets, images]
-        self.notes: dict[str, Any] = {}  # key -> the numbers of its sets, and what was reported of them
+        self.notes: dict[str, Any] = {}  # key -> the numbers of its sets, and what was reported about them
         if self._file.is_file():
             with np.load(self._file, allow_pickle=False) as kept:
                 self.images, self._groups, self._sets = kept["images"], kept["groups"], kept["sets"]
                 self.notes = json.loads(str(kept["notes"]))
 
     def save(self) -> None:
-        """Write all of it, readable by its owner."""
+        """Write the file, readable by its owner."""
         out = io.BytesIO()
         notes = np.asarray(json.dumps(self.notes))
         np.savez_compressed(out, images=self.images, groups=self._groups, sets=self._sets, notes=notes)
@@ -51,21 +51,21 @@ class Answers:
         self._file.chmod(0o600)
 
     def seen(self, images: Names) -> npt.NDArray[np.bool_]:
-        """bool [N]: which images an answer was about; the others wait until they are enough."""
+        """Return bool [N]: which images were in an answer; the others wait until they are enough."""
         return np.isin(images, self.images)
 
     def known(self, key: str) -> list[Names] | None:
-        """The sets that were answered for under a key."""
+        """Return the sets that were answered for under a key."""
         if key not in self.notes:
             return None
         return [self.images[self._sets[number]] for number in self.notes[key]["sets"]]
 
     def add(self, key: str, sets: Sequence[Names], group_of: dict[str, str]) -> bool:
-        """Answer for further sets under a key, where that is safe; whether it is.
+        """Record further sets under a key if that is safe; return whether it is.
 
         Args:
-            sets: of images; empty ones are about nobody.
-            group_of: the patient group by image.
+            sets: sets of images; they may be empty.
+            group_of: image -> its patient group.
         """
         fresh = np.setdiff1d(np.concatenate([np.empty(0, "U1"), *sets]), self.images)
         images = np.concatenate([self.images, fresh])
@@ -88,7 +88,7 @@ class Answers:
         return True
 
     def pin(self, begun: str, key: str) -> None:
-        """Keep a key's sets under another as well, whatever becomes of the first."""
+        """Keep a key's sets under another key as well, independent of later changes to the first."""
         pinned = [name for name, note in self.notes.items() if note.get("pinned")]
         for name in pinned[: max(0, len(pinned) + 1 - _RUNS)]:
             del self.notes[name]
@@ -97,7 +97,7 @@ class Answers:
 
 
 def _smallest_part(members: npt.NDArray[np.bool_], groups: Names) -> int:
-    """Patients of the smallest part that the sets cut the images into."""
+    """Return the number of patients in the smallest part that the sets divide the images into."""
     part = np.zeros(members.shape[1], dtype=np.int64)
     for row in members:
         part = np.unique(2 * part + row, return_inverse=True)[1]
@@ -111,7 +111,7 @@ def _smallest_part(members: npt.NDArray[np.bool_], groups: Names) -> int:
 
 @contextmanager
 def opened(folder: Path, least: int) -> Iterator[Answers]:
-    """The answers so far, held until what is asked now is among them: two runs may ask at once."""
+    """Yield the answers so far under a lock, since two runs may ask at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / "_lock"):
         yield Answers(folder, least)
@@ -120,18 +120,18 @@ def opened(folder: Path, least: int) -> Iterator[Answers]:
 def settled(
     answers: Answers, key: str, images: Names, groups: Names, parts: Sequence[Rows], run: str = ""
 ) -> list[Rows]:
-    """The rows to use in place of those asked for: what an answer may be about.
+    """Return the rows to use in place of those asked for, so that an answer about them is safe.
 
     Args:
-        key: what the rows follow from, beside the cache; the same rows for the same key.
-        run: one that reads the same images to its end; those that have come since wait for the next.
+        key: what the rows depend on, beside the cache; the same rows for the same key.
+        run: a run that reads the same images to its end; later ones wait for the next run.
         images, groups: of the cache, [N].
-        parts: rows of the cache that numbers are to be reported of; those after the first may be left out.
+        parts: rows of the cache whose numbers are to be reported; all but the first may be left out.
 
     Returns:
-        As many, of the length to report: where images that an earlier answer was about have gone, and too few to
-        show, others of the first part stand in their places, and the other parts are empty. The first is empty
-        where there is no safe answer.
+        As many parts, of the lengths to report. If images of an earlier answer are gone, but too few to reveal
+        it, other images of the first part replace them, and the other parts are empty. The first part is empty if
+        no answer is safe.
     """
     begun = f"{key} in {run}"
     known = answers.known(begun)

@@ -1,7 +1,7 @@
-"""The Flower ClientApp: takes a message, lets the site do it, replies. What leaves is in `federation.wire` alone.
+"""The Flower ClientApp: receives a message, lets the site work on it, replies with fields of `federation.wire`.
 
-The outermost layer catches everything: Flower would send an exception's text to the server, and a text can name
-a file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
+The outermost layer catches everything: Flower would send an exception's text to the server, and a text can name a
+file or a patient. The site's own log keeps it; the server gets one of a few fixed words.
 """
 
 import logging
@@ -38,19 +38,19 @@ from sscxr.stages.base import Training
 from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 
-_TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the way back
-_RESIDUAL = "residual."  # begins the names, in the site's state, of what the codec left out of the update
-_PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: of a virtual node that has no site of its own
+_TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the upload
+_RESIDUAL = "residual."  # prefix, in the site's state, of what the codec left out of the update
+_PHANTOMS, _PHANTOM_SIZE = 100, 128  # images, px: for a virtual node without a site
 
 log = logging.getLogger("sscxr.site")
-if logging.lastResort is not None:  # what shows this log in a process of Flower's, where nobody set one up
+if logging.lastResort is not None:  # shows this log in Flower's process, which configures none
     logging.lastResort.setFormatter(printable.Formatter())
 app = ClientApp()
 
 
 @dataclass
 class Display:
-    """Receives the steps of training; the simulation puts its progress bar here."""
+    """Receives the steps of training; the simulation sets its progress bar here."""
 
     on_step: Callable[[str, int, int, int, float], None] | None = None
 
@@ -60,19 +60,19 @@ display = Display()
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Say who this site is."""
+    """Reply with this site's name, fingerprint and number of images."""
     return _answer(message, context, _hello)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the encoder that came on this site's images; reply with what changed."""
+    """Train the received encoder on this site's images; reply with the update."""
     return _answer(message, context, _train)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Measure the encoder that came on this site's held-out images."""
+    """Evaluate the received encoder on this site's held-out images."""
     return _answer(message, context, _evaluate)
 
 
@@ -132,19 +132,19 @@ def _evaluate(site: Site, task: wire.Task, config: Config, message: Message) -> 
         training, *_ = _begin(site, task, config, message, site.training_rows(config))
         found = training.held_out(rows, site=site.name)
         loss = found.loss
-        told = "held_out_score" in metrics and math.isfinite(found.score)
-        score = found.score if told else wire.NO_SCORE
+        reported = "held_out_score" in metrics and math.isfinite(found.score)
+        score = found.score if reported else wire.NO_SCORE
     return wire.EvaluateReply(site.name, task.round, len(rows), loss, score, counts), None
 
 
 def _begin(
     site: Site, task: wire.Task, config: Config, message: Message, rows: Rows
 ) -> tuple[Training, str, codecs.Tensors, codecs.Tensors]:
-    """What the stage trains, with the encoder that came and this site's own head and moments.
+    """Build the stage's training, with the received encoder and this site's own head and moments.
 
     Returns:
-        the training; whether the state was kept, is new or was lost; the encoder as decoded; what of the last
-        folded update did not arrive.
+        The training; whether the state was "kept", is "new" or was "lost"; the encoder as decoded; the residual
+        of the last folded update.
     """
     tensors, state = site.store.load(task.run, task.base)
     training = stages.of(config).training(set_up(config), site.cache, rows, blank=tensors is not None)
@@ -157,7 +157,9 @@ def _begin(
     if tensors is not None:
         training.load_local(tensors)
     if state == "lost":
-        log.warning("state %s of run %s is missing or damaged; this site starts anew", task.base, task.run)
+        log.warning(
+            "state %s of run %s is missing or damaged; this site starts without it", task.base, task.run
+        )
     residual = {
         name.removeprefix(_RESIDUAL): tensor
         for name, tensor in (tensors or {}).items()
@@ -169,7 +171,7 @@ def _begin(
 def _answer(
     message: Message, context: Context, do: Callable[[Site, wire.Task, Config, Message], Reply]
 ) -> Message:
-    """Do what was asked and reply; whatever goes wrong becomes one of the fixed words."""
+    """Do the task and reply; any error becomes one of the fixed words."""
     name, failure = "unknown", "internal"
     try:
         settings = _settings(context)
@@ -180,7 +182,7 @@ def _answer(
             stages.of(config)  # refuses a method's own settings, too
         except (wire.WireError, ConfigError, KeyError) as error:
             log.error("request refused: %s", error)
-            if do is _hello:  # asked by other code, perhaps: its server can tell from the fingerprint
+            if do is _hello:  # perhaps from other code: its server sees that from the fingerprint
                 return _message(wire.Hello(name, wire.fingerprint(""), 0), None, message)
             return _message(wire.Failure(name, "request"), None, message)
         own = wire.fingerprint(configs.recipe_hash(config))
@@ -214,7 +216,7 @@ def _answer(
 
 
 def _kind(error: Exception) -> str:
-    """Which of the fixed words an unforeseen exception is."""
+    """Return the fixed word for an unexpected exception."""
     if is_full_disk(error):
         return "disk"
     # torch's allocator of main memory has no exception class.
@@ -251,18 +253,18 @@ def _settings(context: Context) -> SiteSettings:
 
 
 def _is_of_phantoms(context: Context) -> bool:
-    """Whether this node is one of the simulation's that have no site of their own: no patient is in its images."""
+    """Return whether this is a virtual node without a site, whose images are phantoms."""
     return not context.node_config.get("site") and not context.run_config.get("sites")
 
 
 def _check_own_code() -> None:
-    """See that this is the bundle's code.
+    """Check that this is the bundle's code.
 
-    Actors of Flower's simulation prefer a `client` package of the directory that the SuperLink was started in, and
-    would run it silently; the process that started them left them its own path.
+    Actors of Flower's simulation prefer a `client` package in the directory that the SuperLink was started in,
+    and would run it silently; PYTHONPATH has the path of the process that started them.
 
     Raises:
-        SiteError: another code than the bundle's.
+        SiteError: the code is not the bundle's.
     """
     here = Path(__file__).parent
     for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
@@ -282,8 +284,8 @@ def _code(folder: Path) -> dict[str, bytes]:
 
 
 def _phantom_hospital(number: int) -> SiteSettings:
-    """A hospital of phantoms for a virtual node without a site of its own, made once and kept."""
-    # Imported here: a hospital with a site of its own should not pay for them at every message.
+    """Return a hospital of phantoms for a virtual node without a site, made once and kept."""
+    # Imported here: a real site should not import them at every message.
     from sscxr.data.phantoms import phantom
     from sscxr.data.prepare.prepare import PUBLIC_SALT, prepare
 

@@ -33,9 +33,7 @@ def add(app: typer.Typer) -> None:
 
 
 def site_init(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The site's folder; made where it is absent.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder; made if absent.")],
     name: Annotated[str, typer.Option(help="The site's name, as the coordinator registers it.")],
     join: Annotated[Path | None, typer.Option(help="The coordinator's join file.")] = None,
     cache: Annotated[str, typer.Option(help="The prepared cache; relative to DIR.")] = "cache",
@@ -43,7 +41,7 @@ def site_init(
     """Write a commented site.yaml and a node key. Send the coordinator node-key.pub."""
     from client.settings import init
 
-    if cache != "cache":  # as typed at this prompt, which need not be in DIR
+    if cache != "cache":  # relative to the current directory, which need not be DIR
         cache = str(Path(cache).absolute())
     file = init(folder, name=name, cache=cache, join=join)
     typer.echo(
@@ -51,7 +49,7 @@ def site_init(
     )
     given = file.parent / "join.yaml" if join else "join.yaml"
     typer.echo(
-        f"nothing may run here yet. To see what the federation asks for, and approve it: "
+        f"nothing may run here yet. Review and approve what the federation asks for: "
         f"sscxr site approve {given}"
     )
 
@@ -61,11 +59,11 @@ def site_approve(
     site: Annotated[
         Path | None, typer.Option(help="The site's settings; default: site.yaml beside the join file.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking.")] = False,
 ) -> None:
-    """Show a federation's recipe in words, and let it run here.
+    """Show a federation's recipe in words, and approve it.
 
-    Its hash goes into site.yaml.
+    This writes its hash to site.yaml.
     """
     from client.settings import approve
     from sscxr import stages
@@ -83,9 +81,7 @@ def site_approve(
         if word.mark:
             marks += 1
             typer.echo(f"  {'':13} ! {word.mark}")
-    typer.echo(
-        f"{marks} of these are unusual: ask the coordinator why" if marks else "nothing of it is unusual"
-    )
+    typer.echo(f"{marks} of these are unusual: ask the coordinator why" if marks else "nothing is unusual")
     typer.echo(f"hash {approval.digest(config)}")
     if not yes and not typer.confirm(f"approve it in {file}?"):
         typer.echo("not approved; nothing was changed")
@@ -116,7 +112,7 @@ def doctor(
         Path | None, typer.Option(help="The join file; default: the one that SITE.yaml names.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The coordinator's folder of runs: its disk is looked at.")
+        Path | None, typer.Option(help="The coordinator's folder of runs, whose disk is checked.")
     ] = None,
     files: Annotated[
         Path | None, typer.Option(help="A folder of the site's own files: up to 20 of them are decoded.")

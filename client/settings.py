@@ -1,4 +1,4 @@
-"""`site.yaml`: what this hospital is called, where its files lie, and what it lets a run do here."""
+"""`site.yaml`: this hospital's name, the places of its files, and what a run may do here."""
 
 import copy
 import datetime
@@ -29,7 +29,7 @@ _KEY, _CA = "node-key", "ca.crt"
 
 
 class SiteError(SscxrError):
-    """Something at this site that keeps it from working: a key of `wire.FAILURES`, and a line for the local log."""
+    """A failure at this site: a key of `wire.FAILURES`, and a line for the local log."""
 
     def __init__(self, failure: str, line: str) -> None:
         super().__init__(line)
@@ -38,7 +38,7 @@ class SiteError(SscxrError):
 
 @dataclass
 class PrivateTraining:
-    """Differentially private training at the site. Not implemented: anything but its absence is refused."""
+    """Differentially private training at the site. Not implemented: `enabled` is refused."""
 
     enabled: bool = False
     clip: float = 1.0
@@ -47,7 +47,7 @@ class PrivateTraining:
 
 @dataclass
 class SiteSettings:
-    """What `site.yaml` says. Relative paths are relative to its folder; `init` writes each with its meaning.
+    """The settings of `site.yaml`. Relative paths are relative to its folder; `init` writes each with a comment.
 
     Attributes:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
@@ -65,7 +65,7 @@ class SiteSettings:
     threads: int = 0
     memory_gb: float = 0.0
     stages: list[str] = field(default_factory=lambda: ["pretrain"])
-    metrics: list[str] = field(default_factory=lambda: list(_TOLD))
+    metrics: list[str] = field(default_factory=lambda: list(_DEFAULT_METRICS))
     min_cell: int = 10
     min_images: int = 0
     min_mixed: int = 20
@@ -82,7 +82,7 @@ def read_settings(file: Path) -> SiteSettings:
     """Read a `site.yaml`.
 
     Raises:
-        SiteError: unreadable, an unknown key, one that is missing, or a value that cannot be used.
+        SiteError: the file is unreadable, has an unknown key or an invalid value, or lacks a key.
     """
     settings = copy.deepcopy(_parsed(file, _content(file)))
     for name in _PATHS:
@@ -103,7 +103,7 @@ def _content(file: Path) -> str:
         raise SiteError("settings", f"{file}: not readable as YAML ({type(error).__name__})") from None
 
 
-@functools.lru_cache(maxsize=512)  # a simulation's sites are read at every message
+@functools.lru_cache(maxsize=512)  # a simulation reads its sites at every message
 def _parsed(file: Path, text: str) -> SiteSettings:
     try:
         settings = yaml_text.load(SiteSettings, text, foreign=False)
@@ -120,7 +120,7 @@ def _problem(settings: SiteSettings) -> str:
     for key, known in (("stages", STAGES), ("metrics", METRICS)):
         strange = [name for name in getattr(settings, key) if name not in known]
         if strange:
-            return f"{key}: {strange[0]!r} is not known; there are: {', '.join(known)}"
+            return f"{key}: {strange[0]!r} is not known; choose from: {', '.join(known)}"
     strange = [text for text in settings.approved or [] if not _DIGEST.fullmatch(text)]
     if strange:
         return f"approved: {strange[0][:80]!r} is not the 64 hex digits that `sscxr site approve` writes"
@@ -142,15 +142,15 @@ def _problem(settings: SiteSettings) -> str:
 
 
 REGISTERED = (
-    "_registered"  # in the site's state: the name that the coordinator has for its key; no run is called so
+    "_registered"  # in the site's state: the name that the coordinator registered; cannot be a run's folder
 )
 
 
 def check_registered(settings: SiteSettings, name: str) -> None:
-    """See that the coordinator knows this site by its name, and note the other name for the doctor.
+    """Check the name that the coordinator registered, and record a different one for the doctor.
 
     Raises:
-        SiteError: it registered the site's key under another.
+        SiteError: it registered the site's key under another name.
     """
     note = Path(settings.state) / REGISTERED
     if name == settings.name:
@@ -161,13 +161,13 @@ def check_registered(settings: SiteSettings, name: str) -> None:
     write_atomically(note, name.encode())
     raise SiteError(
         "name",
-        f"site.yaml says name: {settings.name}, the coordinator registered this site's key as {name}: agree on "
-        "one, and change site.yaml or have the key registered anew",
+        f"site.yaml has name: {settings.name}, the coordinator registered this site's key as {name}: agree on "
+        "one, and change site.yaml or have the key registered again",
     )
 
 
 def check_allowed(settings: SiteSettings, config: Config) -> None:
-    """See that this hospital lets the run do what it asks for.
+    """Check that this hospital allows what the run asks for.
 
     Raises:
         SiteError: "paused", or "not allowed" with the setting that forbids it.
@@ -186,7 +186,7 @@ def check_allowed(settings: SiteSettings, config: Config) -> None:
 
 
 def check_approved(settings: SiteSettings, config: Config) -> None:
-    """See that this hospital has approved the recipe.
+    """Check that this hospital has approved the recipe.
 
     Raises:
         SiteError: "not approved", with the settings that differ from the recipe of the site's join file.
@@ -198,7 +198,7 @@ def check_approved(settings: SiteSettings, config: Config) -> None:
         if settings.join:
             known = approval.settings_of(Join.read(settings.join).recipe)
     except (JoinError, ConfigError):
-        pass  # only the line below is poorer for it
+        pass  # the error below then names fewer settings
     try:
         approval.check(config, settings.approved or [], known)
     except approval.NotApprovedError as error:
@@ -206,7 +206,7 @@ def check_approved(settings: SiteSettings, config: Config) -> None:
 
 
 def check_mixed(settings: SiteSettings, config: Config, images: int, round_number: int) -> None:
-    """See that each of the run's updates mixes enough of so many images.
+    """Check that each update of the run mixes enough of a site's images.
 
     Raises:
         SiteError: "few images" or "not allowed".
@@ -218,7 +218,7 @@ def check_mixed(settings: SiteSettings, config: Config, images: int, round_numbe
     if images < least:
         raise SiteError(
             "few images",
-            f"{images} images to train on, an update has to mix {least} (min_mixed in site.yaml)",
+            f"{images} images to train on, an update must mix {least} (min_mixed in site.yaml)",
         )
     mixed = min(floors.least_mixed(config, images), floors.least_mixed(config, images, round_number))
     if mixed < least:
@@ -230,10 +230,10 @@ def check_mixed(settings: SiteSettings, config: Config, images: int, round_numbe
 
 
 def approve(file: Path, join: Path) -> str:
-    """Add the recipe of a join file to those that a `site.yaml` approves; its digest.
+    """Add the recipe of a join file to those that a `site.yaml` approves, and return its digest.
 
     Raises:
-        SiteError, JoinError, ConfigError: a file that cannot be read or added to, a recipe that cannot be used.
+        SiteError, JoinError, ConfigError: a file cannot be read or extended, or the recipe is invalid.
     """
     invitation, before = Join.read(join), read_settings(file)
     config = approval.settings_of(invitation.recipe)
@@ -251,17 +251,17 @@ def approve(file: Path, join: Path) -> str:
     if sorted(after.approved or []) != sorted(was.approved) or replace(after, approved=None) != replace(
         was, approved=None
     ):
-        raise SiteError("settings", f"{file}: cannot be added to; add this line below `approved:`: - {own}")
-    file.write_text(text, encoding="utf-8")  # in place: who may read it stays as it is
+        raise SiteError("settings", f"{file}: cannot be extended; add this line below `approved:`: - {own}")
+    file.write_text(text, encoding="utf-8")  # in place, which keeps its owner and permissions
     return own
 
 
 def limit_memory(settings: SiteSettings) -> None:
-    """Hold this process to the site's `memory_gb` of main memory; beyond it an allocation fails."""
+    """Limit this process to the site's `memory_gb` of main memory; beyond it an allocation fails."""
     if settings.memory_gb:
         bound, hard = int(settings.memory_gb * 1e9), resource.getrlimit(resource.RLIMIT_DATA)[1]
         if hard != resource.RLIM_INFINITY:
-            bound = min(bound, hard)  # what the machine allows may be less still
+            bound = min(bound, hard)  # the machine may allow even less
         resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
 
 
@@ -269,7 +269,7 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
     """Write a commented `site.yaml`, a node key (P-384) and the server's CA.
 
     Args:
-        folder: made where it is not there; what is in it already is kept.
+        folder: made if absent; its other files are kept.
         name: the site's name, as the coordinator registers it.
         cache: the prepared cache; relative to the folder.
         join: the coordinator's join file.
@@ -278,8 +278,8 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
         The settings file.
 
     Raises:
-        SiteError, ExistsError: a file that is there already.
-        JoinError, WireError: a join file or a name that cannot be used.
+        SiteError, ExistsError: a file already exists.
+        JoinError, WireError: an invalid join file or name.
     """
     wire.check_name(name, "site")
     refuse_file(folder)
@@ -287,7 +287,7 @@ def init(folder: Path, *, name: str, cache: str = "cache", join: Path | None = N
     file, key = folder / "site.yaml", folder / _KEY
     for path in (file, key, key.with_suffix(".pub")):
         if path.exists():
-            raise SiteError("settings", f"{path} is there already; remove it, or choose another folder")
+            raise SiteError("settings", f"{path} already exists; remove it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     written = ""
     if invitation and join:
@@ -315,11 +315,11 @@ def _scalar(value: Any) -> str:
 
 
 def _write_key(file: Path) -> None:
-    # Imported here: the ClientApp reads settings at every message and makes no keys.
+    # Imported here: the ClientApp reads settings at every message and never makes a key.
     from cryptography.hazmat.primitives import serialization as forms
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    key = ec.generate_private_key(ec.SECP384R1())  # the curve that Flower's node authentication asks for
+    key = ec.generate_private_key(ec.SECP384R1())  # the curve that Flower's node authentication requires
     private = key.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.OpenSSH, forms.NoEncryption())
     public = key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:

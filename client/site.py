@@ -1,8 +1,8 @@
 """This hospital: its cache, and the state that it keeps on its own disk between messages.
 
-Flower starts a fresh process for each message, so whatever must last lies in files: the reconstruction head and
-the optimiser's moments, in one generation for each attempt at a round. The server names the generation to start
-from, the last one whose update it folded; later ones are traces of work that did not count, and are deleted.
+Flower starts a fresh process for each message, so lasting state is in files: the reconstruction head and the
+optimiser's moments, in one generation for each attempt at a round. The server names the generation to start from,
+the last one whose update it folded; later ones belong to work that did not count, and are deleted.
 """
 
 import functools
@@ -33,9 +33,10 @@ from sscxr.files import private_folder, settle, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a run may set aside here: from a list, as a free share could be moved past one patient after the other.
+# Allowed values of data.test_share: with a free share, a coordinator could move it past one patient after
+# another.
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-_GREY_IMAGES = 2048  # of a large site so many, evenly spaced, stand for all in the histogram: half a second
+_GREY_IMAGES = 2048  # sample size for the histogram of a large site, evenly spaced: half a second
 _GENERATION = re.compile(r"r\d{5,}-a\d{2,}\.(safetensors|tmp)")
 
 log = logging.getLogger("sscxr.site")
@@ -46,7 +47,7 @@ class Site:
 
     Attributes:
         name: its name in the federation.
-        settings: what it allows.
+        settings: its `site.yaml`.
         cache: its images.
         store: its state on disk.
     """
@@ -55,7 +56,7 @@ class Site:
         """Open the cache.
 
         Raises:
-            SiteError: no usable cache, or an unreadable list of groups.
+            SiteError: the cache cannot be opened, or the list of groups is unreadable.
         """
         self.name, self.settings = settings.name, settings
         try:
@@ -72,16 +73,16 @@ class Site:
         self.store = StateStore(Path(settings.state))
 
     def min_cell(self, config: Config) -> int:
-        """No count below this is reported: the site's own; a site whose own is 1 leaves it to the run."""
+        """Return the smallest count that is reported: the site's own, or the run's if the site's is 1."""
         return self.settings.min_cell if self._guarded else config.privacy.min_cell
 
     @property
     def _guarded(self) -> bool:
-        """Whether answers are held against earlier ones; virtual sites, all of `min_cell` 1, have no patients."""
+        """Whether answers are checked against earlier ones; not for virtual sites, which have a `min_cell` of 1."""
         return self.settings.min_cell > 1
 
     def usable_rows(self, config: Config) -> Rows:
-        """Rows of this site that the run's stage can use."""
+        """Return the rows of this site that the run's stage can use."""
         rows = self.cache.rows(laterals=config.data.laterals)
         try:
             return stages.of(config).usable(self.cache, rows[self._mine[rows]])
@@ -89,10 +90,10 @@ class Site:
             raise SiteError("cache", str(error)) from None
 
     def training_rows(self, config: Config) -> Rows:
-        """Rows to train on: all but the held-out patients'.
+        """Return the rows to train on: all but the held-out patients'.
 
         Raises:
-            SiteError: fewer than the minimum cell, or than this site takes part with.
+            SiteError: fewer than `min_cell` or `min_images`.
         """
         rows, _ = self._rows(config)
         least = max(self.min_cell(config), self.settings.min_images)
@@ -101,17 +102,17 @@ class Site:
                 "few images",
                 f"{len(rows)} images to train on that can be reported, {least} are needed (the larger of min_cell="
                 f"{self.min_cell(config)} and min_images={self.settings.min_images}), of as many patients, and as "
-                'far from the images of other runs: see "Small cells" in docs/privacy.md',
+                'different from the images of other runs: see "Small cells" in docs/privacy.md',
             )
         return rows
 
     def held_out_rows(self, config: Config) -> Rows:
-        """Rows of patients that are never trained on; none where they are fewer than the minimum cell."""
+        """Return rows of patients that are never trained on; none if fewer than the minimum cell."""
         _, rows = self._rows(config)
         return rows if len(rows) >= self.min_cell(config) else rows[:0]
 
     def _rows(self, config: Config) -> tuple[Rows, Rows]:
-        """Rows to train on and held-out ones, as the site may answer for them."""
+        """Return the rows to train on and the held-out ones that the site may answer for."""
         usable = self.usable_rows(config)
         held_out = self.cache.held_out(config.data.test_share)[usable]
         training, testing = usable[~held_out], usable[held_out]
@@ -133,7 +134,7 @@ class Site:
         return training, testing
 
     def waiting(self, config: Config) -> int:
-        """How many images no run has had yet, as they are of too few patients; of a site never asked, none."""
+        """Return how many images still wait, as they are of too few patients; 0 if the site was never asked."""
         earlier = answers.Answers(self.store.folder, self.settings.min_cell)
         rows = self.usable_rows(config) if self._guarded and len(earlier.images) else np.empty(0, np.int64)
         return int((~earlier.seen(self._names()[0][rows])).sum())
@@ -142,23 +143,23 @@ class Site:
         return self.cache.column("image").astype(str), self.cache.column("group").astype(str)
 
     def may_tell(self, rows: Rows, config: Config) -> bool:
-        """Whether figures of these held-out rows may leave: no class among them is a small cell."""
+        """Return whether figures of these held-out rows may leave: no class among them is a small cell."""
         return stages.of(config).tellable(self.cache, rows, self.min_cell(config))
 
     def told_counts(self, config: Config) -> str:
-        """Those of the run's aggregates that site.yaml lets leave, as JSON."""
+        """Return the run's aggregates that site.yaml allows to leave, as JSON."""
         allowed = set(self.settings.metrics) & {"counts", "grey"}
         if not allowed:
             return "{}"
         tables = json.loads(self.counts_of_run(config))
-        told = {name: cells for name, cells in tables.items() if _metric(name) in allowed}
-        return json.dumps(told, sort_keys=True)
+        reported = {name: cells for name, cells in tables.items() if _metric(name) in allowed}
+        return json.dumps(reported, sort_keys=True)
 
     def counts_of_run(self, config: Config) -> str:
-        """The counts as first taken: the cache's own, whatever the run asks for.
+        """Return the counts as first taken: over the whole cache, whatever the run asks for.
 
-        They are taken anew, table by table, where the patients that came or went, and every cell that is reported
-        before and after, differ by the minimum cell or more.
+        They are taken again, table by table, if the patients that came or went, and every cell that is reported
+        before and after, differ by at least the minimum cell.
         """
         if not self._guarded:
             file = self.store.folder / wire.check_name(config.run.name, "run") / "counts.json"
@@ -170,7 +171,7 @@ class Site:
         key = "grey" if "grey" in self.settings.metrics else "counts"
         with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
             before = earlier.known(key)
-            told = [
+            reported = [
                 text for name in ("counts", "grey") for text in earlier.notes.get(name, {}).get("told", [])
             ]
             everything = np.flatnonzero(self._mine)
@@ -178,27 +179,27 @@ class Site:
             if not earlier.add(key, [names[0][rows]], _pairs(*names)):
                 rows = training
                 if before is not None or not earlier.add(key, [names[0][rows]], _pairs(*names)):
-                    return str(told[-1]) if told else "{}"
+                    return str(reported[-1]) if reported else "{}"
             now = earlier.known(key)
             if before is not None and now is not None and np.array_equal(np.sort(before[0]), np.sort(now[0])):
-                return str(told[-1])
-            text = _apart(self.tables(rows, self.settings.min_cell), told, self.settings.min_cell)
+                return str(reported[-1])
+            text = _apart(self.tables(rows, self.settings.min_cell), reported, self.settings.min_cell)
             earlier.notes[key]["told"] = [*earlier.notes[key].get("told", []), text]
             earlier.save()
         return text
 
     def counts(self, config: Config) -> str:
-        """The aggregates of the run's rows that may leave, as `wire.counts_to_json` gives them.
+        """Return the aggregates of the run's rows that may leave, from `wire.counts_to_json`.
 
         Raises:
             SiteError: fewer images than the minimum cell.
         """
-        # Held-out rows are counted only where their number is told: the tables' totals would give it away.
+        # Held-out rows are counted only if their number is reported: the tables' totals would reveal it.
         rows = np.concatenate([self.training_rows(config), self.held_out_rows(config)])
         return self.tables(rows, self.min_cell(config))
 
     def tables(self, rows: Rows, minimum: int) -> str:
-        """The aggregates of some rows that may leave, as `wire.counts_to_json` gives them."""
+        """Return the aggregates of these rows that may leave, from `wire.counts_to_json`."""
         index = self.cache.index.iloc[rows]
         tables = {
             "view": _tally(index["view"], wire.COUNT_TABLES["view"]),
@@ -216,7 +217,7 @@ class Site:
         return wire.counts_to_json(tables, minimum, grey)
 
     def _grey(self, rows: Rows, minimum: int) -> dict[str, int]:
-        """A histogram of the grey levels of the images without their padding, each image weighing the same."""
+        """Return a histogram of the images' grey levels without padding; each image has the same weight."""
         chosen = rows[np.linspace(0, len(rows) - 1, min(len(rows), _GREY_IMAGES)).round().astype(np.int64)]
         index, bins = self.cache.index.iloc[chosen], len(wire.GREY_CELLS)
         places = index[["top", "left", "content_height", "content_width"]].to_numpy(dtype=np.int64)
@@ -225,11 +226,11 @@ class Site:
             pixels = self.cache.images[row, top : top + height, left : left + width]
             tallies[number] = np.bincount(pixels.ravel() // (256 // bins), minlength=bins)
         shares = (tallies / tallies.sum(axis=1, keepdims=True)).mean(axis=0)
-        import pandas as pd  # here: a message that trains needs none
+        import pandas as pd  # here: training messages do not need it
 
         patients = pd.DataFrame(tallies > 0).groupby(index["group"].to_numpy()).any().sum()
-        told = dict(zip(wire.GREY_CELLS, shares.tolist(), strict=True))
-        return wire.suppress_grey(told, dict(zip(wire.GREY_CELLS, patients.tolist(), strict=True)), minimum)
+        levels = dict(zip(wire.GREY_CELLS, shares.tolist(), strict=True))
+        return wire.suppress_grey(levels, dict(zip(wire.GREY_CELLS, patients.tolist(), strict=True)), minimum)
 
 
 def _metric(table: str) -> str:
@@ -241,7 +242,7 @@ def _pairs(images: answers.Names, groups: answers.Names) -> dict[str, str]:
 
 
 def _apart(text: str, earlier: list[str], least: int) -> str:
-    """New counts, but the last of the earlier tables wherever a cell would differ from one by a few."""
+    """Return new counts, but the last earlier table wherever a cell would differ from an earlier one by a few."""
     tables, before = json.loads(text), [json.loads(one) for one in earlier]
     for name, cells in tables.items():
         if name == wire.GREY:
@@ -259,9 +260,9 @@ def _by_patient(groups: "pd.Series[Any]") -> dict[str, int]:
     return {first: patients, further: len(groups) - patients}
 
 
-@functools.lru_cache(maxsize=4)  # a simulation's sites share one, message after message
+@functools.lru_cache(maxsize=4)  # a simulation's sites share one across messages
 def _opened(folder: str, state: tuple[object, ...]) -> Cache:
-    """A cache as long as its files are the same; nobody writes to what is shared so."""
+    """Open a cache, once while its files are unchanged; the shared object is never modified."""
     return open_cache(folder)
 
 
@@ -271,9 +272,9 @@ def _tally(values: "pd.Series[Any]", cells: tuple[str, ...]) -> dict[str, int]:
 
 
 class Writes:
-    """Generations on their way to the disk.
+    """Writes generations to disk.
 
-    A site's reply says that its state is kept; so by default it is on the disk before `put` returns. The simulation
+    A site's reply states that its state is kept; so by default it is on disk before `put` returns. The simulation
     sets `behind`: a state is then written while the next site trains, and the round is not committed before
     `settle` has returned.
     """
@@ -286,7 +287,7 @@ class Writes:
         self._failed: BaseException | None = None
 
     def put(self, folder: Path, write: Callable[[], None]) -> None:
-        """Let something be written to a folder."""
+        """Write to a folder, now or in the background."""
         if not self.behind:
             write()
             return
@@ -295,15 +296,15 @@ class Writes:
         self._going = folder, self._pool.submit(write)
 
     def wait(self, folder: Path) -> None:
-        """See that nothing more is being written to a folder."""
+        """Wait until nothing is being written to a folder."""
         if self._going and self._going[0] == folder:
             self._end()
 
     def settle(self) -> None:
-        """Wait until everything is on the disk.
+        """Wait until everything is on disk.
 
         Raises:
-            SiteError: something is not, since the last time this was asked.
+            SiteError: a write has failed since the last call.
         """
         self._end()
         failed, self._failed = self._failed, None
@@ -322,7 +323,7 @@ writes = Writes()
 class StateStore:
     """Generations of a site's state, one safetensors file each, by run.
 
-    A file carries a checksum of its tensors, so that a damaged one is told from a good one.
+    Each file has a checksum of its tensors, which reveals damage.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -334,7 +335,7 @@ class StateStore:
         return self.folder / run / f"{generation}.safetensors"
 
     def load(self, run: str, generation: str) -> tuple[dict[str, Tensor] | None, str]:
-        """The tensors of a generation, and whether they were "kept", are "new" (none was named) or "lost"."""
+        """Return the tensors of a generation, and whether they were "kept", are "new" (none named) or "lost"."""
         if not generation:
             return None, "new"
         writes.wait(self.folder)
@@ -348,13 +349,13 @@ class StateStore:
         return (tensors, "kept") if checksum == _checksum(tensors) else (None, "lost")
 
     def save(self, run: str, generation: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a generation, whole or not at all; see `Writes` for when."""
+        """Write a generation atomically; see `Writes` for when."""
         file = self._file(run, generation)
         whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
         writes.put(self.folder, functools.partial(_write, file, whole))
 
     def keep_only(self, run: str, *generations: str) -> None:
-        """Delete every generation of a run but those named, and half-written ones; nothing else in the folder."""
+        """Delete a run's other generations, and partial ones; nothing else in the folder."""
         writes.wait(self.folder)
         for file in (self.folder / wire.check_name(run, "run")).glob("*"):
             ours = _GENERATION.fullmatch(file.name)
@@ -370,7 +371,7 @@ def _write(file: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Against accidents: who can write here can do worse. A digest would take longer than reading the file."""
+    """Return a checksum against accidental damage. A digest would take longer than reading the file."""
     found = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,13 +1,13 @@
 #!/bin/sh
-# A CA of the federation's own, and the certificate of its server.
+# Make the federation's own CA, and the certificate of its server.
 #
-#   make-ca.sh DIR HOST...     make DIR/ca.key, ca.crt, server.key, server.crt; the certificate holds for each HOST
+#   make-ca.sh DIR HOST...     make DIR/ca.key, ca.crt, server.key, server.crt; the certificate is valid for each HOST
 #                              (a name or an IP address), and for localhost
-#   make-ca.sh --renew DIR     sign the server's key anew, for the same hosts; ca.crt stays, so no site notices
+#   make-ca.sh --renew DIR     sign the server's key again, for the same hosts; ca.crt stays, so no site notices
 #   make-ca.sh --renew DIR HOST...   the same, for these hosts
 #
-# No key is ever overwritten. ca.key signs certificates that every site trusts: keep it off the server between
-# renewals. CA_DAYS and DAYS set how long the two certificates hold.
+# Keys are never overwritten. ca.key signs certificates that every site trusts: keep it off the server between
+# renewals. CA_DAYS and DAYS set how long the two certificates are valid.
 set -eu
 
 CA_DAYS=${CA_DAYS:-3650}
@@ -15,13 +15,13 @@ DAYS=${DAYS:-397}
 
 fail() { echo "make-ca.sh: $*" >&2; exit 1; }
 
-# HOST... as a subjectAltName; localhost is in it for what runs on the server itself.
+# HOST... as a subjectAltName; localhost is in it for programs on the server itself.
 names() {
     list="DNS:localhost,IP:127.0.0.1"
     for host in "$@"; do
         case $host in
             localhost | 127.0.0.1) continue ;;
-            *[!A-Za-z0-9.:_-]* | '' | -*) fail "$host is no host name and no address" ;;
+            *[!A-Za-z0-9.:_-]* | '' | -*) fail "$host is neither a host name nor an address" ;;
             *:*) list="$list,IP:$host" ;;
             *[!0-9.]*) list="$list,DNS:$host" ;;
             *) list="$list,IP:$host" ;;
@@ -78,7 +78,7 @@ fi
 [ $# -ge 1 ] || fail "name the host, or hosts, that sites connect to"
 hosts=$(names "$@")
 for file in ca.key server.key; do
-    [ ! -e "$dir/$file" ] || fail "$dir/$file is there, and no key is overwritten; --renew signs it anew"
+    [ ! -e "$dir/$file" ] || fail "$dir/$file exists, and keys are never overwritten; --renew signs it again"
 done
 (umask 022 && mkdir -p "$dir")  # the certificates are for everybody, the keys are not
 key "$dir/ca.key"

@@ -1,9 +1,9 @@
-"""Compare two runs by their tables: settings that differ, loss by round, sites that were missed, probes.
+"""Compare two runs by their tables: settings that differ, loss by round, missing sites, probes.
 
     python examples/compare_runs.py runs/one runs/other
 
-Without runs it makes two small ones of phantoms, by averaging and with momentum at the server. A run that still
-goes on may be named as well.
+Without runs it makes two small ones of phantoms, with plain averaging and with momentum at the server. The runs
+may still be going.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def two_small_runs(folder: Path) -> list[Path]:
-    """Two federations of two phantom hospitals that differ in the server's rule."""
+    """Run two federations of two phantom hospitals that differ in the server's optimiser."""
     rules = {"fedavg": [], "nesterov": ["federation.server.name=nesterov", "federation.server.momentum=0.5"]}
     for name, settings in rules.items():
         command = [sys.executable, "-m", "sim.run", "--clients", "2", "--config", "smoke", "sim.phantoms=48"]

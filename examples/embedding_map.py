@@ -1,9 +1,9 @@
-"""Look at a site cache, and at a map of its images by what an encoder sees in them.
+"""Print a site cache's content, and draw a map of its images by an encoder's features.
 
     python examples/embedding_map.py --cache CACHE --encoder runs/demo/encoder --out map.png
 
-Without --cache it draws phantoms; without --encoder the weights are random, which is what to compare a map with.
-Images that lie together look alike to the encoder. Where they lie together by source, it sees the machine.
+Without --cache it draws phantoms; without --encoder the weights are random, for comparison. Images that are close
+look similar to the encoder. If they cluster by source, it sees the machine.
 """
 
 import argparse

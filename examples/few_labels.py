@@ -1,9 +1,9 @@
-"""Fine-tune a released encoder with few labels in plain PyTorch: it is a timm ViT, and needs nothing of ours.
+"""Fine-tune a released encoder with few labels in plain PyTorch: it is a timm ViT, and does not need sscxr.
 
     python examples/few_labels.py --encoder runs/demo/encoder --cache CACHE --label pneumonia
 
-`sscxr finetune classify` does this with rates that fall block by block, early stopping and intervals; this is for
-whoever has a training loop already. Without --cache it draws phantoms; without --encoder the weights are random.
+`sscxr finetune classify` does this with layer-wise rates, early stopping and intervals; this script is for those
+who have a training loop already. Without --cache it draws phantoms; without --encoder the weights are random.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     with torch.inference_mode():
         model.eval()
         found = torch.cat([logits(part) for part in np.array_split(rows, -(-len(rows) // 64))])
-    print(
-        f"AUROC {roc_auc_score(truth[rows], found):.3f} on {len(rows)} images of patients that were held out"
-    )
+    print(f"AUROC {roc_auc_score(truth[rows], found):.3f} on {len(rows)} images of held-out patients")
 
 
 def phantoms() -> Path:

@@ -1,11 +1,11 @@
-"""Averaging updates: a sum that does not depend on order, and what the server does with the mean.
+"""Averaging updates: a sum that does not depend on order, and the server's optimisers.
 
-The sum is one of whole numbers. Each value of an update is rounded once to a multiple of 2^-32 and added as that
-multiple, times the site's whole-number weight: replies in any order give the same bits. Secure aggregation needs
-the same form later.
+The sum has whole numbers only. Each value of an update is rounded once to a multiple of 2^-32 and added as that
+multiple, times the site's whole-number weight, so that replies in any order give the same bits. Secure
+aggregation needs the same form later.
 
 fp64 adds whole numbers exactly up to 2^53, and faster than integers: a rounded value has at most the 24 bits of
-fp32, its product with a weight at most 49. What could grow beyond 2^53 is moved to 64-bit integers before.
+fp32, its product with a weight at most 49. Sums that could exceed 2^53 are first moved to 64-bit integers.
 """
 
 import math
@@ -27,11 +27,11 @@ _EXACT = 2**53  # fp64 has every whole number up to here
 
 
 class FoldError(SscxrError):
-    """An update that cannot be added: one line that says why."""
+    """An update cannot be added; one line states why."""
 
 
 class WeightedSum:
-    """A weighted sum of updates; its memory is a model or two, whatever the number of updates.
+    """A weighted sum of updates. It takes the memory of one or two models, whatever the number of updates.
 
     Attributes:
         weight: the weights' total.
@@ -39,17 +39,16 @@ class WeightedSum:
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
         self._sums = {name: torch.zeros(t.numel(), dtype=torch.float64) for name, t in like.items()}
-        self._reach = 0  # no size of a value in `_sums` is above
-        self._moved: dict[str, Tensor] = {}  # int64; empty until something is moved
+        self._reach = 0  # an upper bound on the size of the values in `_sums`
+        self._moved: dict[str, Tensor] = {}  # int64; empty until sums are moved
         self._shapes = {name: tensor.shape for name, tensor in like.items()}
         self.weight = 0
 
     def add(self, update: Mapping[str, Tensor], weight: int) -> None:
-        """Add one update: fp32 tensors of the names and shapes given at the start, all finite.
+        """Add one update: finite fp32 tensors of the names and shapes given at the start.
 
         Raises:
-            FoldError: a weight below 1, or a total or a value out of the range that the sum can hold; nothing
-                was added then.
+            FoldError: a weight below 1, or a total or a value out of the range of the sum; nothing is added then.
         """
         if weight < 1:
             raise FoldError(f"weight {weight} is below 1")
@@ -70,7 +69,7 @@ class WeightedSum:
         self.weight += weight
 
     def mean(self) -> dict[str, Tensor]:
-        """The weighted mean, fp32."""
+        """Return the weighted mean, fp32."""
         if not self.weight:
             raise FoldError("no update was added")
         if self._moved:
@@ -83,7 +82,7 @@ class WeightedSum:
         return found
 
     def _move(self) -> None:
-        """Move what is in `_sums` to integers, which hold all that may be added."""
+        """Move `_sums` to integers, which are large enough for all that may be added."""
         for name, sums in self._sums.items():
             moved = self._moved.setdefault(name, torch.zeros(sums.shape, dtype=torch.int64))
             moved += sums.to(torch.int64)
@@ -92,27 +91,27 @@ class WeightedSum:
 
 
 def _pieces(tensor: Tensor, sums: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A tensor and its sums [values], in pieces between whose uses the processor's cache holds them."""
+    """Split a tensor and its sums [values] into pieces that fit into the processor's cache."""
     return zip(torch.split(tensor.reshape(-1), codecs.CHUNK), torch.split(sums, codecs.CHUNK), strict=True)
 
 
 def to_fixed(values: Tensor, into: Tensor) -> Tensor:
-    """fp32 values of size at most `MAX_ABS` as multiples of 2^-32, rounded to nearest: whole numbers in fp32."""
-    # A power of two moves the exponent alone, and whole numbers stay whole: fp32 loses nothing on the way.
+    """Return fp32 values of size at most `MAX_ABS` as multiples of 2^-32, rounded to nearest, in fp32."""
+    # Multiplying by a power of two changes only the exponent, so fp32 loses nothing.
     return torch.mul(values, math.ldexp(1.0, FRACTION_BITS), out=into).round_()
 
 
 class ServerOptimiser(Protocol):
-    """What the server does with the mean update; its state is part of the checkpoint."""
+    """Applies the mean update to the encoder; its state is part of the checkpoint."""
 
     def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The next encoder, fp32."""
+        """Return the next encoder, fp32."""
 
     def state(self) -> dict[str, Tensor]:
-        """What it remembers between rounds."""
+        """Return the tensors to keep between rounds."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
 
 
 class FedAvg:
@@ -122,15 +121,15 @@ class FedAvg:
         self.lr = lr
 
     def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """encoder + lr * mean."""
+        """Return encoder + lr * mean."""
         return {name: (self.lr * mean[name]).add_(weights) for name, weights in encoder.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """Return an empty dict."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take up."""
+        """Do nothing."""
 
 
 class Nesterov:
@@ -141,7 +140,7 @@ class Nesterov:
         self._velocity: dict[str, Tensor] = {}
 
     def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """v <- momentum * v + mean; encoder + lr * (mean + momentum * v)."""
+        """Update v <- momentum * v + mean; return encoder + lr * (mean + momentum * v)."""
         result = {}
         for name, weights in encoder.items():
             velocity = self.momentum * self._velocity.get(name, torch.zeros_like(weights)) + mean[name]
@@ -150,16 +149,16 @@ class Nesterov:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """The velocity."""
+        """Return the velocity."""
         return dict(self._velocity)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the velocity."""
+        """Restore the velocity."""
         self._velocity = {name: tensor.clone() for name, tensor in state.items()}
 
 
 def server_optimiser(settings: ServerOptimiserConfig) -> ServerOptimiser:
-    """The rule that the settings name.
+    """Return the optimiser that the settings name.
 
     Raises:
         ConfigError: an unknown name.
@@ -168,4 +167,6 @@ def server_optimiser(settings: ServerOptimiserConfig) -> ServerOptimiser:
         return FedAvg(settings.lr)
     if settings.name == "nesterov":
         return Nesterov(settings.lr, settings.momentum)
-    raise ConfigError(f"federation.server.name={settings.name!r} is not known; there are: fedavg, nesterov")
+    raise ConfigError(
+        f"federation.server.name={settings.name!r} is not known; choose one of: fedavg, nesterov"
+    )

@@ -41,17 +41,17 @@ _FROM_OUTSIDE = "ended from outside, as by flwr stop or Ctrl-C; resume it"
 
 
 class Hooks:
-    """Whom the rounds are shown to; the simulation puts its progress display here."""
+    """Where the rounds are shown; the simulation sets its progress display here."""
 
     listener: Listener | None = None
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or resume a federation, and release its encoder; of a fine-tuning, the model too.
+    """Run or resume a federation, and release its encoder; a fine-tuning also saves its model.
 
     Raises:
-        ConfigError, LedgerError, RunStopped: one line that says why; what was done is saved.
+        ConfigError, LedgerError, RunStopped: one line states why; completed rounds are saved.
     """
     _log_to_stderr()
     settings = context.run_config
@@ -70,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Show our own log in a process of Flower's, which shows none; others' stay as they are."""
+    """Show our own log in Flower's process, which shows none; leave other loggers unchanged."""
     ours = logging.getLogger("sscxr")
     if not (ours.handlers or logging.getLogger().handlers):
         handler = logging.StreamHandler()
@@ -84,7 +84,7 @@ def run(
 ) -> None:
     """Run the rounds that are left in `out`, then write `out/encoder`.
 
-    How it ended is in `out/status.json`, and in the exception or the last line of the log.
+    `out/status.json` and the exception or the last line of the log state how the run ended.
 
     Args:
         tracking: where its curves go too, such as "tensorboard,mlflow".
@@ -94,7 +94,7 @@ def run(
     if problem:
         raise ConfigError(problem)
     set_up(config)
-    # Before the folder is made: one with settings that cannot be used would be in the way of the mended ones.
+    # Before the folder is made: a folder with invalid settings would block a run with the corrected ones.
     start = None if (out / "config.yaml").exists() else stages.of(config).start()
     rounds = config.federation.rounds
     with status.held(out):
@@ -132,9 +132,9 @@ def run(
 
 
 class _EndedByFlower:
-    """While it is open, a run that `flwr stop` or a signal ends says so at once.
+    """While open, writes the status immediately when `flwr stop` or a signal ends the run.
 
-    Flower ends the process a few seconds after its own handlers have begun, in the middle of anything.
+    Flower ends the process a few seconds after its own handlers have begun, whatever it is doing.
     """
 
     def __init__(self, out: Path, state: State, rounds: int) -> None:
@@ -174,7 +174,7 @@ def _release(config: Config, state: State, out: Path) -> None:
 
 
 def _logged(rounds: int) -> Listener:
-    """The server's log: a line a round, and one for each site that something is to be said of."""
+    """Log a line per round, and one for each site that was not folded or has a remark."""
 
     def heard(row: runs.SiteRow) -> None:
         if row.outcome != "folded" or row.reason:
@@ -185,10 +185,10 @@ def _logged(rounds: int) -> Listener:
 
 @contextmanager
 def _tracked(listener: Listener, tracking: str, out: Path, name: str) -> Iterator[Listener]:
-    """A listener that has the curves follow each commit."""
+    """Yield a listener that updates the curves after each commit."""
     try:
         kinds = kinds_of(tracking)
-    except SscxrError as error:  # no reason for a run to fail
+    except SscxrError as error:  # tracking must not fail a run
         log.warning("%s", error)
         kinds = []
     tracks = Tracking(kinds, out, name, partial(committed, out))
@@ -215,7 +215,7 @@ def publish(
     """Write the run's encoder as a release.
 
     Args:
-        data, probes, notes: of the model card, see `Card`.
+        data, probes, notes: for the model card, see `Card`.
     """
     stage = stages.of(config)
     name, args = config.encoder.name, stage.encoder_args()

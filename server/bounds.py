@@ -1,12 +1,12 @@
-"""How far one site may move the average: its weight, its images and its update, each held to the other sites'.
+"""Limits how far one site may move the average: its weight, its images and its update, relative to other sites.
 
-A site says itself how many images it trained on, and what it sends is whatever it likes. So its images are at most
-those that it joined with, its weight is at most `federation.weight_cap` times the roster's median, and an update
-longer than `federation.clip_updates` times the usual is scaled down to that (norm bounding, arXiv 1911.07963).
+A site reports its own number of images, and may send anything. So its images are at most those that it joined
+with, its weight is at most `federation.weight_cap` times the roster's median, and an update longer than
+`federation.clip_updates` times the usual is scaled down to that (norm bounding, arXiv 1911.07963).
 
-What is usual is the median over the sites, and then over the last rounds. Norms are compared per step and
-learning rate, or a run's warm-up and its sites' sizes would look like attacks: an update of AdamW is the sum of
-`steps` moves of the rate's size that partly cancel, and so grows with sqrt(steps) x rate.
+The usual norm is the median over the sites, and then over the last rounds. Norms are compared per step and
+learning rate, since otherwise a run's warm-up and its sites' sizes would look like attacks: an update of AdamW is
+the sum of `steps` moves of the rate's size that partly cancel, and so grows with sqrt(steps) x rate.
 """
 
 import math
@@ -20,15 +20,15 @@ from sscxr import stages
 from sscxr.config import Config
 from sscxr.training import batches
 
-_MEMORY = 10  # committed rounds that tell what is usual
-_RATES = 64  # steps of a round at most whose rates are looked at
+_MEMORY = 10  # committed rounds that the usual norm is computed from
+_RATES = 64  # at most so many of a round's steps are sampled for their rates
 
 
 class Bounds:
-    """The bounds of one round, fixed before its first reply, so that replies in any order are held to the same.
+    """The bounds of one round, fixed before its first reply, so that they do not depend on the order of replies.
 
     Attributes:
-        most: no site weighs more.
+        most: the largest weight of a site.
     """
 
     def __init__(self, config: Config, state: State) -> None:
@@ -43,35 +43,35 @@ class Bounds:
         if federation.weight_cap and known:
             self.most = _cap(federation.weight_cap, (min(n, federation.max_images) for n in known), self.most)
 
-    def images(self, site: str, said: int) -> int:
-        """The images that a site says it trained on, at most those that it joined with."""
-        return min(said, self._joined.get(site, said))
+    def images(self, site: str, reported: int) -> int:
+        """Return the images that a site reports, at most those that it joined with."""
+        return min(reported, self._joined.get(site, reported))
 
-    def weight(self, site: str, said: int) -> int:
-        """Its weight in the average."""
-        return min(self.images(site, said), self.most)
+    def weight(self, site: str, reported: int) -> int:
+        """Return the site's weight in the average."""
+        return min(self.images(site, reported), self.most)
 
-    def norm(self, site: str, said: int) -> float:
-        """The longest update that is added whole, as an L2 norm; infinite where nothing is clipped.
+    def norm(self, site: str, reported: int) -> float:
+        """Return the largest L2 norm of an update that is not clipped; infinite without clipping.
 
-        In the first round nothing is known to be usual: AdamW moves no value by much more than the rate in a step.
+        The first round has no usual norm: AdamW hardly moves a value by more than the rate in a step.
         """
         if not self._federation.clip_updates:
             return math.inf
-        steps, rate = self._steps(site, said)
+        steps, rate = self._steps(site, reported)
         if math.isnan(self._usual):
             return math.sqrt(self._values) * steps * rate
         return self._federation.clip_updates * self._usual * math.sqrt(steps) * rate
 
-    def relative(self, site: str, said: int, norm: float) -> float:
-        """An update's norm per sqrt(steps) and rate, which is what is compared."""
-        steps, rate = self._steps(site, said)
+    def relative(self, site: str, reported: int, norm: float) -> float:
+        """Return an update's norm per sqrt(steps) and rate, for comparison between sites and rounds."""
+        steps, rate = self._steps(site, reported)
         return norm / (math.sqrt(steps) * rate)
 
-    def _steps(self, site: str, said: int) -> tuple[int, float]:
-        """How many steps a site took in this round, and their highest learning rate."""
+    def _steps(self, site: str, reported: int) -> tuple[int, float]:
+        """Return how many steps a site took in this round, and their highest learning rate."""
         federation = self._federation
-        images = self.weight(site, said)
+        images = self.weight(site, reported)
         steps = batches.steps_of_round(images, self._batch, federation.local_epochs, self._round)
         stretch = batches.stretch_of_round(steps, self._round, federation.rounds)
         places = range(0, len(steps), -(-len(steps) // _RATES))
@@ -81,7 +81,7 @@ class Bounds:
 
 
 def capped(counts: dict[str, int], cap: float) -> dict[str, int]:
-    """Counts of images by site, each at most `cap` times their median; 0: as they are."""
+    """Return counts of images by site, each at most `cap` times their median; 0: unchanged."""
     if not (cap and counts):
         return counts
     most = _cap(cap, counts.values(), max(counts.values()))
@@ -89,7 +89,7 @@ def capped(counts: dict[str, int], cap: float) -> dict[str, int]:
 
 
 def clip(update: dict[str, Tensor], norm: float, most: float) -> float:
-    """Scale an update of this norm down to at most `most`, in place; its norm then."""
+    """Scale an update of this norm down to at most `most`, in place, and return its new norm."""
     if norm <= most:
         return norm
     for tensor in update.values():

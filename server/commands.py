@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def join(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe by name, or a YAML file.")],
     name: Annotated[str, typer.Option(help="The federation's name.")],
-    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="What SuperNodes connect to.")],
+    superlink: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="The address that SuperNodes connect to.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="The settings that the run will have."),
@@ -30,7 +32,7 @@ def join(
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("join.yaml"),
     force: Force = False,
 ) -> None:
-    """Write the join file, which every hospital is sent. There is no secret in it."""
+    """Write the join file to send to every hospital. It contains no secret."""
     from sscxr import files
 
     files.refuse_existing(out, force=force)
@@ -41,11 +43,11 @@ def join(
 def describe(
     recipe: str | Path, overrides: list[str], *, name: str, superlink: str, ca: Path | None
 ) -> "Join":
-    """What a site has to know of a federation that runs a recipe.
+    """Return what a site has to know of a federation that runs a recipe.
 
     Raises:
-        ConfigError: settings that cannot be used.
-        OSError: no such CA.
+        ConfigError: invalid settings.
+        OSError: the CA's file cannot be read.
     """
     from sscxr import config as configs
     from sscxr import stages
@@ -66,7 +68,7 @@ def describe(
         superlink=superlink,
         ca=ca.read_text(encoding="utf-8", errors="replace")
         if ca
-        else "",  # `Join.write` refuses what is no PEM
+        else "",  # `Join.write` refuses what is not PEM
         versions=installed(),
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
         recipe=yaml_text.dump(approval.terms(config)),
@@ -86,7 +88,7 @@ def run_status(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
 ) -> None:
-    """Say how a run stands. Exit code: 0 finished, 3 running, 1 anything else."""
+    """Print the state of a run. Exit code: 0 finished, 3 running, 1 anything else."""
     from server import status
     from sscxr import runs
 
@@ -97,12 +99,12 @@ def run_status(
 
 def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
-    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show its present state, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else: an object at each change.")
     ] = False,
 ) -> None:
-    """Watch a run until it ends, from its folder alone. Exit code as of run-status."""
+    """Watch a run until it ends, from its folder alone. The exit code is that of run-status."""
     from server.watch import watch as watch_run
     from sscxr import runs
 
@@ -113,10 +115,10 @@ def track(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard.")] = False,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Write RUN/mlflow; wants the extra `mlflow`.")
+        bool, typer.Option("--mlflow", help="Write RUN/mlflow; needs the extra `mlflow`.")
     ] = False,
 ) -> None:
-    """Write a run's curves, by site, from what it has committed. Written anew, so there is no point twice."""
+    """Write a run's curves, by site, from its committed rounds. They replace earlier ones."""
     from functools import partial
 
     from server.tracking import Tracking, kinds_of
@@ -124,12 +126,12 @@ def track(
     from sscxr import runs
 
     if not (tensorboard or mlflow):
-        raise click.UsageError("say where to: --tensorboard, --mlflow or both")
+        raise click.UsageError("give --tensorboard, --mlflow or both")
     out = runs.find(run)
-    runs.read_status(out)  # says what is wrong
+    runs.read_status(out)  # raises if the folder is not a run
     kinds = kinds_of(",".join(["tensorboard"] * tensorboard + ["mlflow"] * mlflow))
     if not committed(out)[0]:
-        raise runs.RunError(f"{out}: no round is done yet, so there is no curve")
+        raise runs.RunError(f"{out}: no round is finished yet, so it has no curves")
     tracks = Tracking(kinds, out, out.resolve().name, partial(committed, out), strict=True)
     tracks.close()
     for kind in kinds:

@@ -1,6 +1,6 @@
-"""One attempt at one round: each reply is checked, and what passes is added to the sum.
+"""One attempt at one round: each reply is checked, and valid updates are added to the sum.
 
-Whatever is wrong with a reply ends in its row of `sites.csv`; nothing that a site sends stops a round.
+Errors in a reply are recorded in its row of `sites.csv`; nothing that a site sends stops a round.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from sscxr.federation import codecs, wire
 from sscxr.federation.wire import ARRAYS, RECORD, WireError
 from sscxr.runs import SiteRow
 
-_STATE_NOTES = {"lost": "its state was missing or damaged; it started anew"}
+_STATE_NOTES = {"lost": "its state was missing or damaged; it started without it"}
 # flwr.common.constant.ErrorCode, in words.
 _FLOWER_ERRORS = {
     1: "its client app could not be loaded",
@@ -31,10 +31,10 @@ _FLOWER_ERRORS = {
 
 
 class SiteFailedError(RuntimeError):
-    """A site said that it failed, or Flower said so for it.
+    """A site reported that it failed, or Flower did so for it.
 
     Attributes:
-        site: its name, where it told it.
+        site: its name, if it sent one.
     """
 
     def __init__(self, line: str, site: str = "") -> None:
@@ -43,11 +43,11 @@ class SiteFailedError(RuntimeError):
 
 
 class Fold:
-    """The sum of one attempt, and what came of each site.
+    """The sum of one attempt, and the outcome of each site.
 
     Attributes:
-        total: the weighted sum of the updates that passed.
-        rows: one a site, in the order heard.
+        total: the weighted sum of the valid updates.
+        rows: one per site, in the order of arrival.
         folded: site -> the generation that its update belongs to.
         losses: site -> its mean training loss and its weight.
         images: site -> the images that it trained on, at most those that it joined with.
@@ -62,12 +62,12 @@ class Fold:
         round_number: int,
         attempt: int,
     ) -> None:
-        """Begin with an empty sum.
+        """Start with an empty sum.
 
         Args:
-            encoder: as the server holds it, fp32.
+            encoder: the server's encoder, fp32.
             bounds: how far one site may move it.
-            fingerprint, round_number, attempt: what a reply must say that it answers.
+            fingerprint, round_number, attempt: values that a reply must repeat.
         """
         self.total = WeightedSum(encoder)
         self.rows: list[SiteRow] = []
@@ -78,12 +78,12 @@ class Fold:
         self._bounds = bounds
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
-        # Memory that each update in its turn is decoded into.
+        # Memory that each update is decoded into in turn.
         self._update = {name: torch.empty(tensor.shape) for name, tensor in encoder.items()}
         self._bound = settings.max_update_norm * codecs.norm(encoder)
 
     def add(self, site: str, reply: Message | WireError) -> SiteRow:
-        """Check one site's reply and add it to the sum; its arrays are dropped, whatever came of it."""
+        """Check one site's reply and add it to the sum; its arrays are dropped in any case."""
         if isinstance(reply, WireError):
             return self.miss(site, "refused", str(reply))
         sent = _arrays_bytes(reply)
@@ -99,22 +99,22 @@ class Fold:
         return row
 
     def miss(self, site: str, outcome: str, reason: str, sent: int | None = None) -> SiteRow:
-        """Note a site that has no part in the sum, and the bytes that it sent in vain."""
+        """Record a site that is not in the sum, and the bytes that it sent in vain."""
         row = SiteRow(self._round + 1, site, None, None, None, None, sent, outcome, reason)
         self.rows.append(row)
         return row
 
     def _checked(self, site: str, reply: Message, sent: int) -> SiteRow:
-        said = wire.from_record(wire.TrainReply, fields_of(reply))
+        answer = wire.from_record(wire.TrainReply, fields_of(reply))
         asked = {
             "site": site, "round": self._round, "attempt": self._attempt, "fingerprint": self._fingerprint,
         }  # fmt: skip
-        other = [name for name, value in asked.items() if getattr(said, name) != value]
+        other = [name for name, value in asked.items() if getattr(answer, name) != value]
         if other:
-            raise WireError(f"the reply is not to this message: it is of another {', '.join(other)}")
-        if not (1 <= said.images <= wire.MAX_COUNT and said.steps >= 1 and said.seconds >= 0):
+            raise WireError(f"the reply does not answer this message: it has another {', '.join(other)}")
+        if not (1 <= answer.images <= wire.MAX_COUNT and answer.steps >= 1 and answer.seconds >= 0):
             raise WireError("images, steps or seconds out of range")
-        if not 0 <= said.loss <= wire.MAX_LOSS:
+        if not 0 <= answer.loss <= wire.MAX_LOSS:
             raise WireError("loss out of range")
         if site in self.folded:
             raise WireError("a second reply")
@@ -122,32 +122,32 @@ class Fold:
         size = codecs.norm(update)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
-        notes = [_STATE_NOTES.get(said.state, "")]
-        weight = self._bounds.weight(site, said.images)
-        if weight < said.images:
+        notes = [_STATE_NOTES.get(answer.state, "")]
+        weight = self._bounds.weight(site, answer.images)
+        if weight < answer.images:
             notes.append(f"it weighs {weight} images")
-        kept = clip(update, size, self._bounds.norm(site, said.images))
+        kept = clip(update, size, self._bounds.norm(site, answer.images))
         if kept < size:
             notes.append(f"its update of norm {size:.4g} was clipped to {kept:.4g}")
         self.total.add(update, weight)
         self.folded[site] = wire.generation(self._round, self._attempt)
-        self.losses[site] = (said.loss, weight)
-        self.images[site] = self._bounds.images(site, said.images)
-        self._norms.append(self._bounds.relative(site, said.images, kept))
+        self.losses[site] = (answer.loss, weight)
+        self.images[site] = self._bounds.images(site, answer.images)
+        self._norms.append(self._bounds.relative(site, answer.images, kept))
         return SiteRow(
             self._round + 1,
             site,
-            said.images,
-            said.loss,
+            answer.images,
+            answer.loss,
             size,
-            said.seconds,
+            answer.seconds,
             sent,
             "folded",
             "; ".join(filter(None, notes)),
         )
 
     def norm(self) -> float:
-        """What a later round takes as the usual norm of this one's updates."""
+        """Return the usual norm of this round's updates, for later rounds."""
         return median_low(self._norms)
 
 
@@ -157,18 +157,18 @@ def _arrays_bytes(reply: Message) -> int:
 
 
 def _drop_arrays(reply: Message) -> None:
-    """Free a reply's arrays now: Flower's records lie in reference cycles, which wait for the collector."""
+    """Free a reply's arrays now: Flower's records are in reference cycles, which wait for the collector."""
     if reply.has_content():
         for record in reply.content.array_records.values():
             record.clear()
 
 
 def fields_of(reply: Message | WireError) -> dict[str, object]:
-    """A reply's flat record.
+    """Return a reply's flat record.
 
     Raises:
-        SiteFailedError: the reply is an error, or a failure that the site names.
-        WireError: there is no such record; or the reply is itself this error, in place of an unreadable message.
+        SiteFailedError: the reply is an error, or a failure that the site reports.
+        WireError: the record is missing; or the reply is itself this error, in place of an unreadable message.
     """
     if isinstance(reply, WireError):
         raise reply
@@ -180,25 +180,25 @@ def fields_of(reply: Message | WireError) -> dict[str, object]:
         raise WireError(f"a reply without its record {RECORD!r}")
     record: dict[str, object] = dict(reply.content.config_records[RECORD])
     if "failure" in record:
-        said = wire.from_record(wire.Failure, record)
-        reason = wire.FAILURES.get(said.failure, "it failed for a reason that is not on the list")
-        raise SiteFailedError(reason, said.site)
+        answer = wire.from_record(wire.Failure, record)
+        reason = wire.FAILURES.get(answer.failure, "it failed for a reason that is not on the list")
+        raise SiteFailedError(reason, answer.site)
     return record
 
 
 def to_arrays(data: bytes) -> ArrayRecord:
-    """An encoder's bytes in Flower's form: one array, which it sends in pieces of 5 MB.
+    """Return an encoder's bytes in Flower's form: one array, which it sends in pieces of 5 MB.
 
-    An array for each tensor would be two requests for each, one after the other, at every hop.
+    With an array for each tensor, every hop would make two requests for each, one after the other.
     """
     return ArrayRecord({ARRAYS: Array("uint8", (len(data),), "bytes", data)})
 
 
 def bytes_of(reply: Message) -> bytes:
-    """The bytes of a reply's update.
+    """Return the bytes of a reply's update.
 
     Raises:
-        WireError: none there, or more than one.
+        WireError: the reply does not have exactly one array.
     """
     arrays = list(reply.content.array_records.get(ARRAYS, {}).values())
     if len(arrays) != 1:

@@ -1,8 +1,8 @@
-"""How much of a reply the server takes in; Flower itself sets no bound.
+"""Limits the size of a reply that the server reads; Flower itself sets no limit.
 
-Flower fetches the objects that a reply consists of and puts them together before anybody can look at the whole. An
-array names the pieces that it is made of by number, and one piece as often as it likes: a reply of some kB can
-unfold to terabytes.
+Flower fetches the objects that a reply consists of and assembles them before anybody can inspect the whole. An
+array lists its pieces by number, and may list one piece any number of times, so a reply of some kB can expand to
+terabytes.
 """
 
 import json
@@ -18,19 +18,19 @@ from flwr.superlink.grid import http_grid
 
 from sscxr.federation.wire import WireError
 
-_OBJECT = 1000  # bytes that an object costs beside its content, roughly
+_OBJECT = 1000  # bytes that an object takes beside its content, roughly
 
 
 def limit_replies(most: int) -> None:
-    """From now on in this process, refuse a reply of more than so many bytes, as sent or unfolded."""
+    """From now on in this process, refuse replies of more than `most` bytes, as sent or expanded."""
     flower: Any = http_grid
     flower.pull_objects = partial(_pull, most)
     flower.inflate_object_from_contents = partial(_put_together, most)
 
 
 def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Flower's `pull_objects`, up to a size."""
-    taken, lock = 0, Lock()  # Flower fetches side by side
+    """Flower's `pull_objects`, with a size limit."""
+    taken, lock = 0, Lock()  # Flower fetches in several threads
 
     def pull(object_id: str) -> bytes:
         nonlocal taken
@@ -45,21 +45,21 @@ def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], byte
 
 
 def _put_together(most: int, object_id: str, contents: dict[str, bytes]) -> Message:
-    """Flower's `inflate_object_from_contents`, up to a size, and no more than a message.
+    """Flower's `inflate_object_from_contents`, with a size limit, for messages alone.
 
     Raises:
-        Exception: of any kind, where the objects make no message.
+        Exception: of any kind, if the objects do not form a message.
     """
     if sum(_unfolded(content, contents) for content in contents.values()) > most:
         raise WireError(f"an oversized reply (unfolded more than {most / 1e6:.0f} MB)")
     made: Any = inflatable_utils.inflate_object_from_contents(object_id, contents)
     if not isinstance(made, Message) or not (made.has_error() or isinstance(made.content, RecordDict)):
-        raise WireError("a reply that is no message")
+        raise WireError("a reply that is not a message")
     return made
 
 
 def _unfolded(content: bytes, contents: Mapping[str, bytes]) -> int:
-    """Bytes of an array that consists of such pieces; 0 for another object."""
+    """Return the expanded bytes of an array object; 0 for another object."""
     kind, pieces, _ = get_object_head_values_from_object_content(content)
     if kind != "Array":
         return 0

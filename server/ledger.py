@@ -1,8 +1,8 @@
-"""What happened, on disk: settings, one line a round, one row a site and round, checkpoints. Nothing is lost.
+"""A run on disk: settings, one line per round, one row per site and round, checkpoints.
 
-A round is committed by one rename of its checkpoint folder, which holds the encoder, the server optimiser and
-the lengths that the two text files had then. A run killed anywhere goes on from the last commit: text written
-after it is cut off, half a checkpoint is deleted.
+A round is committed by one rename of its checkpoint folder, which holds the encoder, the server optimiser and the
+lengths that the two text files had then. A run killed anywhere resumes from the last commit: text written after
+it is cut off, and a partial checkpoint is deleted.
 """
 
 import csv
@@ -26,23 +26,24 @@ from sscxr.files import save_tensors, sweep, whole_folder, write_atomically
 from sscxr.runs import CONFIG, ROUNDS, SITE_COLUMNS, SITES, SiteRow
 
 FORMAT_VERSION = 1
-# Settings that a run may be resumed with others of: they decide whether and when a round counts, not what it is.
+# Settings that may change when a run is resumed: they decide whether and when a round counts, not its
+# content.
 MAY_CHANGE = frozenset(
     f"federation.{name}" for name in ("quorum", "deadline", "start_timeout", "retries", "keep_checkpoints")
 )
 Tensors = dict[str, Tensor]
-# Of a State, beside its tensors.
+# A State's fields beside its tensors.
 _SAVED = ("round", "bases", "roster", "images", "joined", "norms", "counts", "keys")
-_LATER = {"joined", "norms"}  # of these, what checkpoints of earlier versions do not have
+_LATER = {"joined", "norms"}  # fields that checkpoints of earlier versions lack
 
 
 class LedgerError(SscxrError):
-    """A run's folder that cannot be used: one line that says why and what to do."""
+    """A run's folder cannot be used; one line states why and what to do."""
 
 
 @dataclass
 class State:
-    """Where a run stands between two rounds.
+    """The state of a run between two rounds.
 
     Attributes:
         round: the next round, from 0.
@@ -50,11 +51,11 @@ class State:
         optimiser: the server optimiser's tensors.
         bases: site -> its last folded generation.
         roster: the sites expected.
-        images: site -> the images it trains on, as it last said.
-        joined: site -> the images it said it would train on when it joined the run.
-        norms: of each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
-        counts: site -> its aggregate tables, as it last told them.
-        keys: site -> SHA-256 of the public key that it is registered with, where it is registered by name.
+        images: site -> the images it trains on, as last reported.
+        joined: site -> the images it reported when it joined the run.
+        norms: for each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
+        counts: site -> its aggregate tables, as last reported.
+        keys: site -> SHA-256 of the public key that it is registered with, if it is registered by name.
     """
 
     round: int
@@ -77,10 +78,10 @@ class Ledger:
     """
 
     def __init__(self, out: Path, config: Config, *, resume: bool) -> None:
-        """Open the folder of a new run, or of one to go on with.
+        """Open the folder of a new run, or of one to resume.
 
         Raises:
-            LedgerError: a run is there and `resume` is False, or its settings differ.
+            LedgerError: the folder has a run and `resume` is False, or its settings differ.
         """
         self.out = out
         self.rounds_file, self.sites_file = out / ROUNDS, out / SITES
@@ -89,7 +90,7 @@ class Ledger:
         exists = (out / CONFIG).exists()
         if exists and not resume:
             raise LedgerError(
-                f'{out} holds a run already; resume="{out}" goes on with it, or name another folder'
+                f'{out} already has a run; resume it with resume="{out}", or name another folder'
             )
         if exists:
             self._same_settings(config)
@@ -100,7 +101,7 @@ class Ledger:
     def _same_settings(self, config: Config) -> None:
         try:
             stored = configs.as_dict(configs.loads((self.out / CONFIG).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:  # no UTF-8, too
+        except (OSError, ValueError) as error:  # also text that is not UTF-8
             raise LedgerError(f"{self.out}/config.yaml: {error}") from None
         keys = [key for key in differing(stored, configs.as_dict(config)) if key not in MAY_CHANGE]
         if keys:
@@ -110,12 +111,12 @@ class Ledger:
             )
 
     def last(self) -> State | None:
-        """The last committed state; None where no round was committed yet.
+        """Return the last committed state; None if no round was committed yet.
 
         Text written after the commit is cut off.
 
         Raises:
-            LedgerError: a checkpoint that cannot be read.
+            LedgerError: a checkpoint cannot be read.
         """
         names = sorted(folder.name for folder in self.checkpoints.glob("round-*") if folder.is_dir())
         if not names:
@@ -139,7 +140,7 @@ class Ledger:
             raise
         except Exception as error:
             raise LedgerError(
-                f"checkpoint {folder} is damaged ({type(error).__name__}); delete that folder to go on from the "
+                f"checkpoint {folder} is damaged ({type(error).__name__}); delete that folder to resume from the "
                 "one before it"
             ) from None
         self._cut(saved["lengths"])
@@ -152,14 +153,14 @@ class Ledger:
                     handle.truncate(length)
 
     def next_attempt(self, round_number: int) -> int:
-        """The number of the next attempt at a round; no two have the same, whatever was killed between."""
+        """Return the number of the next attempt at a round; it is unique, even after a kill."""
         attempt = 0
         try:
             before = json.loads(self._pending.read_text())
             if before["round"] == round_number:
                 attempt = int(before["attempt"]) + 1
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # no attempt yet, or half a file from a disk that lost power: numbers start anew
+            pass  # no attempt yet, or a partial file after a power cut: numbers start again
         write_atomically(self._pending, json.dumps({"round": round_number, "attempt": attempt}).encode())
         return attempt
 
@@ -178,7 +179,7 @@ class Ledger:
         _append(self.rounds_file, json.dumps(record, sort_keys=True) + "\n")
 
     def commit(self, state: State, *, keep: int) -> None:
-        """Write the state and make it the last one, by one rename; then delete all but the newest `keep`."""
+        """Write the state and make it the last one by one rename, then delete all but the newest `keep`."""
         folder = self.checkpoints / f"round-{state.round:05d}"
         saved = {name: getattr(state, name) for name in _SAVED}
         saved["format_version"] = FORMAT_VERSION
@@ -208,20 +209,20 @@ def _length(file: Path) -> int:
 
 
 def _plain(value: object) -> str:
-    """A table cell on one line; a text that a spreadsheet would run as a formula is quoted."""
+    """Return a table cell on one line; text that a spreadsheet would run as a formula is quoted."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return printable.cell(" ".join(value.split()) if isinstance(value, str) else value)
 
 
 def may_change(config: Config) -> list[str]:
-    """The settings that a run may be resumed with others of, as overrides."""
+    """Return the settings that may change when a run is resumed, as overrides."""
     sections = configs.as_dict(config)
     return [f"{key}={sections[key.split('.')[0]][key.split('.')[1]]}" for key in sorted(MAY_CHANGE)]
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys at which two trees of settings differ."""
+    """Return the dotted keys at which two trees of settings differ."""
     keys: list[str] = []
     for key in sorted(one.keys() | other.keys()):
         left, right = one.get(key), other.get(key)

@@ -1,4 +1,4 @@
-"""Messages to nodes and back over Flower's Grid; no call on it waits for ever."""
+"""Messages to nodes and back over Flower's Grid; no call to it waits for ever."""
 
 import logging
 import secrets
@@ -17,48 +17,48 @@ from sscxr.federation import wire
 from sscxr.federation.wire import ARRAYS, RECORD, WireError
 
 _SECRET = "secret"  # a record of a task that no site reads
-_POLL = 0.5  # seconds between looks for replies that have not come yet
-_PATIENCE = 120.0  # seconds for a call that moves no large payload
-_LOOK = 30.0  # seconds between looks whether the SuperLink is still there
-_GLANCE = 1.0  # seconds for a reply to come over before others are looked for
-_AT_ONCE = 8  # replies on their way at once; each is in memory
-_STALLED = 30.0  # seconds after which a reply on its way takes no other's place any more
+_POLL = 0.5  # seconds between polls for outstanding replies
+_PATIENCE = 120.0  # seconds for a call without a large payload
+_LOOK = 30.0  # seconds between checks that the SuperLink is still running
+_GLANCE = 1.0  # seconds to wait for a reply's transfer before polling for others
+_AT_ONCE = 8  # replies in transit at a time; each is in memory
+_STALLED = 30.0  # seconds after which a reply in transit no longer counts towards `_AT_ONCE`
 _BESIDE = 2**24  # bytes of a reply beside its update: its fields, and the objects that it consists of
-_CONNECTION = (httpx.HTTPError, OSError)  # what a call raises on the SuperLink's account
+_CONNECTION = (httpx.HTTPError, OSError)  # errors of a call that the SuperLink causes
 
 log = logging.getLogger("sscxr.server")
 Answer = TypeVar("Answer")
 
 
-class RunStopped(SscxrError):  # noqa: N818  (no defect: the state is saved and the run can go on)
-    """The run cannot go on now; its state is saved. One line that says why and how to go on."""
+class RunStopped(SscxrError):  # noqa: N818  (not a bug: the state is saved and the run can be resumed)
+    """The run cannot continue now; its state is saved. One line states why and how to resume."""
 
 
 class Mail:
-    """The Grid, with an end to every wait.
+    """The Grid, with a timeout on every wait.
 
-    Flower's Grid tries for ever to reach a SuperLink that is gone.
+    Flower's Grid retries a lost SuperLink for ever.
 
     Attributes:
-        bytes_sent: of arrays, as they travel, since someone set it to 0.
+        bytes_sent: bytes of arrays sent since the caller last set this to 0.
     """
 
     def __init__(self, grid: Grid, payload: int) -> None:
-        """Hold the replies to a size.
+        """Limit the size of replies.
 
         Args:
-            payload: bytes of an update; a reply of more than twice as much, and `_BESIDE`, is refused.
+            payload: bytes of an update; a reply of more than twice as much, plus `_BESIDE`, is refused.
         """
         self._grid, self.bytes_sent = grid, 0
         self._in_process = getattr(grid, "in_process", False)
         if not self._in_process:
-            # Imported here: what it imports takes a second, which a simulation can do without.
+            # Imported here: its imports take a second, which a simulation saves.
             from server.intake import limit_replies
 
             limit_replies(2 * payload + _BESIDE)
 
     def nodes(self) -> dict[int, Any]:
-        """The connected nodes: id -> Flower's NodeInfo, with the name and the key that they are registered with."""
+        """Return the connected nodes: id -> Flower's NodeInfo, with the registered name and key."""
         return {info.node_id: info for info in self._call(lambda: list(self._grid.get_nodes()), _PATIENCE)}
 
     def ask(
@@ -68,9 +68,9 @@ class Mail:
         deadline: float,
         arrays: ArrayRecord | None = None,
     ) -> Iterator[tuple[int, Message | WireError]]:
-        """Send each node its task and yield the replies as they come, one at a time, until the deadline.
+        """Send each node its task and yield the replies as they arrive, one at a time, until the deadline.
 
-        In place of a reply that cannot be read comes the error that says why.
+        An unreadable reply is replaced by the error that states why.
         """
         waiting: dict[str, int] = {}
         until = monotonic() + deadline
@@ -80,8 +80,8 @@ class Mail:
             record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
             if arrays is not None:
                 record[ARRAYS] = arrays
-            # Flower takes a reply from any node that names the message it answers, and a message's name is the hash
-            # of what is in it: with this in it, none but who received it can name it.
+            # Flower accepts a reply from any node that names the message it answers, and a message's name is the
+            # hash of its content: with this secret in it, only the recipient can name it.
             record[_SECRET] = ConfigRecord({_SECRET: secrets.token_hex(16)})
             message = Message(record, node, kind, ttl=deadline, group_id=str(task.round))
             for identifier in self._call(partial(self._grid.push_messages, [message]), patience):
@@ -97,24 +97,24 @@ class Mail:
                     heard = True
                     yield waiting.pop(identifier), reply
             if monotonic() - looked > _LOOK:
-                self.nodes()  # ends the run where the SuperLink is gone
+                self.nodes()  # ends the run if the SuperLink is gone
                 looked = monotonic()
             if waiting and not heard:
                 sleep(_POLL)
 
     def settle(self) -> None:
-        """Wait until the sites' states are on their disks; in a simulation alone a reply comes before that."""
+        """Wait until the sites' states are on disk; only in a simulation may a reply arrive earlier."""
         if self._in_process:
             cast(Any, self._grid).settle()
 
     def _pulled(
         self, identifier: str, pulls: dict[str, "_Call"], until: float
     ) -> Iterable[Message | WireError]:
-        """A message's reply, if it is here by now.
+        """Return a message's reply, if it has arrived.
 
-        A pull waits for the last byte of a reply that is still being uploaded; so it goes on by itself, and the
-        others are looked for meanwhile, a few at a time. Sites that announce a reply and send none, or are on a
-        slow line, hold up nobody for longer than `_STALLED`.
+        A pull waits for the last byte of a reply that is still being uploaded; so it runs in its own thread while
+        others are polled, a few at a time. Sites that announce a reply and send none, or are on a slow line,
+        delay the others by at most `_STALLED`.
         """
         if self._in_process:
             return self._grid.pull_messages([identifier])
@@ -128,19 +128,19 @@ class Mail:
             return ()
         del pulls[identifier]
         if call.error and not isinstance(call.error, _CONNECTION):
-            # What the site sent cannot be put together, which Flower does before we see it. The error's own text
-            # may repeat the site's words.
+            # Flower could not assemble the site's reply, which it does before we see it. The error's own text may
+            # repeat the site's words.
             return (_unreadable(call.error),)
         return cast(Iterable[Message], call.answer())
 
     def _call(self, call: Callable[[], Answer], patience: float) -> Answer:
-        """Make a call on the Grid, for so long.
+        """Call the Grid, for at most `patience` seconds.
 
         Raises:
-            RunStopped: it did not return in time, or Flower ended the run.
+            RunStopped: the call did not return in time, or Flower ended the run.
         """
         if self._in_process:
-            return call()  # the simulation trains within its calls, and training is bound to its thread
+            return call()  # the simulation trains within its calls, and training has to stay in this thread
         made = _Call(call)
         if not made.ended(patience):
             raise RunStopped(
@@ -156,7 +156,7 @@ def _unreadable(error: BaseException) -> WireError:
 
 
 class _Call:
-    """A call on the Grid in a thread of its own, which may never return.
+    """A call to the Grid in its own thread, which may never return.
 
     Attributes:
         error: what it raised, once it has ended.
@@ -176,29 +176,29 @@ class _Call:
             self.error = error
 
     def ended(self, limit: float) -> bool:
-        """Whether it has returned, or does so within so many seconds."""
+        """Return whether the call has ended, or does so within `limit` seconds."""
         self._thread.join(limit)
         return not self._thread.is_alive()
 
     def older(self, seconds: float) -> bool:
-        """Whether it was made longer ago than that."""
+        """Return whether the call was made more than `seconds` ago."""
         return monotonic() - self._began > seconds
 
     def answer(self) -> object:
-        """What it returned.
+        """Return the call's result.
 
         Raises:
-            RunStopped: it raised, as where Flower ended the run.
+            RunStopped: the call raised, for example since Flower ended the run.
         """
         if self.error is None:
             return self._answer
         log.error("the SuperLink: %s", self.error)
         raise RunStopped(
-            f"the connection to the SuperLink ended ({type(self.error).__name__}); see that it runs, and resume "
+            f"the connection to the SuperLink ended ({type(self.error).__name__}); check that it runs, and resume "
             "the run"
         )
 
 
 def record_bytes(record: ArrayRecord) -> int:
-    """Bytes of a record's arrays as they travel."""
+    """Return the bytes of a record's arrays as sent."""
     return sum(len(array.data) for array in record.values())

@@ -1,8 +1,8 @@
-"""Who is there: which node speaks for which site, and why another does not.
+"""Maps connected nodes to sites, and records why a node was refused.
 
-A coordinator registers a site's key under the site's name; Flower tells both, and a node registered under one
-name does not speak for another. Where nodes have no registered names, as in a simulation, the first to claim a
-name has it as long as it is connected.
+A coordinator registers a site's key under the site's name; Flower passes on both, and a node registered under one
+name cannot act as another. Without registered names, as in a simulation, the first node to claim a name keeps it
+while it is connected.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from sscxr.config import FederationConfig
 from sscxr.federation import wire
 from sscxr.federation.wire import WireError
 
-_LOOK = 0.5  # seconds between looks for new nodes
-_ASK_AGAIN = 10.0  # seconds between questions to a node that could not join
-_HELLO_TIME = 120.0  # seconds a site has to say who it is; a busy machine takes a minute to start its client
+_LOOK = 0.5  # seconds between checks for new nodes
+_ASK_AGAIN = 10.0  # seconds between queries to a node that could not join
+_HELLO_TIME = 120.0  # seconds for a site to answer a query; a busy machine takes a minute to start its client
 
 log = logging.getLogger("sscxr.server")
 
 
 class Roster:
-    """The sites of a run, and the nodes that speak for them.
+    """The sites of a run, and their nodes.
 
     Attributes:
-        intruders: (site, why) of nodes that claimed a site's name and were refused; whoever reads it empties it.
+        intruders: (site, why) of nodes that claimed a site's name and were refused; the reader empties it.
     """
 
     def __init__(
@@ -42,34 +42,34 @@ class Roster:
         fingerprint: str,
         task: Callable[[float], wire.Task],
     ) -> None:
-        """Args: task: the question who is there, with so many seconds to answer."""
+        """Args: task: makes the query for a node, from the seconds it has to answer."""
         self._settings, self._state, self._mail, self._task = settings, state, mail, task
         self._fingerprint = fingerprint
         self._nodes: dict[str, int] = {}  # site -> node
-        self._known: dict[int, str] = {}  # node -> site, empty where it is of no use now
-        self._failed: dict[str, tuple[str, str]] = {}  # site -> outcome and reason of its not joining
+        self._known: dict[int, str] = {}  # node -> site; empty if the node cannot be used now
+        self._failed: dict[str, tuple[str, str]] = {}  # site -> outcome, and the reason that it did not join
         self.intruders: list[tuple[str, str]] = []
 
     def quorum(self) -> int:
-        """How many sites must have replied for a round to count."""
+        """Return how many sites must reply for a round to count."""
         return max(1, math.ceil(self._settings.quorum * len(self._expected() or ["?"]) - 1e-9))
 
     def present(self) -> dict[int, str]:
-        """The roster's sites that are there, by node."""
+        """Return the connected sites of the roster, by node."""
         return {self._nodes[site]: site for site in self._state.roster if site in self._nodes}
 
     def absent(self) -> dict[str, tuple[str, str]]:
-        """The roster's other sites: outcome and reason."""
+        """Return the roster's missing sites, with outcome and reason."""
         missing = sorted(set(self._state.roster) - set(self.present().values()))
         return {site: self._failed.get(site, ("absent", "not connected")) for site in missing}
 
     def gather(self) -> None:
-        """Wait for the roster; without one, take the sites that are there.
+        """Wait for the roster; without one, take the connected sites.
 
-        Sites that say they have too few images are not waited for where the others are a quorum.
+        Sites that report too few images are not waited for if the others are a quorum.
 
         Raises:
-            RunStopped: too few came.
+            RunStopped: too few sites connected.
         """
         until = monotonic() + self._settings.start_timeout
         expected = self._expected()
@@ -91,16 +91,18 @@ class Roster:
         came = len(set(expected) & set(present))
         if came < self.quorum():
             missing = sorted(set(expected) - set(present))
-            told = [f"{site} ({self._failed[site][1]})" if site in self._failed else site for site in missing]
-            who = f"missing: {', '.join(told[:10])}" if missing else "no site answered"
+            names = [
+                f"{site} ({self._failed[site][1]})" if site in self._failed else site for site in missing
+            ]
+            who = f"missing: {', '.join(names[:10])}" if missing else "no site answered"
             raise RunStopped(
-                f"{came} of {len(expected)} sites came within federation.start_timeout="
+                f"{came} of {len(expected)} sites joined within federation.start_timeout="
                 f"{self._settings.start_timeout:g} s ({who}); start them and resume"
             )
         self._state.roster = sorted(expected)
 
     def meet(self) -> None:
-        """See who has come and gone since the last look; whoever was no use then is asked again."""
+        """Update which nodes are connected, and query again those that could not join."""
         self._forget_useless()
         self._meet()
 
@@ -117,7 +119,7 @@ class Roster:
             self._known[node] = self._heard(node, reply, nodes)
 
     def _heard(self, node: int, reply: Any, nodes: Mapping[int, Any]) -> str:
-        """Take a node's word for who it is, or not; the site that it speaks for, empty for none."""
+        """Check a node's answer and return the site that it acts for; empty if it is refused."""
         registered = str(nodes[node].name or "")
         try:
             hello = wire.from_record(wire.Hello, fields_of(reply))
@@ -128,7 +130,7 @@ class Roster:
                 self.intruders.append((claimed, problem))
             site = registered or claimed
             if site in self._expected() and not self._not_its_name(site, node, nodes):
-                if self._failed.get(site) != ("failed", str(error)):  # asked again and again: reported once
+                if self._failed.get(site) != ("failed", str(error)):  # queried repeatedly, reported once
                     log.warning("%s does not join yet: %s", site, error)
                 self._failed[site] = ("failed", str(error))
             return ""
@@ -161,22 +163,22 @@ class Roster:
             return "a second node claimed this name; refused"
         return ""
 
-    def _other_code(self, told: str) -> str:
+    def _other_code(self, fingerprint: str) -> str:
         try:
-            theirs = wire.read_fingerprint(told)
+            theirs = wire.read_fingerprint(fingerprint)
         except WireError as error:
             return str(error)
         if theirs == self._fingerprint:
             return ""
-        return f"its code or recipe is another: {theirs}, the run's is {self._fingerprint}"
+        return f"its code or recipe differs: {theirs}, the run's is {self._fingerprint}"
 
     def _forget_useless(self) -> None:
-        # A mended cache, a node whose predecessor has gone.
+        # A repaired cache, a node whose predecessor has gone.
         self._known = {node: site for node, site in self._known.items() if site}
 
     def _too_few(self) -> set[str]:
-        """Sites that have too few images, which no waiting mends, where the others are enough."""
-        few = {site for site, told in self._failed.items() if told == ("failed", wire.FAILURES["few images"])}
+        """Return the sites with too few images, which waiting does not change, if the others are a quorum."""
+        few = {site for site, why in self._failed.items() if why == ("failed", wire.FAILURES["few images"])}
         return few if len(set(self._expected()) - few) >= self.quorum() else set()
 
     def _expected(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""The round loop: ask the roster, check each reply, fold it, drop it; step; commit; go on.
+"""The round loop: ask the roster, check each reply, fold it, drop it; step; commit; repeat.
 
 Replies are pulled and folded one at a time, so the server holds a few models, whatever the number of sites. A
-round ends when every site of the roster was heard, or at the deadline with at least the quorum. Nothing waits
+round ends when every site of the roster has replied, or at the deadline with at least the quorum. Nothing waits
 for ever, and no reply, however malformed, stops a round.
 """
 
@@ -30,23 +30,23 @@ from sscxr.runs import SiteRow
 
 @dataclass(frozen=True)
 class Listener:
-    """Whom the loop tells what happens, for a display; by default nobody."""
+    """Callbacks of the loop, for a display; they do nothing by default."""
 
     started: Callable[[int, int, list[str]], None] = lambda round_number, attempt, sites: None
     heard: Callable[[SiteRow], None] = lambda row: None
     committed: Callable[[Mapping[str, Any]], None] = lambda record: None
 
     def also(self, other: "Listener") -> "Listener":
-        """One that tells both, this one first."""
+        """Return a listener that calls both, this one first."""
 
         def both(name: str) -> Callable[..., None]:
             first, second = getattr(self, name), getattr(other, name)
 
-            def tell(*told: Any) -> None:
-                first(*told)
-                second(*told)
+            def call(*given: Any) -> None:
+                first(*given)
+                second(*given)
 
-            return tell
+            return call
 
         return Listener(both("started"), both("heard"), both("committed"))
 
@@ -74,7 +74,7 @@ class Federation:
         )
 
     def run(self) -> State:
-        """Run the rounds that are left.
+        """Run the remaining rounds.
 
         Raises:
             RunStopped: too few sites at the start, a round without quorum after its retries, or no SuperLink.
@@ -94,7 +94,8 @@ class Federation:
             fold = self._attempt(attempt)
             if len(fold.folded) >= self.roster.quorum():
                 break
-            # Their updates are dropped with the attempt: the rows say so, and the sites discard their state.
+            # Their updates are dropped with the attempt: the rows record it, and the sites discard their
+            # state.
             self.ledger.log_sites(
                 [
                     replace(row, outcome="dropped", reason=f"attempt {attempt} had no quorum")
@@ -106,10 +107,10 @@ class Federation:
         else:
             raise RunStopped(
                 f"round {self.state.round + 1}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
-                f"{settings.retries + 1} attempts, the quorum is {self.roster.quorum()}; sites.csv says "
-                "why; resume when they are back"
+                f"{settings.retries + 1} attempts, the quorum is {self.roster.quorum()}; sites.csv has "
+                "the reasons; resume when they are back"
             )
-        self.mail.settle()  # what is committed names the sites' states
+        self.mail.settle()  # the commit names the sites' states
         mean = fold.total.mean()
         self.state.encoder = self.optimiser.step(self.state.encoder, mean)
         self.state.optimiser = self.optimiser.state()
@@ -125,7 +126,7 @@ class Federation:
         return every > 0 and (done % every == 0 or done == rounds)
 
     def _attempt(self, attempt: int) -> Fold:
-        """Ask every site of the roster once, fold what may be folded."""
+        """Ask every site of the roster once, and fold the valid replies."""
         settings = self.config.federation
         self.roster.meet()
         present = self.roster.present()
@@ -140,13 +141,13 @@ class Federation:
         )
         self.listener.started(self.state.round, attempt, sorted(present.values()))
         waiting = dict(present)
-        told = status.Open(
+        open_round = status.Open(
             self.ledger.out, done=self.state.round, rounds=settings.rounds, sites=present.values()
         )
         for node, reply in self.mail.ask(
             self._tasks(attempt, present), "train", settings.deadline, self._encoded()
         ):
-            told.heard(waiting[node])
+            open_round.heard(waiting[node])
             self.listener.heard(fold.add(waiting.pop(node), reply))
         for site in waiting.values():
             self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))
@@ -161,23 +162,23 @@ class Federation:
         return to_arrays(codecs.encode(self.state.encoder, self.config.federation.downlink))
 
     def _evaluate(self, attempt: int) -> dict[str, wire.EvaluateReply]:
-        """Held-out figures of every site that is there, and its aggregates; what fails is left out."""
+        """Return the held-out figures of every connected site, and record its counts; failures are left out."""
         present = self.roster.present()
         found = {}
         for node, reply in self.mail.ask(
             self._tasks(attempt, present), "evaluate", self.config.federation.deadline, self._encoded()
         ):
             try:
-                said = wire.from_record(wire.EvaluateReply, fields_of(reply))
-                if (said.site, said.round) != (present[node], self.state.round):
+                answer = wire.from_record(wire.EvaluateReply, fields_of(reply))
+                if (answer.site, answer.round) != (present[node], self.state.round):
                     continue
-                if not (0 <= said.images <= wire.MAX_COUNT and 0 <= said.loss <= wire.MAX_LOSS):
+                if not (0 <= answer.images <= wire.MAX_COUNT and 0 <= answer.loss <= wire.MAX_LOSS):
                     continue
-                if said.score != wire.NO_SCORE and not 0 <= said.score <= 1:
+                if answer.score != wire.NO_SCORE and not 0 <= answer.score <= 1:
                     continue
-                self.state.counts[said.site] = wire.counts_from_json(said.counts)
-                if said.images:
-                    found[said.site] = said
+                self.state.counts[answer.site] = wire.counts_from_json(answer.counts)
+                if answer.images:
+                    found[answer.site] = answer
             except (WireError, SiteFailedError):
                 continue
         return found
@@ -186,7 +187,8 @@ class Federation:
         self, fold: Fold, held_out: Mapping[str, wire.EvaluateReply], mean_norm: float, seconds: float
     ) -> None:
         weights = capped(
-            {site: said.images for site, said in sorted(held_out.items())}, self.config.federation.weight_cap
+            {site: answer.images for site, answer in sorted(held_out.items())},
+            self.config.federation.weight_cap,
         )
         losses = {site: (held_out[site].loss, weight) for site, weight in weights.items()}
         scores = {
@@ -201,7 +203,7 @@ class Federation:
             "images": fold.total.weight,
             "loss": _weighted(fold.losses),
             "held_out_loss": _weighted(losses),
-            "held_out_images": sum(said.images for said in held_out.values()),
+            "held_out_images": sum(answer.images for answer in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in losses.items()},
             "held_out_score": _weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},
@@ -214,7 +216,7 @@ class Federation:
         self.ledger.log_round(record)
         done = replace(self.state, round=self.state.round + 1)
         self.ledger.commit(done, keep=self.config.federation.keep_checkpoints)
-        self.state.round = done.round  # now that it is on the disk
+        self.state.round = done.round  # only now that it is on disk
         status.write(self.ledger.out, "running", done=self.state.round, rounds=self.config.federation.rounds)
         self.listener.committed(record)
 

@@ -1,6 +1,6 @@
-"""How a run stands: `status.json` in its folder, and a lock that tells a run that goes on from one that died.
+"""The state of a run: `status.json` in its folder, and a lock that distinguishes a running run from a dead one.
 
-`flwr run` exits 0 whatever became of the run; this does not.
+`flwr run` exits 0 even if the run failed; `sscxr run-status` does not.
 """
 
 import json
@@ -15,11 +15,11 @@ from sscxr.files import expanded, locked, refuse_file, write_atomically
 from sscxr.runs import LOCK, STATUS, USUAL, Status
 
 EXIT_CODES = {"finished": 0, "running": 3}  # anything else: 1
-_LOOKERS = 1.0  # seconds; one who asks how the run stands has the lock for an instant
+_LOOKERS = 1.0  # seconds; a reader of the status holds the lock for an instant
 
 
 def folder_of(run: str) -> Path:
-    """Where a server writes a run that is given by its path or by its name; `sscxr.runs.find` looks for one."""
+    """Return the folder for a run given by path or name; `sscxr.runs.find` finds an existing one."""
     path = expanded(run)
     return path if len(path.parts) > 1 else expanded(USUAL, "give an absolute path") / run
 
@@ -29,7 +29,8 @@ def held(out: Path) -> Iterator[None]:
     """Hold the lock of a run's folder.
 
     Raises:
-        LedgerError, ExistsError: another process holds it; it is a file.
+        LedgerError: another process holds it.
+        ExistsError: `out` is a file.
     """
     from server.ledger import LedgerError  # here: it brings torch, and who watches waits for none
 
@@ -42,14 +43,14 @@ def held(out: Path) -> Iterator[None]:
 
 
 def write(out: Path, state: str, *, done: int, rounds: int, reason: str = "") -> Status:
-    """Write how the run stands now."""
+    """Write and return the run's state now."""
     status = Status(state, done, rounds, reason, _now())
     write_atomically(out / STATUS, _text(status))
     return status
 
 
 def of_round(record: Mapping[str, Any], rounds: int, left: str = "") -> str:
-    """A committed round in a line."""
+    """Return a line about a committed round."""
     loss, held_out = record["loss"], record.get("held_out_loss")
     parts = [
         f"round {record['round']} of {rounds}: {record['sites']} of {record['roster']} sites",
@@ -62,26 +63,27 @@ def of_round(record: Mapping[str, Any], rounds: int, left: str = "") -> str:
 
 
 def of_site(row: Mapping[str, Any]) -> str:
-    """A site that something is to be said of in a round, in a line."""
+    """Return a line about a site's outcome in a round."""
     return f"round {row['round']}: {row['site']} {row['outcome']}: {row['reason']}"
 
 
 class Open:
-    """The round that is open, told in the status file after each reply, for those who watch."""
+    """The round in progress, written to the status file after each reply, for `sscxr watch`."""
 
     def __init__(self, out: Path, *, done: int, rounds: int, sites: Iterable[str]) -> None:
-        """Say that the sites were asked."""
+        """Record that the sites were asked."""
         self._out, self._waiting = out, set(sites)
         self._status = Status("running", done, rounds, "", "", _now(), len(self._waiting))
         self._tell()
 
     def heard(self, site: str) -> None:
-        """Say that one has replied."""
+        """Record that a site has replied."""
         self._waiting.discard(site)
         self._tell()
 
     def _tell(self) -> None:
-        # Unlike a round's end it need not reach the disk: it is only looked at, and written anew at each reply.
+        # Unlike a round's end, this need not be synced to disk: it is only displayed, and rewritten at each
+        # reply.
         partial = self._out / f".{STATUS}.open"
         partial.write_bytes(_text(replace(self._status, updated=_now(), waiting=sorted(self._waiting))))
         partial.replace(self._out / STATUS)

@@ -1,8 +1,8 @@
-"""Curves of a run for TensorBoard and MLflow, by site; written where its ledger is, and only there.
+"""Curves of a run for TensorBoard and MLflow, by site; written only in the run's folder.
 
-Both are made from the rounds that the ledger has committed. They are written anew when they are opened, then go on
-round by round: so a resumed run has no point twice, and none that was not committed. What goes wrong here is a
-warning, and no reason for a run to fail: `sscxr track RUN` writes it afterwards.
+Both are made from the committed rounds. They are rewritten when tracking starts, then extended round by round, so
+a resumed run has no point twice, and none that was not committed. Errors here are warnings and do not fail a run:
+`sscxr track RUN` writes the curves afterwards.
 """
 
 import logging
@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 from sscxr.errors import SscxrError
 
-KINDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # name -> the module that it wants
+KINDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # name -> the module that it needs
 # Figures of a round's record, and of a site's row.
 _WHOLE = (
     *("loss", "held_out_loss", "held_out_score", "mean_update_norm"),
     *("images", "sites", "seconds", "bytes_up", "bytes_down"),
 )
 _SITE = ("loss", "update_norm", "seconds", "bytes", "images")
-_BATCH = 1000  # metrics that MLflow takes at once
+_BATCH = 1000  # metrics that MLflow takes in one call
 
 Record = Mapping[str, Any]
 Points = dict[str, dict[str, float]]  # site, "" for the federation -> figure -> value
@@ -33,50 +33,50 @@ log = logging.getLogger("sscxr.tracking")
 
 
 class TrackingError(SscxrError):
-    """Tracking that cannot be had: one line that says what is missing."""
+    """Tracking is not possible; one line states why."""
 
 
 class Track(Protocol):
-    """Where curves go."""
+    """A writer of curves."""
 
     def log(self, round_number: int, points: Points) -> None:
         """Take a round's figures."""
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write what is still buffered."""
 
 
 def kinds_of(text: str) -> list[str]:
-    """Names out of "tensorboard,mlflow".
+    """Return the names in a text such as "tensorboard,mlflow".
 
     Raises:
-        TrackingError: one that is not known or not installed.
+        TrackingError: a name is unknown, or its package is not installed.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in KINDS:
-            raise TrackingError(f"tracking by {name!r} is not known; there are: {', '.join(KINDS)}")
+            raise TrackingError(f"tracking by {name!r} is not known; choose one of: {', '.join(KINDS)}")
         if find_spec(KINDS[name]) is None:
-            raise TrackingError(f"tracking by {name} wants another package: pip install 'sscxr[{name}]'")
+            raise TrackingError(f"tracking by {name} needs another package: pip install 'sscxr[{name}]'")
     return names
 
 
 class Tracking:
-    """All curves of a run, a failure of theirs kept away from it."""
+    """All curves of a run; their failures do not affect the run."""
 
     def __init__(
         self, kinds: Sequence[str], out: Path, name: str, read: Read, *, strict: bool = False
     ) -> None:
-        """Begin anew, with what is committed.
+        """Rewrite the curves from the committed rounds.
 
         Args:
             out: the run's folder; each kind has a folder of its name in it.
             name: the run's.
-            read: gives the records of `rounds.jsonl` and the rows of `sites.csv`.
-            strict: a failure is an error: nothing else is to be done.
+            read: returns the records of `rounds.jsonl` and the rows of `sites.csv`.
+            strict: raise on a failure instead of warning.
 
         Raises:
-            TrackingError: where `strict`, here and below: curves that could not be written.
+            TrackingError: if `strict`, here and below: curves could not be written.
         """
         self._read, self._done, self._strict = read, 0, strict
         self._tracks: dict[str, Track] = {}
@@ -88,7 +88,7 @@ class Tracking:
         self.follow()
 
     def follow(self) -> None:
-        """Take up the rounds that were committed since."""
+        """Add the rounds that were committed since."""
         if not self._tracks:
             return
         try:
@@ -106,12 +106,12 @@ class Tracking:
                 self._done = record["round"]
 
     def close(self) -> None:
-        """End; what was taken is on the disk."""
+        """Write everything to disk and end."""
         for kind, track in list(self._tracks.items()):
             self._guarded(kind, track.close)
 
     def _guarded(self, kind: str, do: Callable[..., Any], *given: object) -> Any:
-        """What `do` gives; None where it fails, and that kind has ended."""
+        """Return `do(*given)`; if it fails, end that kind and return None."""
         try:
             return do(*given)
         except Exception as error:
@@ -120,12 +120,12 @@ class Tracking:
             if self._strict:
                 raise TrackingError(f"tracking by {kind}: not written ({reason})") from None
             log.warning(
-                "tracking by %s ended (%s); the run goes on, `sscxr track` writes it later", kind, reason
+                "tracking by %s ended (%s); the run continues, `sscxr track` writes it later", kind, reason
             )
 
 
 def points_of(record: Record, rows: Sequence[Mapping[str, str]]) -> Points:
-    """The figures of a committed round, of the federation and of each site that was folded."""
+    """Return the figures of a committed round, for the federation and each folded site."""
     points: Points = {"": _numbers({name: record.get(name) for name in _WHOLE})}
     for row in rows:
         if row["outcome"] == "folded" and row["round"] == str(record["round"]):
@@ -149,16 +149,16 @@ def _numbers(cells: Mapping[str, object]) -> dict[str, float]:
 
 
 def _clear(folder: Path) -> None:
-    """Delete an earlier writing; an error where that cannot be: there would be points twice."""
+    """Delete earlier curves; an error if that fails, since points would appear twice."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 class TensorBoard:
-    """Event files; the sites are runs of their own, so that one chart has all their curves."""
+    """Event files; each site is a TensorBoard run, so that one chart has all their curves."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Begin anew: `purge_step` tells a TensorBoard that is open to forget what it has read."""
+        """Start again: `purge_step` makes an open TensorBoard discard what it has read."""
         _clear(folder)
         self._folder, self._writers = folder, dict[str, Any]()
 
@@ -178,17 +178,17 @@ class TensorBoard:
         return self._writers[site]
 
     def close(self) -> None:
-        """End the files."""
+        """Close the files."""
         for writer in self._writers.values():
             writer.close()
 
 
 class MLflow:
-    """A local store, a file of SQLite, with this one run; a site's figures are `loss/SITE` and so on."""
+    """A local SQLite store with this one run; a site's figures are `loss/SITE` and so on."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Begin anew."""
-        # Read as it is imported: it would report its use to its makers.
+        """Start again."""
+        # MLflow reads these on import: it would report usage otherwise.
         os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
         from mlflow import MlflowClient
 

@@ -1,7 +1,7 @@
-"""`sscxr watch`: a run as its folder tells it, from any terminal of the server, while it goes on and afterwards.
+"""`sscxr watch`: shows a run from its folder, in any terminal of the server, while it runs and afterwards.
 
-Only `status.json`, `rounds.jsonl` and `sites.csv` are read, and nothing is written. A line that is not whole yet is
-left for the next look; after a resume, which cuts off what was not committed, the files are simply shorter.
+It reads only `status.json`, `rounds.jsonl` and `sites.csv`, and writes nothing. An incomplete line is left for
+the next read; after a resume, which cuts off what was not committed, the files are simply shorter.
 """
 
 import csv
@@ -25,13 +25,13 @@ from sscxr.display import Line, PlainConsole, duration
 from sscxr.runs import RunError, Status
 
 LOOK_EVERY = 1.0  # seconds
-_RECENT = 5  # rounds that the time left is reckoned from, and that a log begins with
-_FEWEST = 5  # rows of sites that are shown, however low the window
+_RECENT = 5  # rounds that the time left is estimated from, and that a log begins with
+_FEWEST = 5  # rows of sites that are shown in any window
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the folder says at one moment.
+    """The content of the folder at one moment.
 
     Attributes:
         status: None before the run has started.
@@ -44,12 +44,12 @@ class Snapshot:
     rows: Sequence[Mapping[str, str]]
 
     def latest(self) -> list[Mapping[str, str]]:
-        """The last row of each site, those that were not folded first, then by name."""
+        """Return the last row of each site: those that were not folded first, then by name."""
         last = {row["site"]: row for row in self.rows}
         return sorted(last.values(), key=lambda row: (row["outcome"] == "folded", runs.natural(row["site"])))
 
     def left(self) -> str:
-        """Time left by the last rounds, such as "2:10 left"; empty where nothing can be said."""
+        """Return the time left, estimated from the last rounds, such as "2:10 left"; empty if unknown."""
         if self.status is None or self.status.state != "running" or not self.rounds:
             return ""
         each = statistics.median(float(record["seconds"]) for record in self.rounds[-_RECENT:])
@@ -57,7 +57,7 @@ class Snapshot:
         return f"{duration(max(0.0, each * to_do - min(each, self.status.age())))} left"
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the snapshot for `--json`."""
         return {
             "status": asdict(self.status) if self.status else None,
             "round": self.rounds[-1] if self.rounds else None,
@@ -69,20 +69,20 @@ def look(out: Path) -> Snapshot:
     """Read a run's folder.
 
     Raises:
-        RunError: a file that is not readable, time and again.
+        RunError: a file is repeatedly unreadable.
     """
     try:
         now = runs.read_status(out)
     except RunError:
         if not (out / runs.STATUS).exists():
             return Snapshot(None, [], [])
-        time.sleep(0.1)  # written just now, on a file system where a rename is not one step
+        time.sleep(0.1)  # just being written, on a file system where a rename is not atomic
         now = runs.read_status(out)
     return Snapshot(now, *committed(out))
 
 
 def committed(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """What `tracking` makes curves of: records of rounds, rows of sites as text."""
+    """Return the records of rounds, and the rows of sites as text."""
     names = list(runs.SITE_COLUMNS)
     cells = csv.reader(runs.whole_lines(out / runs.SITES).splitlines())
     rows = [dict(zip(names, row, strict=True)) for row in cells if len(row) == len(names) and row != names]
@@ -90,7 +90,7 @@ def committed(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
 
 
 def changes(out: Path) -> Iterator[Snapshot]:
-    """Look until the run ends; what is the same as before is not given again."""
+    """Yield a snapshot at each change until the run ends."""
     before: tuple[Any, ...] | None = None
     while True:
         seen = look(out)
@@ -103,13 +103,13 @@ def changes(out: Path) -> Iterator[Snapshot]:
 
 
 def watch(out: Path, *, once: bool, as_json: bool) -> int:
-    """Show a run until it ends, or as it stands now; the exit code of `run-status`.
+    """Show a run until it ends, or its present state; return the exit code of `run-status`.
 
     Raises:
-        RunError: no run there.
+        RunError: the folder is not a run.
     """
     if once or not out.is_dir():
-        runs.read_status(out)  # says what is wrong
+        runs.read_status(out)  # raises if the folder is not a run
     console = PlainConsole()
     if once:
         seen = look(out)
@@ -138,14 +138,14 @@ def _watch_screen(out: Path, console: Console) -> Snapshot:
 
 
 def _watch_lines(out: Path) -> Snapshot:
-    """What is new, line by line, as a log wants it."""
+    """Print what is new, line by line, for a log."""
     rounds, rows = 0, 0
     state = None
     for seen in changes(out):
         if state is None and seen.status is not None:
             rounds, rows = max(0, len(seen.rounds) - _RECENT), len(seen.rows)
         if len(seen.rounds) < rounds or len(seen.rows) < rows:
-            typer.echo(f"gone on from round {len(seen.rounds)}: what came after it was not committed")
+            typer.echo(f"resumed from round {len(seen.rounds)}: later rounds were not committed")
             rounds, rows = min(rounds, len(seen.rounds)), min(rows, len(seen.rows))
         for row in seen.rows[rows:]:
             if row["outcome"] != "folded":
@@ -163,7 +163,7 @@ def _watch_lines(out: Path) -> Snapshot:
 
 
 class Screen:
-    """A snapshot as a page, as wide and as high as the window is."""
+    """A snapshot as a page that fits the window."""
 
     def __init__(self, out: Path, seen: Snapshot, height: int) -> None:
         self.out, self.seen, self.height = out, seen, height
@@ -194,13 +194,13 @@ class Screen:
         held_out = (self.seen.rounds[-1].get("held_out") or {}) if self.seen.rounds else {}
         wide, wider = width >= 60, width >= 78
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        # Names are what a coordinator acts on: they are shown whole, on several lines where they must be.
+        # A coordinator acts on names: they are shown whole, on several lines if necessary.
         longest = min(width // 2, max((len(row["site"]) for row in rows[:most]), default=0))
         table.add_column("site", overflow="fold", min_width=longest, max_width=max(8, width // 2))
         names = ["images"] * wide + ["rounds"] * wide + ["loss"] + ["held-out"] * wider + ["s", "MB"] * wider
         for name in names:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("last")  # which gives way, as no other column does
+        table.add_column("last")  # the only column that shrinks
         for row in rows[:most]:
             cells = {
                 "images": row["images"],

@@ -1,1 +1,1 @@
-"""Virtual sites on one machine: public corpora or phantoms, cut up and federated by the apps of the hospitals."""
+"""Virtual sites on one machine: public corpora or phantoms, divided and federated by the hospitals' own apps."""

@@ -1,4 +1,4 @@
-"""What each site would have by itself: the same network, start, epochs and rates, without the others."""
+"""Trains each site alone, for comparison: the same network, start, epochs and rates, without the others."""
 
 import dataclasses
 import json
@@ -30,14 +30,15 @@ from sscxr.training.loop import NonFiniteLossError
 
 
 def site_scores(
-    out: Path, config: Config, state: State, device: torch.device, told: Callable[[str], None]
+    out: Path, config: Config, state: State, device: torch.device, on_site: Callable[[str], None]
 ) -> list[SiteScore]:
-    """The federation's model and each site's own, on the same held-out images of that site.
+    """Score the federation's model and each site's own on the same held-out images of that site.
 
-    A site's own model is trained here; its score is kept in `out/alone`, so that a resumed run has it already.
+    This trains the sites' own models; their scores are kept in `out/alone`, so that a resumed run has them
+    already.
 
     Args:
-        told: of each site before it is trained.
+        on_site: called with each site's name before it is trained.
     """
     start = stages.of(config).start()
     found = []
@@ -45,7 +46,7 @@ def site_scores(
         file = out / "alone" / f"{name}.json"
         if not file.is_file():
             site = Site(read_settings(out / "sites" / name / "site.yaml"))
-            told(name)
+            on_site(name)
             score = _score(site, config, state, start, device)
             write_atomically(file, json.dumps(asdict(score), indent=1).encode())
         found.append(SiteScore(**json.loads(file.read_text())))
@@ -73,7 +74,7 @@ def _score(
     try:
         for number in range(config.federation.rounds):
             alone.train_round(train, site=site.name, round_number=number, budget=math.inf)
-    except NonFiniteLossError:  # at rates that the average bears; there is nothing to compare with
+    except NonFiniteLossError:  # at rates that suit the average; nothing to compare with
         return unmeasured
     if not len(test):
         return unmeasured
@@ -85,7 +86,7 @@ def _score(
 def _figures(
     federated: Any, alone: Any, test: Rows, groups: npt.NDArray[Any], name: str, config: Config
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The federation's, the site's own, and the difference: {value, low, high, n} each.
+    """Return the federation's figure, the site's own, and the difference: {value, low, high, n} each.
 
     Args:
         federated, alone: two `Classification` or two `Segmentation`, by `name`: "auroc" or "dice".
@@ -97,9 +98,13 @@ def _figures(
         first, second = (segmentation.figures(one, groups)[name] for one in measured)
         return first, second, segmentation.difference(measured[0], measured[1], groups)[name]
     truth, labels = federated.targets[test], list(config.classify.labels)
-    said = [task.probabilities(test) for task in (federated, alone)]
-    first, second = (classification.figures(one, truth, groups, labels)[name] for one in said)
-    return first, second, classification.difference(said[0], said[1], truth, groups, labels)[name]
+    probabilities = [task.probabilities(test) for task in (federated, alone)]
+    first, second = (classification.figures(one, truth, groups, labels)[name] for one in probabilities)
+    return (
+        first,
+        second,
+        classification.difference(probabilities[0], probabilities[1], truth, groups, labels)[name],
+    )
 
 
 def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:

@@ -1,4 +1,4 @@
-"""What a run was asked for, kept in its folder: it goes on with the same, or not at all."""
+"""Records a run's settings and data in its folder: it resumes only with the same ones."""
 
 import hashlib
 import json
@@ -17,21 +17,22 @@ from sscxr.data.cache.store import is_cache
 from sscxr.files import refuse_file, write_atomically
 from sscxr.runs import PROBES, SCORES
 
-# What phantoms depend on, and the cache that is made of them.
+# Settings that phantoms, and the cache made of them, depend on.
 _DRAWN = {"--clients", "run.seed", "sim.phantoms", "sim.uncertain", "sim.train_on_test", "data.cache_size"}
 
 
 def is_started(out: Path) -> bool:
-    """Whether a run is in the folder; before its first message there is only data."""
+    """Return whether a run has started in the folder; before its first message there is only data."""
     return (out / "config.yaml").exists()
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep the folder to this process.
+    """Lock the folder for this process.
 
     Raises:
-        LedgerError, ExistsError: another one runs in it; it is a file.
+        LedgerError: another process runs in it.
+        ExistsError: it is a file.
     """
     refuse_file(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -41,13 +42,13 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def same_data(out: Path, cache: Cache, partition: str) -> None:
-    """Hold a run to the images and the partition it started with.
+    """Check that a run has the images and the partition that it started with.
 
     Args:
         partition: the text of `partition.csv`.
 
     Raises:
-        LedgerError: they changed since.
+        LedgerError: they have changed.
     """
     digest = hashlib.sha256("\n".join([*cache.index["image"], partition]).encode()).hexdigest()
     file = out / "data.json"
@@ -56,30 +57,30 @@ def same_data(out: Path, cache: Cache, partition: str) -> None:
         if before["sha256"] != digest:
             raise LedgerError(
                 f"the data has changed since the run in {out} started ({before['images']} images then, "
-                f"{len(cache)} now); bring it back, or give another --out"
+                f"{len(cache)} now); restore it, or give another --out"
             )
     write_atomically(file, json.dumps({"images": len(cache), "sha256": digest}).encode())
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the run in the folder has left all that it should: of its files `PROBES` or `SCORES` comes last."""
+    """Return whether the run in the folder is complete: it writes `PROBES` or `SCORES` last."""
     last = any((out / name).exists() for name in (PROBES, SCORES))
     return last and (out / "encoder" / "model.safetensors").exists()
 
 
 def _placed(path: Path) -> str:
-    """A path, or a corpus and its path, from wherever the program is called."""
+    """Return a path, or a corpus and its path, independent of the working directory."""
     of_corpus = corpora.named(path)
     return str(path.resolve()) if of_corpus is None else f"{of_corpus[0].name}:{of_corpus[1].resolve()}"
 
 
 def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None:
-    """Note what a new run is asked for in `out/asked.json`; hold one to go on with to what is noted.
+    """Record a new run's settings and data in `out/asked.json`; check those of a resumed run against it.
 
-    A start that came to nothing holds the next one to nothing but files that it had prepared, if it had any.
+    A run that never started binds the next one only to the files that it had prepared, if any.
 
     Raises:
-        LedgerError: something else was asked for, named; nothing was changed then.
+        LedgerError: settings or data differ, which are named; nothing is changed then.
     """
     file = out / "asked.json"
     asked = {
@@ -102,16 +103,16 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
 
 
 def _make_way(out: Path, keys: Collection[str], *, drawn: bool) -> None:
-    """Delete what a start that came to nothing made, as far as the next one asks for another.
+    """Delete the files of a run that never started, as far as the next one differs.
 
     Args:
-        keys: what differs.
-        drawn: whether it was made of phantoms.
+        keys: the settings that differ.
+        drawn: whether the files were made of phantoms.
     """
     of_files = [out / name for name in ("cache", "prepared") if is_cache(out / name) and not drawn]
     if "--data" in keys and of_files:
         raise LedgerError(
-            f"{of_files[0]} was prepared from other --data; delete it to begin with these, or give another --out"
+            f"{of_files[0]} was prepared from other --data; delete it to start with these, or give another --out"
         )
     shutil.rmtree(out / "sites", ignore_errors=True)
     if "--data" in keys or (drawn and not _DRAWN.isdisjoint(keys)):

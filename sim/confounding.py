@@ -1,4 +1,4 @@
-"""Whether knowing the site, or the source, is enough to tell a label: a model may then learn one for the other."""
+"""Warns if the site or source alone predicts a label: a model may then learn the site instead."""
 
 from collections.abc import Mapping
 
@@ -7,22 +7,22 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-# Images of a class that a site would have by the odds of all, from which on having none is remarked (ours).
+# Expected images of a class, by the odds of all sites, from which on a site with none is reported (ours).
 EXPECTED = 5
-GIVES_AWAY = 0.8  # AUROC of the place alone at which it is said (ours)
-LEAST = 20  # images of either class, below which nothing is said (ours)
+GIVES_AWAY = 0.8  # AUROC of the place alone from which on a warning is given (ours)
+LEAST = 20  # images of either class, below which no warning is given (ours)
 SHOWN = 6  # places named in one line
 
 Values = npt.NDArray[np.float64]
 
 
 def warnings(places: "pd.Series[str]", labels: Mapping[str, Values], what: str = "site") -> list[str]:
-    """Lines for a report: places that hold one class of a label, and labels that the place alone gives away.
+    """Return lines for a report: places with a single class of a label, and labels that the place alone predicts.
 
     Args:
         places: [N], the site, source or hospital of each image.
         labels: name -> [N], 1 present, 0 absent, NaN unknown.
-        what: what a place is called.
+        what: the word for a place.
     """
     single: dict[str, list[str]] = {}
     given: list[str] = []
@@ -46,14 +46,14 @@ def warnings(places: "pd.Series[str]", labels: Mapping[str, Values], what: str =
     lines = [f"Single-class {what}s: {_some(found)} {_has(found)} {kind}." for kind, found in single.items()]
     if given:
         lines.append(
-            f"The {what} gives the label away: knowing it alone tells {', '.join(given)} (AUROC). A model may "
-            f"learn the {what} and not the disease: judge it within each {what}, or on others."
+            f"The {what} gives the label away: it alone predicts {', '.join(given)} (AUROC). A model may "
+            f"learn the {what} and not the disease: evaluate it within each {what}, or on others."
         )
     return lines
 
 
 def _auroc(counts: Values, shares: Values) -> float:
-    """The area under the ROC curve of each place's share as the score of all its images."""
+    """Return the area under the ROC curve with each place's share as the score of its images."""
     present = np.repeat([True, False], len(shares))
     weights = np.concatenate([counts * shares, counts * (1 - shares)])
     return float(roc_auc_score(present, np.tile(shares, 2), sample_weight=weights))

@@ -1,6 +1,6 @@
-"""The data of a run: gathered when it begins, and the run's own from then on, whatever becomes of its sources.
+"""The data of a run: gathered when it begins, and from then on independent of changes to its sources.
 
-`OUT/cache` is a cache that was prepared from files or phantoms, several caches as one, or a view of a single cache.
+`OUT/cache` is a cache prepared from files or phantoms, several caches joined, or a view of a single cache.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ log = logging.getLogger("sscxr.sim")
 
 
 def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cache:
-    """One cache of all data: phantoms where none is given, else the caches as they are and anything else prepared.
+    """Return one cache of all data: by default phantoms, else the given caches and everything else prepared.
 
-    Of a run that has begun, the cache that it began with.
+    For a run that has begun, this is the cache that it began with.
 
     Raises:
-        PrepareError, ManifestError, SourceError, CacheError, PhantomError: one line that says what is wrong.
+        PrepareError, ManifestError, SourceError, CacheError, PhantomError: one line states what is wrong.
     """
     own = out / "cache"
     caches = [path for path in data if (path / "summary.json").is_file()]
@@ -59,20 +59,20 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
     if len(caches) > 1:
         return _joined(caches, own)
     cache = open_cache(caches[0])
-    if cache.folder.resolve() == own.resolve() or asked.is_started(out):  # by a version that kept no view
+    if cache.folder.resolve() == own.resolve() or asked.is_started(out):  # by a version without views
         return cache
     return view.write(cache, own)
 
 
 def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:
-    """The cache that a run began with; a line on the log where its sources have more by now.
+    """Return the cache that a run began with; log a line if its sources have more by now.
 
     Raises:
         CacheError: it is gone, or images of it were removed from its sources on request.
     """
     if not own.exists():
         raise CacheError(
-            f"{own} is gone, the images that the run began with; give another --out to begin anew"
+            f"{own} is gone, with the images that the run began with; give another --out to start a new one"
         )
     cache = open_cache(own)
     joined = "joined" in cache.summary
@@ -89,17 +89,17 @@ def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config
                 train_on_test=config.sim.train_on_test,
             )
     except SscxrError as error:
-        log.warning("%s; the run goes on with its own copy, %s", error, own)
+        log.warning("%s; the run continues with its own copy, %s", error, own)
         return cache
     gone = len(set(cache.index["image"]) - there) if joined else 0
     if gone:
         raise CacheError(
-            f"{gone} of the {len(cache)} images of {own} were removed from their caches since; the run cannot go "
-            "on: give another --out to begin anew"
+            f"{gone} of the {len(cache)} images of {own} were removed from their caches since; the run cannot "
+            "continue: give another --out to start a new one"
         )
     if new:
         what = "files of the data are new or changed" if others else "images are new in the data"
-        log.warning("%d %s since the run began, and left out; the next run takes them", new, what)
+        log.warning("%d %s since the run began, and left out; the next run uses them", new, what)
     return cache
 
 
@@ -109,12 +109,12 @@ def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:
 
 
 def _joined(folders: Sequence[Path], out: Path) -> Cache:
-    """Several caches as one.
+    """Join several caches.
 
-    Patients cannot be matched across caches, since each has a salt of its own.
+    Patients cannot be matched across caches, since each has its own salt.
 
     Raises:
-        CacheError: other sizes, or an image that is in two of them: its patient could be trained on and tested on.
+        CacheError: different sizes, or an image in two caches, whose patient could be trained on and tested on.
     """
     caches = [open_cache(folder) for folder in folders]
     _check_apart(caches)
@@ -140,7 +140,7 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
 
 
 def _write(file: Path, caches: Sequence[Cache], parts: Sequence[npt.NDArray[np.uint8] | None]) -> None:
-    """Write what the caches have, one after the other; where one has none, zeros."""
+    """Write the caches' arrays, one after the other; zeros for a cache without one."""
     shape = (sum(len(cache) for cache in caches), caches[0].size, caches[0].size)
     joined = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
     start = 0

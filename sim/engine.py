@@ -1,7 +1,7 @@
 """Two ways to carry messages between the same two apps: in this process, or to Flower's Ray actors.
 
 In both the ServerApp runs in the main thread, so its errors and Ctrl-C need no detour. Flower's `run_simulation`
-does not allow that, and is deprecated; the pool of actors below it is used all the same.
+does not allow that, and is deprecated; its pool of actors is still used here.
 """
 
 import logging
@@ -32,13 +32,13 @@ from sscxr.errors import SscxrError
 log = logging.getLogger("sscxr.sim")
 
 _RUN_ID = 1
-_LONGEST_FOLDER = 40  # letters; Ray puts sockets below it, whose paths may have 107
+_LONGEST_FOLDER = 40  # letters; Ray puts sockets below it, whose paths may have at most 107
 
 
 class LocalGrid(Grid):
-    """A Grid without a network: node n, from 1, is the n-th site. Who answers is left to `pull_messages`."""
+    """A Grid without a network: node n, from 1, is the n-th site. Subclasses answer in `pull_messages`."""
 
-    in_process = True  # its calls may take as long as training does, and stay in their thread
+    in_process = True  # its calls may take as long as training, and stay in their thread
 
     def __init__(self, sites: Sequence[Path]) -> None:
         """Args: each node's `site.yaml`."""
@@ -50,23 +50,23 @@ class LocalGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, 0, 0
 
     def set_run(self, run: Run) -> None:
-        """Nothing to set: there is one run."""
+        """Do nothing: there is only one run."""
 
     @property
     def run(self) -> Run:
-        """There is no record of the run beside ours."""
-        raise RuntimeError("the Grid of the simulation keeps no Flower run")
+        """Raise: Flower has no record of this run."""
+        raise RuntimeError("the Grid of the simulation does not keep a Flower run")
 
     def create_message(self, *args: Any, **settings: Any) -> Message:
         """Build a message; Flower deprecates this in favour of `Message(...)`."""
         return Message(*args, **settings)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The virtual sites' nodes."""
+        """Return the virtual sites' nodes."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages; each gets a number."""
+        """Accept messages and return a number for each."""
         identifiers = []
         for message in messages:
             identifier = str(next(self._numbers))
@@ -79,7 +79,7 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def settle(self) -> None:
-        """Wait until the sites' states are on the disk."""
+        """Wait until the sites' states are on disk."""
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -103,14 +103,14 @@ class InlineGrid(LocalGrid):
         self._waiting[identifier] = message
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Let the sites answer these messages now."""
+        """Have the sites answer these messages now."""
         for identifier in message_ids:
             message = self._waiting.pop(identifier, None)
             if message is not None:
                 yield self._client(message, self._contexts[message.metadata.dst_node_id])
 
     def settle(self) -> None:
-        """Wait until the sites' states are on the disk.
+        """Wait until the sites' states are on disk.
 
         Raises:
             SiteError: one could not be written.
@@ -122,7 +122,7 @@ class RayGrid(LocalGrid):
     """A message goes to an idle actor of Flower's pool; an actor answers one at a time."""
 
     def __init__(self, pool: Any, load: Callable[[], ClientApp], sites: Sequence[Path]) -> None:
-        """Args: a filled `BasicActorPool`, and what gives its actors the ClientApp."""
+        """Args: a filled `BasicActorPool`, and the function that loads the ClientApp in its actors."""
         super().__init__(sites)
         self._pool, self._load = pool, load
         self._queue: dict[str, Message] = {}
@@ -141,7 +141,7 @@ class RayGrid(LocalGrid):
             self._working[identifier] = message, self._pool.submit(_run_on, job)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there."""
+        """Return the replies that have arrived."""
         import ray
         from ray.exceptions import RayActorError
 
@@ -155,7 +155,7 @@ class RayGrid(LocalGrid):
             except Exception as error:
                 log.warning("an actor failed: %s", str(error).strip().splitlines()[-1])
                 if isinstance(error, RayActorError):
-                    self._pool.add_actors_to_pool(1)  # in the place of one that died
+                    self._pool.add_actors_to_pool(1)  # to replace one that died
                 else:
                     self._pool.add_actor_back_to_pool(future)
                 reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the actor failed"), reply_to=message)
@@ -190,7 +190,7 @@ def run_ray(
     """Run the server in this process, and the sites in Ray actors: one for each `threads` cores, or each GPU.
 
     Args:
-        client_file: where `client.app` was imported from here; an actor that finds another one refuses to work.
+        client_file: the file of `client.app` in this process; an actor that finds another one refuses to work.
     """
     load = partial(_client_of, client_file)
     with _actors(load, len(sites), threads, gpus) as pool:
@@ -202,29 +202,29 @@ def _prepare(actor: Any, load: Callable[[], ClientApp]) -> None:
 
 
 def _client_of(file: str) -> ClientApp:
-    """The ClientApp, in an actor; never a stale copy from some working directory."""
+    """Return the ClientApp in an actor; never a stale copy from some working directory."""
     import client.app
 
     if client.app.__file__ != file:
-        raise ImportError(f"the actor found {client.app.__file__} in place of {file}")
+        raise ImportError(f"the actor found {client.app.__file__} instead of {file}")
     return client.app.app
 
 
 @contextmanager
 def _actors(load: Callable[[], ClientApp], most: int, threads: int, gpus: int) -> Iterator[Any]:
-    """Flower's pool of Ray actors, quiet, in a folder of its own that goes with it."""
-    # Ray reads these as it is first imported or started; actors find modules where this process does.
+    """Yield Flower's pool of Ray actors, silent, in a temporary folder."""
+    # Ray reads these when it is first imported or started; actors find modules where this process does.
     os.environ |= {
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_worker_niceness": "0",  # the sites are what the machine is busy for
+        "RAY_worker_niceness": "0",  # the sites are the machine's main work
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     if find_spec("ray") is None:
         raise SscxrError("--engine ray needs Ray: pip install 'sscxr[sim]', or leave --engine out")
-    with warnings.catch_warnings():  # Flower shows every deprecation once it is imported
+    with warnings.catch_warnings():  # Flower turns on all deprecation warnings on import
         import ray
         from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
 
@@ -246,10 +246,10 @@ def _actors(load: Callable[[], ClientApp], most: int, threads: int, gpus: int) -
                 include_dashboard=False,
                 _temp_dir=folder,
             )
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray puts a handler of its own there
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
             pool = BasicActorPool(ClientAppActor, resources, {})
             pool.add_actors_to_pool(min(most, pool.actors_capacity))
-            # Imports take seconds, and are no part of the time that a site has to answer.
+            # Imports take seconds, which do not count towards a site's time to answer.
             ray.get([actor.__ray_call__.remote(_prepare, load) for actor in cast(list[Any], pool.pool)])
         yield pool
     finally:

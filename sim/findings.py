@@ -1,6 +1,6 @@
-"""What `prepare` found of a run's files: how many could not be used and why, and doubts about those that are used.
+"""Reports on a run's files from `prepare`: how many could not be used and why, and doubts about used ones.
 
-Counts by kinds, which are fixed words: nothing names a file.
+Counts are by kind, in fixed words that do not name a file.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.cache.tables import doubts, unusable
 from sscxr.release.card import count
 
-MOST = 8  # kinds that are named
+MOST = 8  # the most kinds to name
 
 
 def printed(cache: Cache) -> list[str]:
-    """Lines for the terminal of who owns the files."""
+    """Return lines for the terminal of the files' owner."""
     lost, odd = unusable(cache), doubts(cache)
     files = f"{sum(lost.values()):,} of {sum(lost.values()) + len(cache):,} files are not used"
     return [
@@ -23,7 +23,7 @@ def printed(cache: Cache) -> list[str]:
 
 
 def notes(cache: Cache, min_cell: int) -> list[str]:
-    """Lines for the report and the model card: no count below `min_cell`, and no total that would give one away."""
+    """Return lines for the report and the model card, without counts below `min_cell` or totals that reveal one."""
     lost, odd = unusable(cache), doubts(cache)
     return [
         *([f"Files that could not be used: {_kinds(lost, min_cell)}."] if lost else []),
@@ -32,7 +32,7 @@ def notes(cache: Cache, min_cell: int) -> list[str]:
 
 
 def _kinds(found: Mapping[str, int], min_cell: int) -> str:
-    """Kinds and their counts, the most frequent first."""
+    """Return kinds and their counts, the most frequent first."""
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{kind}: {count(number, min_cell)}" for kind, number in ordered[:MOST]]
-    return ", ".join([*told, *([f"{len(ordered) - MOST} other kinds"] if len(ordered) > MOST else [])])
+    named = [f"{kind}: {count(number, min_cell)}" for kind, number in ordered[:MOST]]
+    return ", ".join([*named, *([f"{len(ordered) - MOST} other kinds"] if len(ordered) > MOST else [])])

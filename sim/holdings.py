@@ -1,4 +1,4 @@
-"""Who holds what: a table and a picture of the virtual sites, to be looked at before anything is trained."""
+"""What each virtual site holds: a table and a picture, to check before training."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,47 +15,47 @@ from sscxr.data.cache.cache import LABEL_PREFIX, LATERAL_VIEWS
 from sscxr.report.svg import COLOURS
 from sscxr.runs import natural
 
-MAX_DRAWN = 80  # sites; more do not read
-MAX_FIGURES = 32  # sites, above which colour alone tells
+MAX_DRAWN = 80  # sites; more are illegible
+MAX_FIGURES = 32  # sites; with more, figures are left out
 MOST_SOURCES = len(COLOURS)
 
 
 def homes(index: pd.DataFrame, parts: Mapping[str, Sequence[str]]) -> "pd.Series[str]":
-    """The site of every row, empty where it has none."""
+    """Return the site of every row, empty for rows without one."""
     known = {group: site for site, members in parts.items() for group in members}
     return index["group"].map(known).fillna("").astype(str)
 
 
 def table(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], site: "pd.Series[str]") -> pd.DataFrame:
-    """One row a site: images and patients, what is set aside, views, sex, age, and `NAME present`, `NAME known`.
+    """Return one row per site: images and patients, those set aside, views, sex, age, `NAME present`, `NAME known`.
 
     Args:
-        index: the rows that were dealt.
+        index: the rows of the partition.
         held_out: bool [N], which are set aside.
-        site: [N], as `homes` says.
+        site: [N], from `homes`.
     """
-    told = pd.DataFrame(
+    rows = pd.DataFrame(
         {"site": site, "group": index["group"], "images": 1, "held out": held_out.astype(int)}
     )
-    told["lateral"] = index["view"].isin(LATERAL_VIEWS).astype(int)
+    rows["lateral"] = index["view"].isin(LATERAL_VIEWS).astype(int)
     for name in ("F", "M"):
-        told[name] = (index["sex"] == name).astype(int)
-    told["children"] = index["age_band"].isin(CHILD_BANDS).astype(int)
-    told["age unknown"] = (index["age_band"] == "").astype(int)
+        rows[name] = (index["sex"] == name).astype(int)
+    rows["children"] = index["age_band"].isin(CHILD_BANDS).astype(int)
+    rows["age unknown"] = (index["age_band"] == "").astype(int)
     for column in [name for name in index.columns if name.startswith(LABEL_PREFIX)]:
         label = column.removeprefix(LABEL_PREFIX)
         values = index[column].to_numpy(dtype=np.float64)
-        told[f"{label} present"] = (values > 0.5).astype(int)
-        told[f"{label} known"] = np.isfinite(values).astype(int)
-    told = told[told["site"] != ""]
-    grouped = told.groupby("site", sort=True)
+        rows[f"{label} present"] = (values > 0.5).astype(int)
+        rows[f"{label} known"] = np.isfinite(values).astype(int)
+    rows = rows[rows["site"] != ""]
+    grouped = rows.groupby("site", sort=True)
     sums = grouped.sum(numeric_only=True)
     sums.insert(1, "patients", grouped["group"].nunique())
     return sums.loc[sorted(sums.index, key=natural)]
 
 
 def warnings(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], site: "pd.Series[str]") -> list[str]:
-    """Whether the site, or the source or hospital, tells a label of the images that are trained on."""
+    """Return warnings if the site, source or hospital predicts a label of the training images."""
     rows = (~held_out) & (site != "").to_numpy()
     labels = {
         name.removeprefix(LABEL_PREFIX): index[name].to_numpy(dtype=np.float64)[rows]
@@ -70,7 +70,7 @@ def warnings(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], site: "pd.Ser
 
 
 def picture(index: pd.DataFrame, site: "pd.Series[str]", counts: pd.DataFrame) -> bytes:
-    """PNG: images by site and source; and how common each label is at each site, where it is known."""
+    """Return a PNG of images by site and source, and of how common each label is at each site, among known ones."""
     names = counts.sort_values("images", ascending=False).index[:MAX_DRAWN]
     labels = [name.removesuffix(" known") for name in counts.columns if name.endswith(" known")]
     labels = [name for name in labels if counts[f"{name} present"].sum()]
@@ -119,7 +119,7 @@ def _draw_labels(axes: "matplotlib.axes.Axes", counts: pd.DataFrame, labels: Seq
     present = counts[[f"{name} present" for name in labels]].to_numpy(dtype=np.float64)
     known = counts[[f"{name} known" for name in labels]].to_numpy(dtype=np.float64)
     shares = np.where(known > 0, present / np.maximum(known, 1), np.nan)
-    axes.set_facecolor("#dddddd")  # where nothing is known
+    axes.set_facecolor("#dddddd")  # unknown
     shown = axes.imshow(shares, aspect="auto", vmin=0, vmax=1, cmap="Blues")
     for row, column in np.ndindex(shares.shape) if len(shares) <= MAX_FIGURES else ():
         if np.isfinite(shares[row, column]):

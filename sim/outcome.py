@@ -1,4 +1,4 @@
-"""What a simulation leaves: probes against the untrained encoder, the report, the model card, a table to read."""
+"""The results of a simulation: probes against the untrained encoder, the report, the model card, a table."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -40,7 +40,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     """Compare the federation's model with each site's own, site by site."""
     device = set_up(config)
     scores = alone.site_scores(
-        out, config, state, device, lambda name: console.print(f"{name} by itself ...", highlight=False)
+        out, config, state, device, lambda name: console.print(f"{name} alone ...", highlight=False)
     )
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
@@ -79,7 +79,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
         pictures.show(cache, config, out, state.round)
         pictures.place(training.objective.encoder, cache, out, config, sorted(state.roster, key=runs.natural))
     page = report.write(out, probes=probes)
-    # Last of all: a folder that has it is that of a finished run.
+    # Last: this file marks a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
@@ -97,13 +97,13 @@ def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
 
 
 def _print_places(places: Mapping[str, Path], console: Console) -> None:
-    """Where things lie, one to a line, each whole: a path that is folded cannot be copied."""
+    """Print paths, one per line and unwrapped, so that they can be copied."""
     for what, path in places.items():
         console.print(f"{what:8} {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(title: str, words: Collection[str], headings: Sequence[str]) -> Table:
-    """A table with these headings; the columns that are not among `words` hold numbers."""
+    """Return a table with these headings; columns that are not in `words` are numbers."""
     table = Table(title=title)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
@@ -128,7 +128,7 @@ def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
     if not probes:
         console.print("no probe: no label has enough cases in training and test", highlight=False)
         return
-    title = "probes: AUROC [95 % interval] on patients that nothing was trained on"
+    title = "probes: AUROC [95 % interval] on patients that were never trained on"
     words = ("cohort", "label", "probe")
     table = _table(title, words, (*words, "this encoder", "untrained", "gain"))
     for pair in probes:

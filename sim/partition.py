@@ -1,8 +1,8 @@
-"""Cutting a cache into virtual sites: always by patient group, reproducible from a seed.
+"""Divides a cache into virtual sites, always by patient group, reproducible from a seed.
 
-A group that is found in several sources belongs to the first one listed; one that is found in several hospitals,
-age groups and so on belongs where most of its images are. Wherever an order of groups matters it is that of their
-`split` values, which do not depend on the salt of the cache.
+A group in several sources belongs to the first one listed; a group in several hospitals, age groups and so on
+belongs where most of its images are. If the order of groups matters, it is that of their `split` values, which do
+not depend on the salt of the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from sscxr.errors import SscxrError
 
 METHODS = tuple(method for method in PARTITIONS if method != "file")
 CHILD_BANDS, UNKNOWN = ("0-4", "5-17", "paediatric"), "unknown"
-_DRAWS = 200  # tries at a random partition in which every site has its minimum
+_DRAWS = 200  # attempts at a random partition in which every site has its minimum
 
 
 class PartitionError(SscxrError):
-    """A partition that cannot be made: one line that says why and what to do."""
+    """An impossible partition; one line states why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Groups:
 
     Attributes:
         names: the groups.
-        images: how many usable images each has.
+        images: each group's number of usable images.
         training: how many of these are trained on.
-        source: the source each belongs to.
-        kind: a class for each: its labels' majority, for label skew.
+        source: each group's source.
+        kind: each group's class, its labels' majority, for label skew.
     """
 
     names: npt.NDArray[np.str_]
@@ -51,11 +51,11 @@ def groups_of(
     """Gather a cache's usable images by patient group.
 
     Args:
-        by: what `natural` keeps apart: source, hospital, age, sex or view.
-        label: what the Dirichlet draws are over; None: the first of an image's labels that is present.
+        by: what `natural` divides by: source, hospital, age, sex or view.
+        label: the label that the Dirichlet draws are over; None: the first of an image's labels that is present.
 
     Raises:
-        PartitionError: a label that the cache has not.
+        PartitionError: the cache does not have the label.
     """
     rows = cache.rows(laterals=laterals)
     sources = list(cache.summary.get("sources", []))
@@ -70,10 +70,10 @@ def gathered(
     by: str = "source",
     label: str | None = None,
 ) -> Groups:
-    """The patient groups of an index, or of what would be one; see `groups_of`.
+    """Gather the patient groups of an index, or of a planned one; see `groups_of`.
 
     Args:
-        index: `group`, `split`, `source` and what `by` and the labels want.
+        index: `group`, `split`, `source` and the columns for `by` and the labels.
         training: bool [N], which rows may be trained on.
         sources: in the order they were listed.
     """
@@ -103,7 +103,7 @@ def gathered(
 
 
 def apart(index: pd.DataFrame, by: str) -> "pd.Series[str]":
-    """What `natural` keeps apart, for every row: its source, hospital or machine, age group, sex or view."""
+    """Return what `natural` divides by, for every row: its source, hospital or machine, age group, sex or view."""
     if by == "source":
         return index["source"].astype(str)
     if by == "hospital":
@@ -111,15 +111,15 @@ def apart(index: pd.DataFrame, by: str) -> "pd.Series[str]":
         return (index["source"] + " " + index["hospital"]).where(known, index["source"]).astype(str)
     if by == "age":
         band = index["age_band"]
-        told = pd.Series(np.where(band.isin(CHILD_BANDS), "children", "adults"), index=index.index)
-        return told.where(band != "", f"{UNKNOWN} age")
+        ages = pd.Series(np.where(band.isin(CHILD_BANDS), "children", "adults"), index=index.index)
+        return ages.where(band != "", f"{UNKNOWN} age")
     return index[by].where(index[by] != "", f"{UNKNOWN} {by}").astype(str)
 
 
 def _commonest(
     codes: npt.NDArray[np.int64], values: npt.NDArray[np.int64], count: int
 ) -> npt.NDArray[np.int64]:
-    """The commonest value of each group, the smallest of several; groups are 0 to the largest code."""
+    """Return the commonest value of each group, the smallest of several; groups are 0 to the largest code."""
     pairs, often = np.unique(codes * count + values, return_counts=True)
     groups, found = pairs // count, pairs % count
     order = np.lexsort((found, -often, groups))
@@ -128,7 +128,7 @@ def _commonest(
 
 
 def _kinds(index: pd.DataFrame, label: str | None) -> npt.NDArray[np.int64]:
-    """A class for each image: present, absent or unknown of one label; or the first of all present, or none."""
+    """Return each image's class: present, absent or unknown for one label; or the first present label, or none."""
     columns = [name for name in index.columns if name.startswith(LABEL_PREFIX)]
     if label is not None:
         if LABEL_PREFIX + label not in columns:
@@ -145,14 +145,14 @@ def _kinds(index: pd.DataFrame, label: str | None) -> npt.NDArray[np.int64]:
 def partition(
     groups: Groups, method: str, sites: int, *, alpha: float, minimum: int, seed: int
 ) -> dict[str, list[str]]:
-    """Give every group to one virtual site.
+    """Assign every group to a virtual site.
 
     Args:
-        method: one of `METHODS`. natural: each source apart, the largest cut further until there are enough
-            sites; natural-dirichlet: the same, each label's share drawn by part of a source; iid: at random;
+        method: one of `METHODS`. natural: each source is a site, and the largest are divided further until there
+            are enough; natural-dirichlet: the same, each label's share drawn by part of a source; iid: at random;
             dirichlet: each label's share drawn by site; quantity: sizes drawn.
         alpha: of the Dirichlet draws.
-        minimum: images that each site must have to train on.
+        minimum: training images that each site must have.
 
     Returns:
         site -> its groups, in the groups' order.
@@ -163,7 +163,7 @@ def partition(
     if sites < 1:
         raise PartitionError(f"{sites} sites: ask for at least 1")
     if method not in METHODS:
-        raise PartitionError(f"partition {method!r} is not known; there are: {', '.join(METHODS)}")
+        raise PartitionError(f"partition {method!r} is not known; choose one of: {', '.join(METHODS)}")
     if groups.training.sum() < sites * minimum:
         raise PartitionError(
             f"{groups.training.sum()} images to train on do not give {sites} sites {minimum} each "
@@ -184,12 +184,12 @@ def partition(
 
 
 def _parts(groups: Groups, sites: int) -> dict[str, int]:
-    """Into how many sites each source is cut, by the sources' names."""
+    """Return into how many sites each source is divided, by the sources' names."""
     sizes = {source: int(groups.images[groups.source == source].sum()) for source in set(groups.source)}
     sources = sorted(sizes, key=lambda source: (-sizes[source], source))
     if len(sources) > sites:
         raise PartitionError(
-            f"the data has {len(sources)} sources (or what else sim.by says) and natural keeps each apart: ask for "
+            f"the data has {len(sources)} sources (or groups by sim.by) and natural keeps each apart: ask for "
             f"at least {len(sources)} sites, or for sim.partition=iid"
         )
     parts = dict.fromkeys(sources, 1)
@@ -200,7 +200,7 @@ def _parts(groups: Groups, sites: int) -> dict[str, int]:
 
 
 def _names(parts: dict[str, int]) -> list[str]:
-    """The sites' names: a source's, numbered where it is cut."""
+    """Return the sites' names: the source's, numbered if it is divided."""
     names: list[str] = []
     for source, count in parts.items():
         plain = _plain(source)
@@ -209,7 +209,7 @@ def _names(parts: dict[str, int]) -> list[str]:
 
 
 def _natural(groups: Groups, sites: int) -> npt.NDArray[np.int64]:
-    """Each source apart, and cut evenly."""
+    """Divide each source evenly."""
     home, before = np.zeros(len(groups.names), dtype=np.int64), 0
     for source, count in _parts(groups, sites).items():
         mine = np.flatnonzero(groups.source == source)
@@ -221,7 +221,7 @@ def _natural(groups: Groups, sites: int) -> npt.NDArray[np.int64]:
 def _natural_dirichlet(
     groups: Groups, sites: int, alpha: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Each source apart, and cut by shares of each class that are drawn."""
+    """Divide each source by random shares of each class."""
     home, before = np.zeros(len(groups.names), dtype=np.int64), 0
     for source, count in _parts(groups, sites).items():
         mine = np.flatnonzero(groups.source == source)
@@ -234,19 +234,19 @@ def _natural_dirichlet(
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, the later of two that are alike (sources `A B` and `A-B`) told apart."""
+    """Return the names, with duplicates (from sources `A B` and `A-B`) made distinct."""
     found: dict[str, None] = {}
     for name in names:
-        number, told = 1, name
-        while told in found:
+        number, distinct = 1, name
+        while distinct in found:
             number += 1
-            told = f"{name}.{number}"
-        found[told] = None
+            distinct = f"{name}.{number}"
+        found[distinct] = None
     return list(found)
 
 
 def _plain(source: str) -> str:
-    """A source's name as a site's name."""
+    """Return a source's name in the form of a site's name."""
     kept = "".join(
         letter if (letter.isascii() and letter.isalnum()) or letter in "._-" else "-" for letter in source
     )
@@ -277,7 +277,7 @@ def _quantity(groups: Groups, sites: int, alpha: float, rng: np.random.Generator
 
 
 def _dirichlet(groups: Groups, sites: int, alpha: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Each class is dealt by shares of its own (Hsu et al., arXiv 1909.06335)."""
+    """Deal each class by its own shares (Hsu et al., arXiv 1909.06335)."""
     home = np.zeros(len(groups.names), dtype=np.int64)
     for kind in np.unique(groups.kind):
         members = np.flatnonzero(groups.kind == kind)

@@ -1,8 +1,8 @@
-"""`python -m sim.plan nih:/data/nih --clients 64 --out PLAN`: who would hold what, before any image is opened.
+"""`python -m sim.plan nih:/data/nih --clients 64 --out PLAN`: what each site would hold, without opening images.
 
-Corpora are listed from their tables and cut into virtual sites as a simulation would; `PLAN/partition.csv` goes to
-`python -m sim.run --partition`. Patients that only their pixels show to be one, in two corpora, are not known yet:
-they go whole to one site when the file is read.
+Corpora are listed from their tables and divided into virtual sites as in a simulation; pass `PLAN/partition.csv`
+to `python -m sim.run --partition`. Patients in two corpora whose identity only the pixels show are not joined
+yet: they go whole to one site when the file is read.
 """
 
 import sys
@@ -29,11 +29,11 @@ PROGRAM = "python -m sim.plan"
 
 
 def index(found: Sequence[Found], *, train_on_test: bool = False) -> pd.DataFrame:
-    """What the index of a cache of these corpora would say, as far as their tables do.
+    """Return the index that a cache of these corpora would have, as far as their tables show.
 
     Args:
         found: the corpora, in the order they were listed.
-        train_on_test: as `prepare` has it.
+        train_on_test: as in `prepare`.
     """
     parts = []
     for one in found:
@@ -54,16 +54,16 @@ def index(found: Sequence[Found], *, train_on_test: bool = False) -> pd.DataFram
 
 
 def plan(config: Config, data: Sequence[Path], clients: int, out: Path, *, absent: bool) -> list[str]:
-    """Write `out/partition.csv`, `holdings.csv`, `holdings.png`, `notes.json`; lines to print.
+    """Write `out/partition.csv`, `holdings.csv`, `holdings.png`, `notes.json`, and return lines to print.
 
     Raises:
-        CorpusError, PartitionError: one line that says what is wrong.
+        CorpusError, PartitionError: one line states what is wrong.
     """
     found = []
     for given in data:
         of_corpus = corpora.named(given)
         if of_corpus is None:
-            raise ConfigError(f"{given}: a plan is made of corpora (NAME:FOLDER); `sscxr corpora` lists them")
+            raise ConfigError(f"{given}: a plan needs corpora (NAME:FOLDER); `sscxr corpora` lists them")
         found.append(corpora.find(*of_corpus, uncertain=config.sim.uncertain, absent=absent))
     from sim import sites  # imports torch, which `--help` and a mistyped corpus should not wait for
     from sim.partition import gathered, partition
@@ -92,18 +92,18 @@ def plan(config: Config, data: Sequence[Path], clients: int, out: Path, *, absen
 def main(
     data: Annotated[list[str], typer.Argument(metavar="NAME:FOLDER... [KEY=VALUE]...")],
     clients: Annotated[int, typer.Option(help="Virtual sites.", min=1)] = 8,
-    partition_name: Annotated[str | None, typer.Option("--partition", help="As of sim.run.")] = None,
+    partition_name: Annotated[str | None, typer.Option("--partition", help="As in sim.run.")] = None,
     seed: Annotated[int | None, typer.Option(help="run.seed")] = None,
     out: Annotated[Path, typer.Option(help="The plan's folder.")] = Path("runs/plan"),
     absent: Annotated[
         bool, typer.Option("--absent", help="Deal images that are not downloaded yet, too.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the plan that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plan.")] = False,
 ) -> None:
-    """Cut public corpora into virtual sites from their tables alone, and show who would hold what."""
+    """Divide public corpora into virtual sites from their tables alone, and show what each would hold."""
     files.refuse_file(out)
     if (out / "partition.csv").exists() and not force:
-        raise ConfigError(f"{out} holds a plan already; give --force to replace it, or another --out")
+        raise ConfigError(f"{out} already has a plan; give --force to replace it, or another --out")
     overrides, paths = sorted_out(data)
     overrides += [configs.setting("sim.partition", partition_name)] if partition_name else []
     overrides += [f"run.seed={seed}"] if seed is not None else []
@@ -122,5 +122,5 @@ if __name__ == "__main__":
         )
     )(main)
     command_line.main(
-        app, PROGRAM, lambda arguments: f"to begin anew: {command_line.typed(PROGRAM, arguments)}"
+        app, PROGRAM, lambda arguments: f"to start again: {command_line.typed(PROGRAM, arguments)}"
     )

@@ -1,4 +1,4 @@
-"""One display of a simulation: rounds, sites, steps; plain lines where there is no terminal."""
+"""Displays a simulation: rounds, sites, steps; plain lines without a terminal."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Show:
         self.config, self.board = config, Board()
         self._clock = Clock()
         self._round, self._sites, self._heard = 0, 1, 0
-        self._shares: dict[str, float] = {}  # of the steps of sites that have not replied yet
+        self._shares: dict[str, float] = {}  # share of steps done, for sites that have not replied yet
         self._rates: dict[str, Rate] = {}
         self._at_work: Line | None = None
 
@@ -72,7 +72,7 @@ class Show:
         self._show()
 
     def _left(self) -> str:
-        """Time left, by the rounds done here and what of this one is done; evaluation counts as its end."""
+        """Return the time left, from finished rounds and the share of this one; evaluation counts as its end."""
         share = min(1.0, (self._heard + sum(self._shares.values())) / self._sites)
         return self._clock.left(self._round + share, self.config.federation.rounds)
 

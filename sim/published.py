@@ -1,10 +1,10 @@
-"""A partition as a file that can be published: which image is at which site, by names that others can look up.
+"""A partition as a publishable file: the site of each image, by names that others can look up.
 
     source,image,site,part
 
-`image` is the image's name within a public corpus, which everybody has who has the corpus, at any resolution. A
-hospital's own images have no such name: theirs is the salted hash of the cache, which tells nothing to anybody and
-is found again in that cache alone. `part` is train, or test where the patient was set aside.
+`image` is the image's name within a public corpus, known to everybody with the corpus, at any resolution. A
+hospital's own images have no such name but the salted hash of the cache, which reveals nothing and is valid in
+that cache alone. `part` is train, or test if the patient was set aside.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ COLUMNS = ("source", "image", "site", "part")
 
 
 def text(index: pd.DataFrame, held_out: npt.NDArray[np.bool_], parts: Mapping[str, Sequence[str]]) -> str:
-    """The file's text.
+    """Return the file's text.
 
     Args:
-        index: the rows that were dealt.
+        index: the rows of the partition.
         held_out: bool [N], which of them are set aside.
         parts: site -> its patient groups.
     """
@@ -49,22 +49,23 @@ def _ids(index: pd.DataFrame) -> "pd.Series[str]":
 def read(
     file: Path, index: pd.DataFrame, held_out: npt.NDArray[np.bool_], groups: Groups, minimum: int
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Deal patient groups as a file says.
+    """Assign patient groups to sites by a file.
 
-    The whole group goes to the site that has most of its images; a group without an image in the file is left out.
+    The whole group goes to the site that has most of its images; a group without an image in the file is left
+    out.
 
     Args:
-        file: as `text` makes it.
-        index: the rows that may be dealt.
+        file: in the form of `text`.
+        index: the rows to assign.
         held_out: bool [N], which of them are set aside here.
         groups: the patient groups of the rows.
-        minimum: images that each site must have to train on.
+        minimum: training images that each site must have.
 
     Returns:
-        site -> its groups, in the groups' order; and lines that say where the file and the data differ.
+        site -> its groups, in the groups' order; and lines about differences between the file and the data.
 
     Raises:
-        PartitionError: no such file, or none of our data in it, or a site with too few images.
+        PartitionError: the file does not exist or names none of the data, or a site has too few images.
     """
     table = _table(file)
     mine = pd.DataFrame(
@@ -139,7 +140,7 @@ def _differences(
     moved = int((found["group"].map(home) != found["site"]).sum())
     if moved:
         lines.append(
-            f"{moved:,} images went with the rest of their patient to another site than {file.name} says"
+            f"{moved:,} images went with the rest of their patient to another site than in {file.name}"
         )
     freed = int(((found["part"] == "test") & ~found["here"]).sum())
     kept = int(((found["part"] == "train") & found["here"]).sum())

@@ -20,7 +20,7 @@ from sscxr.runs import CONFIG
 
 PROGRAM = "python -m sim.run"
 _ENGINES = ("inline", "ray")
-_WIDTH = 120  # columns of the tables where there is no terminal
+_WIDTH = 120  # columns of the tables without a terminal
 
 
 def run(
@@ -56,16 +56,16 @@ def run(
         ),
     ] = None,
     label: Annotated[
-        str | None, typer.Option(metavar="NAME[,NAME...]", help="classify.labels: what to tell.")
+        str | None, typer.Option(metavar="NAME[,NAME...]", help="classify.labels: the labels to learn.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="run.seed")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/sim"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves to OUT/tensorboard too.")
     ] = False,
     mlflow: Annotated[
-        bool, typer.Option("--mlflow", help="Write curves to OUT/mlflow too; wants the extra `mlflow`.")
+        bool, typer.Option("--mlflow", help="Write curves to OUT/mlflow too; needs the extra `mlflow`.")
     ] = False,
 ) -> None:
     """Federated pretraining over virtual sites, from X-ray files to a released encoder; or its fine-tuning."""
@@ -82,11 +82,11 @@ def run(
     }
     given = [configs.setting(key, value) for key, value in short.items() if value is not None]
     if engine_name not in _ENGINES:
-        raise ConfigError(f"--engine {engine_name!r} is not known; there are: {', '.join(_ENGINES)}")
+        raise ConfigError(f"--engine {engine_name!r} is not known; choose one of: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [], begun=resume and (out / CONFIG).exists())
     settings = _settings(config, [*overrides, *given])
     if label and settings.run.stage != "classify":
-        raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; it wants --stage classify")
+        raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; use --stage classify")
     kinds = ["tensorboard"] * tensorboard + ["mlflow"] * mlflow
     tracking = ",".join(kinds_of(",".join(kinds)))
     simulate(settings, clients, paths, out, engine_name, resume, tracking)
@@ -102,16 +102,16 @@ def _settings(config: str, overrides: list[str]) -> configs.Config:
     settings = configs.load(config, overrides)
     if settings.pretrains:
         return settings
-    from sscxr import stages  # torch takes seconds to import; a mistyped setting was told without it
+    from sscxr import stages  # torch takes seconds to import; mistyped settings are reported before
 
     return stages.load_config(config, overrides)
 
 
 def _sorted_out(arguments: list[str], data: list[Path], *, begun: bool) -> tuple[list[str], list[Path]]:
-    """Settings and paths: a shell spreads `--data FOLDER/*` over several arguments, the option takes the first.
+    """Separate settings and paths: of the arguments from `--data FOLDER/*`, the option takes only the first.
 
     Args:
-        begun: the run has its own copy of the data, so that it need not be there.
+        begun: whether the run has its own copy of the data, so that the sources may be missing.
     """
     from sscxr.data import corpora
 
@@ -134,16 +134,16 @@ def simulate(
     resume: bool,
     tracking: str = "",
 ) -> None:
-    """Prepare the data, cut it into sites, run the federation, probe and report."""
+    """Prepare the data, divide it into sites, run the federation, probe and report."""
     # Imported here and below, not above: `--help` and a mistyped setting should not wait for torch and Flower.
     from sim import asked
 
     if asked.is_started(out) and not resume:
-        raise ConfigError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+        raise ConfigError(f"{out} already has a run; give --resume to continue it, or another --out")
     with asked.locked(out):
         asked.agree(out, config, clients, data)
         if asked.is_finished(out):
-            typer.echo(f"the run in {out} is finished; there is nothing to do", err=True)
+            typer.echo(f"the run in {out} is finished; nothing to do", err=True)
             return
         _simulate(config, clients, data, out, engine_name, resume, tracking)
 
@@ -212,22 +212,24 @@ app.command(
 
 def _going_on(arguments: Sequence[str]) -> str:
     more = [] if "--resume" in arguments else ["--resume"]
-    return f"what was done is saved. To go on: {command_line.typed(PROGRAM, [*arguments, *more])}"
+    return f"finished work is saved. To continue: {command_line.typed(PROGRAM, [*arguments, *more])}"
 
 
 class _Handler(logging.Handler):
-    """Writes to what stderr is at the time: a display puts its own in its place."""
+    """Writes to the present stderr, which a display may replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     handler = _Handler()
     handler.setFormatter(printable.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("sscxr.server").setLevel(logging.CRITICAL)  # what becomes of a run is said here anyway
+    logging.getLogger("sscxr.server").setLevel(
+        logging.CRITICAL
+    )  # the outcome of a run is printed here anyway
     command_line.main(app, PROGRAM, _going_on)
 
 

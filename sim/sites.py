@@ -1,4 +1,4 @@
-"""The folder of virtual sites: what each hospital would have on its own disk."""
+"""Writes the folder of virtual sites: the files that each hospital would have on its own disk."""
 
 import json
 from pathlib import Path
@@ -20,27 +20,27 @@ from sscxr.report.record import HOLDINGS, NOTES
 
 
 def check_labelled(cache: Cache, config: Config) -> None:
-    """Refuse to fine-tune on what no image has: every site would have nothing to train on, the server would wait.
+    """Refuse to fine-tune without labels or masks: no site could train, and the server would wait.
 
     Raises:
-        ConfigError: a label that no image has; no mask.
+        ConfigError: no image has the label, or a mask.
     """
     if missing := stages.of(config).missing(cache):
         raise ConfigError(missing)
 
 
 def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:
-    """Partition the cache and write `out/sites/NAME/site.yaml`, one a virtual site.
+    """Partition the cache and write `out/sites/NAME/site.yaml`, one per virtual site.
 
-    Also `out/partition.csv` (see `published.py`), `out/holdings.csv`, `out/holdings.png` and `out/notes.json`.
-    For a resumed run all is written again, to the same content.
+    Also write `out/partition.csv` (see `published.py`), `out/holdings.csv`, `out/holdings.png` and
+    `out/notes.json`. A resumed run writes all of them again, with the same content.
 
     Returns:
         The sites' names, in the order of their folders.
 
     Raises:
         LedgerError: the run in `out` started with other images or another partition.
-        PartitionError: a partition that cannot be made.
+        PartitionError: the partition is impossible.
     """
     parts, notes = _parts(cache, config, clients)
     notes = [*notes, *findings.notes(cache, config.privacy.min_cell)]
@@ -58,7 +58,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
             "groups": "groups.txt",
             "stages": [config.run.stage],
             "metrics": list(METRICS),
-            "min_cell": 1,  # a virtual site has nothing to protect; the run's own holds
+            "min_cell": 1,  # a virtual site has nothing to protect; the run's setting applies
             "min_mixed": 0,
             "approved": [approval.digest(config)],
         }
@@ -67,7 +67,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
 
 
 def _parts(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[str]], list[str]]:
-    """The sites' patient groups, and lines on where a partition file and the data differ."""
+    """Return the sites' patient groups, and lines about differences between a partition file and the data."""
     laterals, test_share = config.data.laterals, config.data.test_share
     settings, minimum = config.sim, config.privacy.min_cell
     groups = groups_of(cache, laterals=laterals, test_share=test_share, by=settings.by, label=settings.label)
@@ -82,7 +82,7 @@ def _parts(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[s
 
 
 def _describe(cache: Cache, out: Path, config: Config, parts: dict[str, list[str]], notes: list[str]) -> None:
-    """Who holds what, for people and for other programs."""
+    """Write what each site holds, for people and for other programs."""
     rows = cache.rows(laterals=config.data.laterals)
     index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
     describe(index, held_out, out, parts, notes)
@@ -95,7 +95,7 @@ def describe(
     parts: dict[str, list[str]],
     notes: list[str],
 ) -> list[str]:
-    """Write the partition, its table and its picture, and the lines that the report and the card say of it."""
+    """Write the partition, its table and its picture, and the lines about it for the report and the card."""
     home = holdings.homes(index, parts)
     counts = holdings.table(index, held_out, home)
     trained = [group for members in parts.values() for group in members]
@@ -108,7 +108,7 @@ def describe(
 
 
 def write_config(config: Config, out: Path) -> Path:
-    """The run's settings as the ServerApp reads them."""
+    """Write the run's settings in the form that the ServerApp reads."""
     file = out / "sites" / "run.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(configs.dumps(config), encoding="utf-8")

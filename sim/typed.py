@@ -1,11 +1,11 @@
-"""What was typed: settings, and paths, which may have an equals sign as well."""
+"""Separates typed settings from paths, which may have an equals sign as well."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def sorted_out(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Settings (KEY=VALUE) and paths; what exists, or has `/` or `:` before the first `=`, is a path."""
+    """Return settings (KEY=VALUE) and paths; what exists, or has `/` or `:` before the first `=`, is a path."""
     settings = [item for item in arguments if _is_setting(item)]
     return settings, [Path(item) for item in arguments if item not in settings]
 

@@ -1,11 +1,11 @@
-"""Federated self-supervised learning on chest X-rays: the science. It opens no socket but to download a release.
+"""Federated self-supervised learning on chest X-rays: the science. It opens a socket only to download a release.
 
     import sscxr
     encoder = sscxr.load_encoder("runs/demo/encoder")   # a timm ViT; an address is fetched
     cache = sscxr.open_cache("CACHE")                   # images, masks, an index
     run = sscxr.Run("runs/demo")                        # its tables: sites, rounds, probes, config, status
 
-Importing it takes some tens of milliseconds: numpy, pandas and torch come when they are needed.
+Importing it takes some tens of milliseconds: numpy, pandas and torch are imported when they are needed.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ _LATER = {"Run": "sscxr.api", "load_encoder": "sscxr.api", "open_cache": "sscxr.
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for (PEP 562)."""
+    """Import a name on first access (PEP 562)."""
     if name not in _LATER:
         raise AttributeError(f"module 'sscxr' has no attribute {name!r}")
     globals()[name] = found = getattr(import_module(_LATER[name]), name)

@@ -1,8 +1,8 @@
 """Makes torchvision, and with it timm, importable beside a CPU-only torch.
 
-torchvision's wheel is linked against CUDA. Next to a CPU-only torch its compiled operators do not load, and
-`import torchvision` fails on the first one whose schema it wants to extend. Declaring those schemas first
-lets the rest of the package, which is all that timm uses, import; calling the operators still fails.
+torchvision's wheel is linked against CUDA. Beside a CPU-only torch its compiled operators do not load, and
+`import torchvision` fails on the first one whose schema it extends. With those schemas declared first, the
+rest of the package, which is all that timm uses, can be imported; calling the operators still fails.
 """
 
 import importlib.machinery
@@ -18,13 +18,13 @@ _held: list[object] = []  # a Library's definitions last as long as the object
 
 
 def make_importable() -> None:
-    """Have the schemas declared when torchvision is first imported; costs nothing until then."""
+    """Declare the schemas when torchvision is first imported; costs nothing until then."""
     if "torchvision" not in sys.modules:
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 class _BeforeTorchvision(MetaPathFinder):
-    """Finds nothing; is asked for torchvision before whoever finds it."""
+    """Finds nothing; it is called for torchvision before the finder that does."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -36,7 +36,7 @@ class _BeforeTorchvision(MetaPathFinder):
 
 
 def _declare() -> None:
-    """Declare the operators' schemas where torchvision's own library cannot load; else do nothing."""
+    """Declare the operators' schemas if torchvision's own library cannot load; else do nothing."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
@@ -51,7 +51,7 @@ def _declare() -> None:
 
 
 def _loads(package: Path) -> bool:
-    """Whether torchvision's compiled operators load beside the torch installed here."""
+    """Return whether torchvision's compiled operators load beside the installed torch."""
     import torch
 
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:

@@ -1,6 +1,6 @@
-"""What a notebook uses: `Run`, a run by its folder, and `load_encoder`.
+"""The interface for notebooks: `Run`, a run by its folder, and `load_encoder`.
 
-What needs torch is imported when an encoder is asked for: it takes seconds, and a run's tables need none.
+torch is imported only for encoders: that takes seconds, and a run's tables do not need it.
 """
 
 from pathlib import Path
@@ -24,17 +24,17 @@ _SCORE_COLUMNS = ["site", "figure", "images", "test_images", "test_patients", "f
 
 
 class Run:
-    """A run, by its folder. Each attribute reads the files anew, so that of a run that goes on it is the newest.
+    """A run, by its folder. Each attribute reads the files again, so it is up to date while the run is going.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Open a run's folder.
 
         Raises:
-            RunError: no run has started there.
+            RunError: the folder has no run.
         """
         self.folder = expanded(folder)
         if not (self.folder / runs.CONFIG).is_file():
@@ -51,22 +51,22 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """How it stands."""
+        """The state of the run."""
         return runs.read_status(self.folder)
 
     @property
     def config(self) -> Config:
-        """Its settings, every one; those that were added since it was made are at their defaults."""
+        """All its settings; those of later versions are at their defaults."""
         return configs.load(self.folder / runs.CONFIG, foreign=True)
 
     @property
     def sites(self) -> pd.DataFrame:
-        """One row a site and attempt at a round: the fields of `SiteRow`."""
+        """One row per site and attempt at a round: the fields of `SiteRow`."""
         return runs.read_sites(self.folder / runs.SITES)
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """One row a round, by its number: sites, images, loss, held_out_loss, bytes_up, seconds and so on."""
+        """One row per round, by its number: sites, images, loss, held_out_loss, bytes_up, seconds and so on."""
         records = runs.read_rounds(self.folder / runs.ROUNDS)
         plain = [{key: cell for key, cell in one.items() if not isinstance(cell, dict)} for one in records]
         table = pd.DataFrame(plain) if plain else pd.DataFrame({"round": []}, dtype=int)
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def held_out(self) -> pd.DataFrame:
-        """One row a site and evaluation: round, site, loss, score; empty cells where the site told none."""
+        """One row per site and evaluation: round, site, loss, score; unreported cells are empty."""
         rows = []
         for one in runs.read_rounds(self.folder / runs.ROUNDS):
             losses, scores = one.get("held_out") or {}, one.get("scores") or {}
@@ -84,9 +84,9 @@ class Run:
 
     @property
     def probes(self) -> pd.DataFrame:
-        """One row a probe, with 95 % intervals: AUROC, and the gain over the untrained encoder.
+        """One row per probe, with 95 % intervals: AUROC, and the gain over the untrained encoder.
 
-        Empty until the run has ended, and where nobody had labels: a real server measures none.
+        Empty until the run has ended, and without labels: a real server measures none.
         """
         rows = []
         for pair in runs.read_list(self.folder / runs.PROBES):
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """One row a site, of a fine-tuning in a simulation: the federation's model against the site's own."""
+        """One row per site of a simulated fine-tuning: the federation's model against the site's own."""
         rows = []
         for one in runs.read_list(self.folder / runs.SCORES):
             values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
@@ -108,7 +108,7 @@ class Run:
         return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
 
     def encoder(self) -> "nn.Module":
-        """Its released encoder, as `sscxr.load_encoder` gives it; before its end, that of the last round.
+        """Return its released encoder, as from `sscxr.load_encoder`; before its end, that of the last round.
 
         Raises:
             RunError: no round is done yet.
@@ -127,33 +127,33 @@ class Run:
             encoder = encoders.build(config.encoder.name, **stage.encoder_args(), pooling=stage.pooling)
         encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
         about: Any = encoder.pretrained_cfg
-        about.update(mean=(config.data.mean,), std=(config.data.std,))  # as a release's says
+        about.update(mean=(config.data.mean,), std=(config.data.std,))  # as in a release
         return encoder.eval()
 
     def _last_checkpoint(self) -> dict[str, Any]:
-        """The tensors of the last committed round."""
+        """Return the tensors of the last committed round."""
         import safetensors.torch
 
         for folder in sorted((self.folder / "checkpoints").glob("round-?????"), reverse=True):
             try:
                 return safetensors.torch.load_file(folder / "encoder.safetensors")
-            except FileNotFoundError:  # deleted just now, in favour of newer ones
+            except FileNotFoundError:  # just deleted, in favour of newer ones
                 continue
-        raise RunError(f"{self.folder}: no round is done yet, so there is no encoder")
+        raise RunError(f"{self.folder}: no round is finished yet, so there is no encoder")
 
 
 def load_encoder(path_or_url: str | Path, *, key: str | Path | None = None) -> "nn.Module":
-    """A released encoder as a timm ViT in eval mode, fetched where an address is given and checked by its sums.
+    """Load a released encoder as a timm ViT in eval mode; an address is fetched, and checksums are verified.
 
-    Called on normalised images [B, C, H, W] it gives [B, D], the mean of the patch tokens;
-    `sscxr.release.release.input_norm` says how to normalise grey levels 0..1.
+    Called on normalised images [B, C, H, W] it returns [B, D], the mean of the patch tokens;
+    `sscxr.release.release.input_norm` returns the normalisation for grey levels 0..1.
 
     Args:
         path_or_url: a folder (a release, or a run's `encoder`), or an http or https address.
-        key: file of the Ed25519 public key whose signature the release must have; None: not checked.
+        key: file of the Ed25519 public key that must verify the release's signature; None: not checked.
 
     Raises:
-        SscxrError: one line that says what is wrong.
+        SscxrError: one line states what is wrong.
     """
     from sscxr.release import fetch, signing
 

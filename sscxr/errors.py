@@ -1,9 +1,8 @@
-"""What a person can mend, as opposed to a defect of ours."""
+"""Errors that a user can correct, as opposed to our bugs."""
 
 
 class SscxrError(ValueError):
-    """Something that a person can mend: its text is one line that says what was wrong and what to do.
+    """An error that a user can correct: its text is one line that states what was wrong and what to do.
 
-    A command line prints that line and exits with 1; anything else that is raised is a defect, and shows its
-    traceback.
+    A command prints that line and exits with 1; any other exception is a bug, and shows its traceback.
     """

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, also after the power failed; and who may read them.
+"""Atomic writes of files, also in case of a power cut; and access rights.
 
-What is a site's (its cache, its state) is its owner's alone from the first byte, whatever the umask. What is made
-to be shared (runs, models, releases, predictions) follows the umask, weights like the files beside them.
+A site's files (its cache, its state) are readable by their owner alone from the first byte, whatever the umask.
+Files to share (runs, models, releases, predictions) follow the umask, weights like the files beside them.
 """
 
 import errno
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 class ExistsError(SscxrError):
-    """A file that would have been written over."""
+    """A file would be overwritten."""
 
 
 class HomeError(SscxrError):
-    """A path below a home folder that nobody knows."""
+    """A path is below an unknown home folder."""
 
 
 class NotReadableError(SscxrError):
-    """A file that is there, and that this account may not read."""
+    """A file exists, but this account may not read it."""
 
 
 def expanded(path: str | Path, instead: str = "give a path without '~'") -> Path:
-    """Return a path with the home folder in the place of "~".
+    """Return a path with "~" replaced by the home folder.
 
     Raises:
         HomeError: this account has none, as in a container with an arbitrary user id.
@@ -43,20 +43,22 @@ def expanded(path: str | Path, instead: str = "give a path without '~'") -> Path
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise HomeError(f"{path}: no such home folder; set HOME to a folder of yours, or {instead}") from None
+        raise HomeError(
+            f"{path}: no such home folder; set HOME to one of your folders, or {instead}"
+        ) from None
 
 
 def check_readable(place: Path, names: Iterable[str] = ()) -> None:
-    """See that a file, or a folder and the files in it that are named and there, can be read.
+    """Check that a file, or a folder and its existing files of these names, can be read.
 
     Raises:
-        NotReadableError: the first that is there and cannot.
+        NotReadableError: for the first that exists and cannot be read.
     """
     for path in (place, *(place / name for name in names)):
         for step in (*reversed(path.absolute().parents), path):
             needed = os.X_OK if step != path else os.R_OK | (os.X_OK if path.is_dir() else 0)
             if not os.access(step, os.F_OK):
-                break  # absent: a matter for whoever wants it
+                break  # missing files are the caller's concern
             if not os.access(step, needed, effective_ids=True):
                 found = step.stat()
                 raise NotReadableError(
@@ -66,7 +68,7 @@ def check_readable(place: Path, names: Iterable[str] = ()) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are absent, for its owner alone; one that is there stays as it is."""
+    """Make a folder and its missing parents for their owner alone; an existing one is unchanged."""
     for place in reversed([folder, *folder.parents]):
         if not place.exists():
             place.mkdir(mode=0o700, exist_ok=True)
@@ -74,7 +76,7 @@ def private_folder(folder: Path) -> None:
 
 @contextmanager
 def privately() -> Iterator[None]:
-    """Make what this process creates its owner's alone; the umask is the process's, so that threads share it."""
+    """Make new files readable by their owner alone; all threads share the process's umask."""
     before = os.umask(0o077)
     try:
         yield
@@ -89,8 +91,8 @@ def sha256(file: Path) -> str:
 
 
 def save_tensors(tensors: "Mapping[str, Tensor]", file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, readable as any new file is: safetensors itself makes it its owner's alone."""
-    import safetensors.torch  # here: most commands that touch files want no torch
+    """Write tensors as safetensors with the rights of any new file: safetensors itself allows only the owner."""
+    import safetensors.torch  # here: most commands that touch files do not need torch
 
     file.touch()
     mode = file.stat().st_mode & 0o777
@@ -99,19 +101,19 @@ def save_tensors(tensors: "Mapping[str, Tensor]", file: Path, metadata: dict[str
 
 
 def refuse_existing(file: Path, *, force: bool) -> None:
-    """Refuse to write over a file that was not to be replaced, before any work is done for it.
+    """Refuse to overwrite an existing file, before any work is done for it.
 
     Raises:
-        ExistsError: it is there and `force` is False, or it is a folder.
+        ExistsError: it exists and `force` is False, or it is a folder.
     """
     if file.is_dir():
         raise ExistsError(f"{file} is a folder; name a file")
     if file.exists() and not force:
-        raise ExistsError(f"{file} is there already; give --force to replace it, or another name")
+        raise ExistsError(f"{file} already exists; give --force to replace it, or another name")
 
 
 def refuse_file(folder: Path) -> None:
-    """Refuse a file in the place of a folder that is to be written to, before any work is done for it.
+    """Refuse a file in place of an output folder, before any work is done for it.
 
     Raises:
         ExistsError: it, or a folder above it, is a file.
@@ -122,13 +124,13 @@ def refuse_file(folder: Path) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether something could not be written for want of space; safetensors has no class of its own for it."""
+    """Return whether an error is a full disk; safetensors has no exception class for it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+    """Wait until a file, or a folder's list of files, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -150,7 +152,7 @@ def _sync_whole(path: Path) -> None:
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.tmp")
     partial.write_bytes(data)
@@ -158,7 +160,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writers killed halfway left in a folder and those below; only while nobody else writes there."""
+    """Delete partial files of killed writers in a folder and below; only while nobody else writes there."""
     for partial in folder.rglob(".*.tmp"):
         if partial.is_file():
             partial.unlink()

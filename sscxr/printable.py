@@ -1,6 +1,6 @@
-"""Others' text made harmless where it is shown: no control characters in a terminal or log, no formulas in a table.
+"""Makes foreign text safe to show: no control characters in a terminal or log, no formulas in a table.
 
-Names from manifests, headers, files, releases and join files are whatever their author made them.
+Names from manifests, headers, files, releases and join files may contain anything.
 """
 
 import csv
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import pandas as pd
 
-# Control characters but newline and tab, and what turns the direction of writing or breaks a line unseen.
+# Control characters except newline and tab, and characters that change the writing direction or break lines.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-_EASY = re.compile("(?:[A-Za-z0-9_.][A-Za-z0-9_.:/ -]*)?")  # most cells: nothing in them to look for
-_FORMULA = "=+-@\t\r"  # what a spreadsheet takes for the start of one
+_EASY = re.compile("(?:[A-Za-z0-9_.][A-Za-z0-9_.:/ -]*)?")  # most cells, which need no check
+_FORMULA = "=+-@\t\r"  # spreadsheets treat a text that begins so as a formula
 
 
 def printable(text: str) -> str:
-    """Return the text with "?" in the place of each control character; newlines and tabs stay."""
+    """Return the text with "?" for each control character; newlines and tabs stay."""
     return _CONTROL.sub("?", text)
 
 
@@ -30,10 +30,10 @@ def line(text: str) -> str:
 
 
 class Stream:
-    """A text stream that shows no control characters; rich, which filters for itself, goes to the one behind it."""
+    """A text stream without control characters; rich, which filters itself, writes to the underlying stream."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # the name by which rich looks for it
+        self.rich_proxied_file = stream  # rich looks for this name
 
     def write(self, text: str) -> int:
         """Write the printable text."""
@@ -46,10 +46,10 @@ class Stream:
 
 
 class Formatter(logging.Formatter):
-    """A logging formatter without control characters: a message is one line, whatever is in it."""
+    """A logging formatter without control characters: a message is always one line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """Return the line, less the traceback."""
+        """Return the line without the traceback."""
         return printable(super().formatMessage(record)).replace("\n", " ")
 
     def format(self, record: logging.LogRecord) -> str:
@@ -58,7 +58,7 @@ class Formatter(logging.Formatter):
 
 
 def cell(value: object) -> str:
-    """Return what a CSV file has for a value; a text that a spreadsheet would run is preceded by "'"."""
+    """Return a value's text for a CSV file; a text that a spreadsheet would run is preceded by "'"."""
     if value is None:
         return ""
     if isinstance(value, str) and _EASY.fullmatch(value):
@@ -68,7 +68,7 @@ def cell(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text that `cell` was given."""
+    """Return the text that was passed to `cell`."""
     return text[1:] if text[:1] == "'" and _is_formula(text.lstrip("'")) else text
 
 

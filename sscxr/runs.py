@@ -1,6 +1,6 @@
-"""A run's folder, read from its files alone, at any time: also while the run goes on, and after it died.
+"""Reads a run's folder from its files alone, at any time: also while the run is going, and after it died.
 
-`server/ledger.py` and `server/status.py` write these files; both ends of what is in them are here.
+`server/ledger.py` and `server/status.py` write these files, with the columns and fields defined here.
 """
 
 import io
@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 from sscxr.errors import SscxrError
 from sscxr.files import expanded, is_locked
 
-if TYPE_CHECKING:  # pandas is imported by what makes tables: who watches a run has no need of it
+if TYPE_CHECKING:  # pandas is imported by the functions that make tables: watching a run does not need it
     import pandas as pd
 
 CONFIG, WORDS, STATUS, SITES, ROUNDS, PROBES, SCORES = (
     "config.yaml", "words.json", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
 )  # fmt: skip
-USUAL = "~/.sscxr/runs"  # where a server keeps a run whose folder is not given
-LOCK = "checkpoints/lock"  # held by the process that the run goes on in
+USUAL = "~/.sscxr/runs"  # where a server keeps a run without a given folder
+LOCK = "checkpoints/lock"  # held by the process of a running run
 
 
 class RunError(SscxrError):
-    """A folder that is no run's, or a file of it that cannot be read: one line that says why."""
+    """A folder is not a run, or a file of it cannot be read; one line states why."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,15 @@ class Words:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One row of `sites.csv`: what came of one site in one attempt at one round.
+    """One row of `sites.csv`: the outcome of one site in one attempt at one round.
 
     Attributes:
-        round: counted from 1, as in every figure that a person sees.
-        loss: mean over the round's steps; None where there was no reply.
+        round: counted from 1, as in all displayed figures.
+        loss: mean over the round's steps; None without a reply.
         update_norm: L2 norm of its update.
         bytes: of its update as sent, folded or refused.
-        outcome: folded, refused, failed, late, absent; a round without quorum folds nothing for good.
-        reason: why, where it was not folded; a note where it was.
+        outcome: folded, refused, failed, late, absent; dropped: folded in an attempt without quorum.
+        reason: why it was not folded; or a note if it was.
     """
 
     round: int
@@ -84,18 +84,18 @@ SITE_COLUMNS = tuple(item.name for item in fields(SiteRow))
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands.
+    """The state of a run.
 
     Attributes:
-        state: running; finished: its encoder is released; stopped: it cannot go on now, its state is saved;
-            failed: by an error; died: its process ended without a word.
-        round: the rounds that are done.
-        rounds: the rounds that there will be.
+        state: running; finished: its encoder is released; stopped: it cannot continue now, its state is saved;
+            failed: by an error; died: its process ended unexpectedly.
+        round: the number of rounds done.
+        rounds: the number of rounds in all.
         reason: of a stop or a failure.
         updated: ISO time, UTC.
-        since: ISO time at which the round began that is open now; empty: none is.
-        expected: the sites that were asked in it.
-        waiting: those of them that have not replied.
+        since: ISO time at which the open round began; empty if no round is open.
+        expected: how many sites were asked in the open round.
+        waiting: the sites that have not replied in it.
     """
 
     state: str
@@ -108,32 +108,32 @@ class Status:
     waiting: list[str] = field(default_factory=list)
 
     def age(self) -> float:
-        """Seconds since the open round began; 0 where none is open."""
+        """Return the seconds since the open round began; 0 if none is open."""
         if not self.since:
             return 0.0
         return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(self.since)).total_seconds())
 
     def line(self) -> str:
-        """The outcome, as a log's last line has it."""
+        """Return the outcome as in a log's last line."""
         return f"{self.state} after round {self.round} of {self.rounds}{': ' if self.reason else ''}{self.reason}"
 
 
 def natural(name: object) -> list[tuple[str, int]]:
-    """A key to sort names by as people do: site-2 comes before site-10."""
+    """Return a key that sorts names naturally: site-2 before site-10."""
     parts = re.split(r"([0-9]+)", str(name))
     return [(word, int(number or -1)) for word, number in zip_longest(parts[::2], parts[1::2], fillvalue="")]
 
 
 def find(run: str | Path) -> Path:
-    """The folder of a run that is given by its path; or by its name, where the server keeps it in the usual place.
+    """Return the folder of a run given by its path, or by its name in the server's usual place.
 
     Raises:
-        RunError: there is no such folder; it says where it was looked for.
+        RunError: the folder does not exist; the error names the places that were tried.
     """
     here = expanded(run)
     places = [here]
     found = any((here / name).is_file() for name in (STATUS, CONFIG))
-    if len(here.parts) == 1 and not found:  # where it is, an account without a home need have none
+    if len(here.parts) == 1 and not found:  # if found, an account without a home folder is no error
         places.append(expanded(USUAL, "give the run's path, with a slash in it") / here)
     for place in places:
         if (place / STATUS).is_file() or (place / CONFIG).is_file():
@@ -146,10 +146,10 @@ def find(run: str | Path) -> Path:
 
 
 def read_status(out: Path, *, again: bool = True) -> Status:
-    """How a run stands, a dead one told from a live one.
+    """Return the state of a run; one whose process has ended is reported as died.
 
     Raises:
-        RunError: no run, or an unreadable file.
+        RunError: not a run, or an unreadable file.
     """
     try:
         status = Status(**json.loads((out / STATUS).read_text()))
@@ -160,25 +160,25 @@ def read_status(out: Path, *, again: bool = True) -> Status:
     if status.state != "running" or is_locked(out / LOCK):
         return status
     if again and (now := read_status(out, again=False)).state != "died":
-        return now  # it ended between the two looks
-    reason = "its process ended without a word; resume it"
+        return now  # it ended between the two reads
+    reason = "its process ended unexpectedly; resume it"
     return Status(**asdict(status) | {"state": "died", "reason": reason})
 
 
 def read_sites(file: Path) -> "pd.DataFrame":
-    """The rows of a `sites.csv`, names as they are written (a site may be called NA or 007); empty without one.
+    """Read the rows of a `sites.csv`, with names as text (a site may be called NA or 007); empty without a file.
 
     Raises:
-        RunError: it is no such table.
+        RunError: it is not such a table.
     """
     return read_table(file, SITE_COLUMNS, words=("site", "outcome", "reason"))
 
 
 def read_table(file: Path, columns: Sequence[str], words: Sequence[str]) -> "pd.DataFrame":
-    """A run's CSV of these columns, those of `words` as they are written, the others numbers; empty without one.
+    """Read a run's CSV of these columns, those in `words` as text, the others as numbers; empty without a file.
 
     Raises:
-        RunError: it is no such table.
+        RunError: it is not such a table.
     """
     import pandas as pd
 
@@ -189,7 +189,7 @@ def read_table(file: Path, columns: Sequence[str], words: Sequence[str]) -> "pd.
     kinds = dict.fromkeys(words, str)
     try:
         rows = pd.read_csv(io.StringIO(text), dtype=kinds, keep_default_na=False, na_values=empty)
-    except ValueError:  # of pandas' parser too
+    except ValueError:  # also from pandas' parser
         raise RunError(f"{file}: not readable as a table") from None
     missing = [name for name in columns if name not in rows.columns]
     if missing:
@@ -198,22 +198,22 @@ def read_table(file: Path, columns: Sequence[str], words: Sequence[str]) -> "pd.
 
 
 def read_rounds(file: Path) -> list[dict[str, Any]]:
-    """The records of a `rounds.jsonl`, as the server wrote them; none without one.
+    """Read the records of a `rounds.jsonl`; none without a file.
 
     Raises:
-        RunError: a line of it is no round's record.
+        RunError: a line is not a round's record.
     """
     try:
         records = [json.loads(line) for line in whole_lines(file).splitlines()]
     except ValueError:
-        raise RunError(f"{file}: not readable, a line of it is no JSON") from None
+        raise RunError(f"{file}: not readable, a line of it is not JSON") from None
     if not all(isinstance(record, dict) and "round" in record for record in records):
-        raise RunError(f"{file}: not readable, a line of it is no round's record")
+        raise RunError(f"{file}: not readable, a line of it is not a round's record")
     return records
 
 
 def whole_lines(file: Path) -> str:
-    """A text that another process may be adding to, without the half line at its end."""
+    """Return the complete lines of a text that another process may be appending to."""
     try:
         text = file.read_bytes().decode("utf-8", "replace")
     except FileNotFoundError:
@@ -236,10 +236,10 @@ def read_words(out: Path) -> Words:
 
 
 def read_list(file: Path) -> list[Any]:
-    """A JSON list that is there whole or not at all; empty where it is not there.
+    """Read a JSON list that is written atomically; empty without a file.
 
     Raises:
-        RunError: it is there and cannot be read.
+        RunError: the file cannot be read.
     """
     try:
         return list(json.loads(file.read_text(encoding="utf-8")))

@@ -35,7 +35,7 @@ def test_a_map_is_drawn_of_phantoms(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_few_labels_are_learned_from(capsys: pytest.CaptureFixture[str]) -> None:
     run("few_labels.py", "--steps", "2")
-    assert "patients that were held out" in capsys.readouterr().out
+    assert "held-out patients" in capsys.readouterr().out
 
 
 def test_two_runs_are_made_and_compared(capsys: pytest.CaptureFixture[str]) -> None:

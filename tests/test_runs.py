@@ -83,13 +83,13 @@ def test_before_the_first_round_there_is_no_encoder(tmp_path: Path) -> None:
     assert run.rounds.empty
     assert run.sites.empty
     assert repr(run) == f"Run({str(tmp_path)!r}: 0 sites, starting)"
-    with pytest.raises(RunError, match="no round is done yet"):
+    with pytest.raises(RunError, match="no round is finished yet"):
         run.encoder()
 
 
 def test_the_repr_has_counts_and_the_outcome(out: Path) -> None:
     assert repr(Run(out)) == f"Run({str(out)!r}: 2 sites, died after round 2 of 3: " + (
-        "its process ended without a word; resume it)"
+        "its process ended unexpectedly; resume it)"
     )
     with status.held(out):
         assert repr(Run(out)).endswith("2 sites, running after round 2 of 3)")

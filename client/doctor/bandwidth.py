@@ -1,4 +1,4 @@
-"""How long a round's payload takes to the server and back, from a few MB of probe."""
+"""Estimates how long a round's payload takes to the server and back, from a probe of a few MB."""
 
 import http.client
 import os
@@ -9,14 +9,14 @@ from client.doctor.checks import Check, judged, warning
 from client.doctor.network import Server
 from sscxr.federation.join import Join
 
-PROBE_BYTES = 2 << 20  # what the server's probe gives, and takes at most
-_LONGEST = 10.0  # seconds a direction; what got through by then tells the speed of a slow link
+PROBE_BYTES = 2 << 20  # the size of the server's probe, and the most that it accepts
+_LONGEST = 10.0  # seconds per direction; on a slow link the bytes transferred by then give the speed
 _CHUNK = 1 << 16
-_ENOUGH = 1 / 3  # of the deadline that transfer may take before it is a warning; the rest is for training
+_ENOUGH = 1 / 3  # share of the deadline that transfer may take without a warning; the rest is for training
 
 
 def bandwidth(server: Server, join: Join) -> Iterator[Check]:
-    """Download and upload speed, and a round's transfer time against its deadline."""
+    """Check download and upload speed, and a round's transfer time against its deadline."""
     if not join.probe:
         yield _not_measured("the join file names no probe")
         return
@@ -57,7 +57,7 @@ def _not_measured(why: str) -> Check:
 
 
 def _download(connection: http.client.HTTPSConnection, path: str) -> float:
-    """Mbit/s from the server."""
+    """Return the download speed in Mbit/s."""
     started = time.monotonic()
     connection.request("GET", path)
     response = connection.getresponse()
@@ -68,15 +68,15 @@ def _download(connection: http.client.HTTPSConnection, path: str) -> float:
         got += len(chunk)
         seconds = time.monotonic() - started
     if got < _CHUNK and seconds < _LONGEST:
-        raise NoProbeError(f"the server's probe gives only {got} bytes")
-    if not response.isclosed():  # a slow link: the rest is not waited for
+        raise NoProbeError(f"the server's probe sends only {got} bytes")
+    if not response.isclosed():  # a slow link: do not wait for the rest
         connection.close()
     return got * 8e-6 / seconds
 
 
 def _upload(connection: http.client.HTTPSConnection, path: str) -> float:
-    """Mbit/s to the server."""
-    body = os.urandom(PROBE_BYTES)  # nothing on the way can compress it
+    """Return the upload speed in Mbit/s."""
+    body = os.urandom(PROBE_BYTES)  # incompressible
     connection.putrequest("POST", path)
     connection.putheader("Content-Type", "application/octet-stream")
     connection.putheader("Content-Length", str(PROBE_BYTES))
@@ -90,7 +90,7 @@ def _upload(connection: http.client.HTTPSConnection, path: str) -> float:
             raise TimeoutError
         response = connection.getresponse()
         response.read()
-    except TimeoutError:  # a slow link: part of what was sent still waits here, so it is rather slower
+    except TimeoutError:  # a slow link: part of it is still buffered here, so the speed is an upper bound
         connection.close()
         return sent * 8e-6 / (time.monotonic() - started)
     seconds = time.monotonic() - started

@@ -1,6 +1,6 @@
-"""The site's own images: a sample of the export through the decoder, and the health of the cache.
+"""Checks of the site's images: a sample of the export through the decoder, and the health of the cache.
 
-Large caches are sampled: every check takes seconds, reads through the memory map, and says how many it looked at.
+Large caches are sampled: every check takes seconds, reads through the memory map, and reports its sample size.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from sscxr.data.rows import Rows
 from sscxr.errors import SscxrError
 from sscxr.federation import wire
 
-FILES = 20  # of an export that are decoded
-LOOKED_AT = 512  # images whose posture is judged
-COMPARED = 50_000  # images that are compared with each other, by one row of pixels first
-_LISTED = 20_000  # files of an export among which the sample is drawn
+FILES = 20  # files of an export to decode
+LOOKED_AT = 512  # images whose posture is checked
+COMPARED = 50_000  # images to compare with each other, by one row of pixels first
+_LISTED = 20_000  # files of an export that the sample is drawn from
 
-# Above this share of the sample, a line is more than the detector's false alarms (docs/posture.md).
+# Shares of the sample above the detector's rate of false alarms (docs/posture.md).
 _TURNED_FAILED, _MIRRORED_WARNING = 0.02, 0.05
 
 
 def files(folder: Path) -> Iterator[Check]:
-    """How many of a folder's files decode, and why the others do not, in the decoder's fixed words."""
+    """Check how many of a folder's files decode, and why others do not, in the decoder's fixed words."""
     from sscxr.data.pixels.decode import Task
     from sscxr.data.pixels.dicom import MAX_PIXELS
     from sscxr.data.pixels.facts import Refused
@@ -42,7 +42,7 @@ def files(folder: Path) -> Iterator[Check]:
     found = list(islice(_walk(folder), _LISTED))
     sample = [found[place] for place in _evenly(len(found), FILES)]
     if not sample:
-        yield failed("files", "the folder has none, or cannot be read", "name the folder of the export")
+        yield failed("files", "the folder has none, or cannot be read", "give the folder of the export")
         return
     tasks = ((number, Task(file, None, "", 256, MAX_PIXELS)) for number, file in enumerate(sample))
     results = [result for _, result in pool.decode(tasks, workers=1)]
@@ -62,12 +62,12 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _evenly(count: int, most: int) -> Rows:
-    """At most `most` of `count` places, spread evenly."""
+    """Return at most `most` of `count` places, spread evenly."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)) if count else np.arange(0)
 
 
 def cache(settings: SiteSettings, config: Config) -> Iterator[Check]:
-    """The cache opens, is large enough, and holds what it should."""
+    """Check that the cache opens, is large enough, and has valid content."""
     try:
         site = Site(settings)
         rows = site.usable_rows(config)
@@ -101,13 +101,13 @@ def _counts(site: Site, rows: Rows, held: npt.NDArray[np.bool_], config: Config)
         advice = f"at least {least} are needed (min_cell, min_images); prepare more"
         return Check("cache", "failed", value, advice, detail)
     if out < cell:
-        advice = f"fewer than min_cell={cell} held out: this site can tell no held-out loss"
+        advice = f"fewer than min_cell={cell} held out: this site cannot report a held-out loss"
         return Check("cache", "warning", value, advice, detail)
     return ok("cache", value, detail)
 
 
 def tables(index: pd.DataFrame) -> Iterator[str]:
-    """Counts by view, age band and label, for this terminal alone: nothing is suppressed."""
+    """Yield counts by view, age band and label, for this terminal alone: nothing is suppressed."""
     for column, name in (("view", "view"), ("age_band", "age")):
         counts = Counter(cell or "unknown" for cell in index[column])
         cells = [cell for cell in wire.COUNT_TABLES[name] if counts[cell]]
@@ -121,39 +121,39 @@ def tables(index: pd.DataFrame) -> Iterator[str]:
 
 
 def splits(opened: Cache, held: npt.NDArray[np.bool_], rows: Rows) -> Iterator[Check]:
-    """No patient group is both trained on and held out."""
+    """Check that no patient group is both trained on and held out."""
     sides = pd.Series(held[rows]).groupby(opened.index["group"].to_numpy()[rows]).nunique()
     both = int((sides > 1).sum())
     if both:
         yield failed(
             "splits",
             f"{both} patient groups are both trained on and held out",
-            "the index was changed by hand, or by another program; prepare the cache anew",
+            "the index was changed by hand, or by another program; prepare the cache again",
         )
     else:
         yield ok("splits", f"{len(sides)} patient groups, none both trained on and held out")
 
 
 def contents(opened: Cache, held: npt.NDArray[np.bool_], rows: Rows) -> Iterator[Check]:
-    """No image is constant, is there twice, or has its like on the other side of the split."""
+    """Check that no image is constant, occurs twice, or has a duplicate on the other side of the split."""
     sample = rows[_evenly(len(rows), COMPARED)]
     constant, alike = _compare(opened.images, sample)
     twice = sum(len(same) - 1 for same in alike)
     across = sum(len({bool(held[row]) for row in same}) > 1 for same in alike)
     looked = f"of {len(sample)} images" + (f" (sampled of {len(rows)})" if len(sample) < len(rows) else "")
-    anew = "prepare the cache anew from the export"
+    again = "prepare the cache again from the export"
     if across:
         value = f"{across} pictures {looked} are both trained on and held out, pixel for pixel"
-        yield failed("duplicates", value, anew)
+        yield failed("duplicates", value, again)
     else:
-        yield judged("duplicates", f"{twice} {looked}", fails=False, warns=twice > 0, advice=anew)
-    yield judged("constant", f"{constant} {looked}", fails=False, warns=constant > 0, advice=anew)
+        yield judged("duplicates", f"{twice} {looked}", fails=False, warns=twice > 0, advice=again)
+    yield judged("constant", f"{constant} {looked}", fails=False, warns=constant > 0, advice=again)
 
 
 def _compare(images: npt.NDArray[np.uint8], rows: Rows) -> tuple[int, list[list[int]]]:
-    """How many images are of one grey level, and the lists of those that are equal.
+    """Return how many images have a single grey level, and the lists of equal images.
 
-    The middle row is read of each, and the whole image only where that is constant or equal to another's.
+    The middle row of each image is read, and the whole image only if that is constant or equal to another's.
     """
     middle = images.shape[1] // 2
     suspects: dict[bytes, list[int]] = {}
@@ -174,9 +174,9 @@ def _compare(images: npt.NDArray[np.uint8], rows: Rows) -> tuple[int, list[list[
 
 
 def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
-    """Frontal images lie upright, with bright bone, and mostly unmirrored, in the detector's judgement.
+    """Check that the detector finds frontal images upright, with bright bone, and mostly unmirrored.
 
-    Where the view is unknown, an image may be a lateral: it counts only beyond the odds that laterals reach.
+    An image of unknown view may be a lateral: it counts only above the odds that laterals reach.
     """
     from sscxr.data.pixels import posture
     from sscxr.data.pixels.decode import LATERAL_ODDS
@@ -202,12 +202,12 @@ def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
         value,
         fails=wrong > _TURNED_FAILED * len(sample),
         warns=wrong > 0 or mirrored > _MIRRORED_WARNING * len(sample),
-        advice="look at the cache's sheet.png; put the export right and prepare it anew",
+        advice="look at the cache's sheet.png; correct the export and prepare it again",
     )
 
 
 def _content(opened: Cache, row: int) -> npt.NDArray[np.float32]:
-    """float32 [H, W] in 0..1, without the padding."""
+    """Return an image without its padding, float32 [H, W] in 0..1."""
     names = ("top", "left", "content_height", "content_width")
     top, left, height, width = (int(opened.index[name].to_numpy()[row]) for name in names)
     image = opened.images[row, top : top + height, left : left + width]

@@ -1,4 +1,4 @@
-"""Every check in its order: the two files, this machine, the way to the server, the site's images."""
+"""Runs every check in order: the two files, this machine, the connection to the server, the site's images."""
 
 import ssl
 import time
@@ -23,8 +23,8 @@ class Asked:
         site: the `site.yaml`; None: the coordinator's machine.
         join: the join file, in place of the one that `site.yaml` names.
         out: the coordinator's folder of runs.
-        files: a folder of the site's own files, of which some are decoded.
-        clock: this machine's, seconds since 1970.
+        files: a folder of the site's own files; a sample is decoded.
+        clock: this machine's clock, seconds since 1970.
     """
 
     site: Path | None = None
@@ -35,7 +35,7 @@ class Asked:
 
 
 def examine(asked: Asked) -> Iterator[Check]:
-    """Every check, as soon as it is done. What rests on a check that failed is left out."""
+    """Yield every check as soon as it is done. Checks that depend on a failed one are left out."""
     settings = None
     try:
         settings = read_settings(asked.site) if asked.site else None
@@ -47,7 +47,7 @@ def examine(asked: Asked) -> Iterator[Check]:
         join = Join.read(file) if file else None
         recipe = _recipe(join) if join else recipe
     except JoinError as error:
-        yield failed("join file", str(error), "ask the coordinator for it anew")
+        yield failed("join file", str(error), "ask the coordinator for a new one")
     except ConfigError as error:
         yield failed("recipe", str(error), "install the coordinator's version of sscxr")
     if join or not file:
@@ -61,7 +61,7 @@ def examine(asked: Asked) -> Iterator[Check]:
 
 
 def _recipe(join: Join) -> Config:
-    """The run's settings as far as the join file tells them."""
+    """Return the run's settings, as far as the join file has them."""
     return configs.loads(join.recipe, partial=True)
 
 
@@ -89,7 +89,7 @@ def _network(asked: Asked, settings: SiteSettings | None, join: Join | None) -> 
         return
     if not (settings and settings.superlink) and join is None:
         yield warning(
-            "server", "none named: the way to it is not looked at", "give a join file, or set superlink"
+            "server", "none named: the connection is not checked", "give a join file, or set superlink"
         )
         return
     try:
@@ -123,7 +123,7 @@ def _handshake(asked: Asked, settings: SiteSettings | None, server: Server) -> I
 
 
 def _server(settings: SiteSettings | None, join: Join | None) -> Server:
-    """Where the SuperNode will connect to: what the site says, or else the join file."""
+    """Return the server that the SuperNode will connect to, from site.yaml or else the join file."""
     address = (settings.superlink if settings else "") or (join.superlink if join else "")
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
@@ -134,8 +134,8 @@ def _server(settings: SiteSettings | None, join: Join | None) -> Server:
     server = Server(host.strip("[]"), int(port), ca)
     try:
         server.context()
-    except (ssl.SSLError, ValueError, TypeError):  # TypeError: of a text that is not ASCII
+    except (ssl.SSLError, ValueError, TypeError):  # TypeError: text that is not ASCII
         raise ValueError(
-            "the file that ca names is no certificate in PEM, or has letters beyond ASCII beside it"
+            "the file that ca names is not a PEM certificate, or has non-ASCII characters beside it"
         ) from None
     return server

@@ -1,15 +1,15 @@
-"""The clock and the node key, by Flower's own signed handshake, without touching the node.
+"""Checks the clock and the node key by Flower's own signed handshake, without changing the node.
 
-`ActivateNode` with a heartbeat interval of zero is always refused, and how tells all that is to know. Flower 1.41
-looks in this order (superlink/routers/fleet/node_auth.py, superlink/servicer/fleet/fleet_handlers.py):
+`ActivateNode` with a heartbeat interval of zero is always refused, and the kind of refusal answers both.
+Flower 1.41 checks in this order (superlink/routers/fleet/node_auth.py, superlink/servicer/fleet/fleet_handlers.py):
 1. the signed time: -5 s < server's clock - signed < 305 s, and the signature, otherwise HTTP 401;
 2. the public key: a node must be registered with it, otherwise error 2004;
-3. the heartbeat interval: error 2003, before the node's record is touched.
-So a SuperNode that runs meanwhile with the same key stays online, and one that does not stays offline. A real
-activation would be refused of a node that is online, and deactivation would end its work.
+3. the heartbeat interval: error 2003, before the node's record is changed.
+So a SuperNode that is running with the same key stays online, and one that is not stays offline. A real activation
+would be refused for a node that is online, and deactivation would end its work.
 
-The signed time is ours to choose, so the point where it begins to be refused tells the server's clock, as it
-judges us and the way there included, far below the second that an HTTP `Date` header resolves.
+We choose the signed time, so the point where it is just refused measures the server's clock, transfer time
+included, far more finely than the second that an HTTP `Date` header resolves.
 """
 
 import base64
@@ -31,23 +31,23 @@ from client.doctor.checks import Check, failed, judged, ok, warning
 from client.doctor.network import Server
 
 AHEAD, BEHIND = 5.0, 305.0  # seconds by which a site's clock may differ (see above)
-_NEAR = 2.0  # seconds to a bound that are a warning
-_ROUGH = 2.5  # seconds that a clock read from `Date` may be wrong by
-_FINE = 0.2  # seconds to which the bound is narrowed down
+_NEAR = 2.0  # seconds to a bound that give a warning
+_ROUGH = 2.5  # seconds by which a clock read from `Date` may be wrong
+_FINE = 0.2  # seconds, the precision of the bound
 REGISTERED, UNKNOWN_KEY, REFUSED = "registered", "unknown key", "refused"
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Attributes: one of the three words above, or what else was answered; server's minus our clock, s, roughly."""
+    """Attributes: one of the three words above, or another answer; server's minus our clock, s, roughly."""
 
     word: str
     skew: float | None
 
 
 class Handshake:
-    """A signed `ActivateNode` that changes nothing, as of any time."""
+    """A signed `ActivateNode` with any time, which changes nothing."""
 
     def __init__(self, server: Server, key: ec.EllipticCurvePrivateKey, clock: Clock) -> None:
         from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -58,7 +58,7 @@ class Handshake:
         self.close: Callable[[], None] = self._client.close
 
     def ask(self, shift: float = 0.0) -> Answer:
-        """Sign `shift` seconds after our clock.
+        """Send a request signed `shift` seconds after our clock.
 
         Raises:
             httpx.HTTPError: no answer.
@@ -78,21 +78,21 @@ class Handshake:
             return Answer("accepted a heartbeat interval of zero", None)
         except httpx.HTTPStatusError as error:
             response = error.response
-        except ValueError:  # HTTP 200 with something else than Flower's answer
+        except ValueError:  # HTTP 200 with a body that is not Flower's
             return Answer("no Flower answer", None)
         skew = _server_minus(response.headers.get("date"), (before + self._clock()) / 2)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             return Answer(REFUSED, skew)
-        told = FlowerError.from_json(response.text)
+        refusal = FlowerError.from_json(response.text)
         words = {
             ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL: REGISTERED,
             ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED: UNKNOWN_KEY,
         }
-        code = told.code if told else None
+        code = refusal.code if refusal else None
         return Answer(words.get(code, f"HTTP {response.status_code}"), skew)  # type: ignore[call-overload]
 
     def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
-        """Flower's own interceptor (supernode/node_auth_http_interceptor.py), as of another time."""
+        """Sign as Flower's own interceptor does (supernode/node_auth_http_interceptor.py), with another time."""
         from flwr.common.constant import TIMESTAMP_HEADER
         from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
         from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
@@ -114,7 +114,7 @@ def _server_minus(date: str | None, ours: float) -> float | None:
 
 
 def read_key(file: Path) -> tuple[ec.EllipticCurvePrivateKey | None, Check]:
-    """A node's private key as `flower-supernode` would load it."""
+    """Read a node's private key as `flower-supernode` would."""
     name, again = "key file", "set key in site.yaml to the private key that `sscxr site init` wrote"
     try:
         data, mode = file.read_bytes(), file.stat().st_mode
@@ -124,7 +124,7 @@ def read_key(file: Path) -> tuple[ec.EllipticCurvePrivateKey | None, Check]:
         key = forms.load_ssh_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         public = data.lstrip().startswith((b"ecdsa-", b"ssh-", b"-----BEGIN PUBLIC"))
-        what = "a public key" if public else "no private key in OpenSSH's form, or one with a passphrase"
+        what = "a public key" if public else "not a private key in OpenSSH's form, or one with a passphrase"
         return None, failed(name, what, again)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         return None, failed(name, "a private key of another kind than elliptic curve", again)
@@ -135,7 +135,7 @@ def read_key(file: Path) -> tuple[ec.EllipticCurvePrivateKey | None, Check]:
 
 
 def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:
-    """The public key's fingerprint as `ssh-keygen -l` prints it."""
+    """Return the public key's fingerprint as `ssh-keygen -l` prints it."""
     public = key.public_key().public_bytes(forms.Encoding.OpenSSH, forms.PublicFormat.OpenSSH)
     digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
@@ -144,11 +144,11 @@ def fingerprint(key: ec.EllipticCurvePrivateKey) -> str:
 def fleet(
     server: Server, key: ec.EllipticCurvePrivateKey | None, clock: Clock = time.time
 ) -> Iterator[Check]:
-    """The clock, and whether the key is registered.
+    """Check the clock, and whether the key is registered.
 
     Args:
-        key: None: the clock alone is measured, with a key made for the purpose.
-        clock: this machine's, seconds since 1970.
+        key: None: only the clock is measured, with a temporary key.
+        clock: this machine's clock, seconds since 1970.
     """
     import httpx
 
@@ -161,20 +161,22 @@ def fleet(
             skew = measure(handshake, first.skew)
             if skew is None:
                 value = f"about {abs(first.skew):.0f} s off; not measured, as the server's answers vary"
-                yield warning("clock", value, "try again; if it stays, tell the coordinator")
+                yield warning("clock", value, "try again; if it persists, inform the coordinator")
                 return
             yield _clock(skew)
             if key is not None:
-                # Signed as of the server's time, so that a wrong clock does not hide the answer.
+                # Signed with the server's time, so that a wrong clock does not hide the answer.
                 yield _registration(handshake.ask(skew - 1.0).word)
         except httpx.HTTPError as error:
             yield failed(
-                "node keys", f"no answer ({type(error).__name__})", "see that the server runs, and try again"
+                "node keys",
+                f"no answer ({type(error).__name__})",
+                "check that the server runs, and try again",
             )
 
 
 def measure(handshake: Handshake, rough: float) -> float | None:
-    """Server's minus our clock, s, to `_FINE`; None where no bound is found near the rough value."""
+    """Return the server's minus our clock, s, to `_FINE`; None if no bound is found near the rough value."""
     low, high = rough + AHEAD - _ROUGH, rough + AHEAD + _ROUGH
     if handshake.ask(low).word == REFUSED or handshake.ask(high).word != REFUSED:
         return None
@@ -203,7 +205,7 @@ def _registration(word: str) -> Check:
     if word == UNKNOWN_KEY:
         advice = "send the coordinator node-key.pub (its fingerprint is above), or use the key that was sent"
         return failed("registration", "the server does not know this site's key", advice)
-    return failed("registration", f"not told: {word}", "try again; if it stays, tell the coordinator")
+    return failed("registration", f"unknown: {word}", "try again; if it persists, inform the coordinator")
 
 
 def _no_fleet(answer: Answer) -> Check:

@@ -1,4 +1,4 @@
-"""This machine: versions, the recipe's fingerprint, device, memory, threads and disk."""
+"""Checks of this machine: versions, the recipe's fingerprint, device, memory, threads and disk."""
 
 import errno
 import json
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import torch
 
 GB = 1e9  # bytes, as in the join file
-_SPARE = 1.5  # times the recipe's need, below which free memory is a warning (ours)
-_BESIDE_GPU = 4.0  # GB of main memory that the client takes where training is on a GPU (ours)
-# A generation of state holds the head and the moments of head and encoder, about three encoders in fp32; up to
-# three generations lie side by side while a new one is written.
+_SPARE = 1.5  # free memory below this multiple of the recipe's need is a warning (ours)
+_BESIDE_GPU = 4.0  # GB of main memory that the client takes while it trains on a GPU (ours)
+# A generation of state has the head and the moments of head and encoder, about three encoders in fp32; up to
+# three generations exist while a new one is written.
 _STATE_PAYLOADS = 3 * 3
 _DISK_FAILED, _DISK_WARNING = 1.0, 5.0  # GB free, whatever the payload (ours)
 
 
 def versions(join: Join) -> Iterator[Check]:
-    """Python and packages against the coordinator's; sscxr, torch and timm must agree, or replies are refused."""
+    """Compare versions with the coordinator's; sscxr, torch and timm must agree, or replies are refused."""
     here = installed()
     differ = [
         name for name in ("sscxr", "torch", "timm") if _plain(here[name]) != _plain(join.versions[name])
@@ -43,7 +43,7 @@ def versions(join: Join) -> Iterator[Check]:
 
 
 def _plain(version: str) -> str:
-    return version.split("+")[0]  # torch's +cpu or +cu126 is no difference
+    return version.split("+")[0]  # ignore torch's +cpu or +cu126
 
 
 def _series(version: str) -> list[str]:
@@ -51,7 +51,7 @@ def _series(version: str) -> list[str]:
 
 
 def recipe(join: Join, config: Config) -> Iterator[Check]:
-    """The fingerprint that this installation gives the join file's recipe, against the join file's."""
+    """Compare this installation's fingerprint of the join file's recipe with the join file's."""
     from sscxr.config import recipe_hash
     from sscxr.federation import wire
 
@@ -63,54 +63,56 @@ def recipe(join: Join, config: Config) -> Iterator[Check]:
         yield failed(
             "recipe",
             f"another fingerprint: {value}",
-            "install the coordinator's versions, or ask for the join file anew",
+            "install the coordinator's versions, or ask for a new join file",
         )
     else:
         yield ok("recipe", f"fingerprint {here['recipe']}")
 
 
 def name(settings: SiteSettings) -> Iterator[Check]:
-    """Whether the coordinator knows the site by its name, as far as a run has told; nothing where none has."""
+    """Check the site's name against the registered one, if a run has reported it."""
     note = Path(settings.state) / REGISTERED
     if not note.is_file():
         return
-    told = note.read_text()
-    if told != settings.name:
+    registered = note.read_text()
+    if registered != settings.name:
         yield failed(
             "name",
-            f"site.yaml says {settings.name}, the coordinator registered this key as {told}",
-            "agree on one: change name in site.yaml, or have the key registered anew",
+            f"site.yaml has {settings.name}, the coordinator registered this key as {registered}",
+            "agree on one: change name in site.yaml, or have the key registered again",
         )
 
 
 def approval(join: Join, settings: SiteSettings) -> Iterator[Check]:
-    """Whether the site has approved the join file's recipe."""
+    """Check that the site has approved the join file's recipe."""
     from sscxr.federation import approval as approvals
 
     try:
         own = approvals.digest(approvals.settings_of(join.recipe))
     except ConfigError as error:
-        yield failed("approval", str(error), "ask the coordinator for the join file anew")
+        yield failed("approval", str(error), "ask the coordinator for a new join file")
         return
     if own in (settings.approved or []):
         yield ok("approval", f"recipe {own[:12]} is approved in site.yaml")
     else:
         yield failed(
             "approval",
-            f"recipe {own[:12]} is not approved: the run will be refused here",
-            "look at it with `sscxr site approve join.yaml`, and approve it there",
+            f"recipe {own[:12]} is not approved: this site will refuse the run",
+            "review and approve it with `sscxr site approve join.yaml`",
         )
 
 
 def device(join: Join | None, settings: SiteSettings | None, config: Config) -> Iterator[Check]:
-    """The device that a run would use, and its free memory against the recipe's need."""
+    """Check the device that a run would use, and its free memory against the recipe's need."""
     import torch
 
     wanted = (settings.device if settings else "") or config.run.device
     on_gpu = torch.cuda.is_available() and wanted != "cpu"
     need = _need(join, config, torch.device("cuda" if on_gpu else "cpu"))
     if wanted.startswith("cuda") and not on_gpu:
-        yield failed("device", f"{wanted} asked for, no GPU usable", "mend the driver, or set device: cpu")
+        yield failed(
+            "device", f"{wanted} is set, but no GPU is usable", "repair the driver, or set device: cpu"
+        )
     elif on_gpu:
         yield from _gpu(torch.device("cuda" if wanted == "auto" else wanted).index or 0, need)
     else:
@@ -119,7 +121,7 @@ def device(join: Join | None, settings: SiteSettings | None, config: Config) -> 
 
 
 def _need(join: Join | None, config: Config, device: "torch.device") -> float:
-    """GB that a round of the run takes on this device; of a fine-tuning, what the join file says of any."""
+    """Return the GB that a round takes on this device; for a fine-tuning, the join file's estimate."""
     from sscxr.stages import memory
     from sscxr.training.device import in_bf16
 
@@ -143,11 +145,11 @@ def _gpu(index: int, need: float) -> Iterator[Check]:
 
 
 def memory(free: float, need: float, settings: SiteSettings | None) -> Iterator[Check]:
-    """Main memory, GB: what is free and what the site allows, against the need."""
+    """Check free and allowed main memory, GB, against the need."""
     limit = settings.memory_gb if settings else 0.0
     if 0 < limit < need:
         value = f"needs about {need:.1f} GB, site.yaml allows {limit:.1f} GB"
-        yield failed("memory", value, "raise memory_gb, or take no part in this federation")
+        yield failed("memory", value, "raise memory_gb, or do not take part in this federation")
         return
     value = f"{free:.1f} GB free" + (f", needs about {need:.1f} GB" if need else "")
     advice = "end other programs, or use a machine with more memory"
@@ -155,7 +157,7 @@ def memory(free: float, need: float, settings: SiteSettings | None) -> Iterator[
 
 
 def free_memory() -> int:
-    """Bytes that a new program may take: the machine's, or what the container's limit leaves."""
+    """Return the bytes that a new program may take: the machine's, or what the container's limit leaves."""
     kilobytes = {
         line.split(":")[0]: int(line.split()[1]) for line in _text("/proc/meminfo").splitlines() if line
     }
@@ -179,7 +181,7 @@ def _text(file: str) -> str:
 
 
 def threads(config: Config, settings: SiteSettings | None) -> Iterator[Check]:
-    """CPU threads that the recipe asks for, against the site's limit and the cores."""
+    """Check the recipe's CPU threads against the site's limit and the cores."""
     asked, cores = config.run.threads, len(os.sched_getaffinity(0))
     limit = settings.threads if settings else 0
     value = f"the recipe runs on {asked}, this machine has {cores} core{'s' * (cores != 1)}"
@@ -191,7 +193,7 @@ def threads(config: Config, settings: SiteSettings | None) -> Iterator[Check]:
 
 
 def disk(name: str, folder: Path, join: Join | None) -> Iterator[Check]:
-    """Free space of the file system that a folder of state or runs is on, or will be on."""
+    """Check the free space of the file system of a folder of state or runs."""
     there = _there(folder)
     if not _writable(there):
         yield failed(name, "not writable by this user", "give the client's user the right to write there")
@@ -209,7 +211,7 @@ def disk(name: str, folder: Path, join: Join | None) -> Iterator[Check]:
 
 
 def _there(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
@@ -218,11 +220,11 @@ def _writable(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
-        return error.errno == errno.ENOSPC  # full, which the free space tells
+        return error.errno == errno.ENOSPC  # full, which the check of free space reports
 
 
 def settings_and_join(settings: SiteSettings | None, join: Join | None) -> Iterator[Check]:
-    """What the two files say of themselves."""
+    """Report the two files' main values."""
     if settings and settings.paused:
         yield warning("settings", "this site is paused", "set paused: false in site.yaml to take part")
     elif settings:
@@ -236,10 +238,10 @@ def settings_and_join(settings: SiteSettings | None, join: Join | None) -> Itera
 
 
 def cache_disk(settings: SiteSettings) -> Iterator[Check]:
-    """Free space at the cache, where `sscxr prepare` adds images: only if it lies elsewhere, and only a warning."""
+    """Warn of little free space at the cache, which `sscxr prepare` adds to, if it is on another file system."""
     state, cache = Path(settings.state), Path(settings.cache)
     if cache.exists() and _there(cache).stat().st_dev != _there(state).stat().st_dev:
         free = shutil.disk_usage(cache).free / GB
-        # A file system without any room was made so, and is not written to.
+        # A file system with no free space at all is read-only by design.
         warns = os.access(cache, os.W_OK) and 0 < free < _DISK_FAILED
         yield judged("cache disk", f"{free:.3g} GB free", fails=False, warns=warns, advice="free some space")

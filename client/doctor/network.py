@@ -1,4 +1,4 @@
-"""The way to the server: its name, its port, and the certificate that it shows."""
+"""Checks of the connection to the server: its name, its port, and its certificate."""
 
 import datetime
 import socket
@@ -12,7 +12,7 @@ from cryptography import x509
 from client.doctor.checks import Check, failed, judged, ok, warning
 
 TIMEOUT = 5.0  # seconds for a connection
-_SOON = 30  # days before a certificate's end that are a warning
+_SOON = 30  # days before a certificate expires that give a warning
 # OpenSSL's verdicts (openssl/x509_vfy.h)
 _NOT_YET, _EXPIRED, _WRONG_NAME, _WRONG_IP = 9, 10, 62, 64
 _RENEW = "ask the coordinator to renew it"
@@ -28,11 +28,11 @@ class Server:
 
     @property
     def address(self) -> str:
-        """host:port, an IPv6 address in brackets."""
+        """host:port, with an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def context(self) -> ssl.SSLContext:
-        """As Flower's client makes it."""
+        """Return an SSL context like that of Flower's client."""
         import httpx
 
         if not self.ca:
@@ -43,19 +43,19 @@ class Server:
 
 
 def proxy(server: Server) -> Iterator[Check]:
-    """A proxy that the environment names: Flower's client goes through it, and the checks here go straight."""
+    """Warn of a proxy in the environment: Flower's client uses it, and the checks here do not."""
     proxies = urllib.request.getproxies()
     chosen = proxies.get("https") or proxies.get("all")
     if chosen and not urllib.request.proxy_bypass(server.host):
         yield warning(
             "proxy",
             "the environment sends HTTPS through a proxy; name, port and bandwidth are tried without it",
-            "if the direct way works, add the server's name to NO_PROXY for the SuperNode",
+            "if the direct connection works, add the server's name to NO_PROXY for the SuperNode",
         )
 
 
 def resolves(server: Server) -> Iterator[Check]:
-    """The host name has an address."""
+    """Check that the host name has an address."""
     try:
         found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except OSError:
@@ -69,8 +69,8 @@ def resolves(server: Server) -> Iterator[Check]:
 
 
 def listens(server: Server) -> Iterator[Check]:
-    """Something accepts connections at the port."""
-    advice = "see that the server runs and its port is right, and that no firewall is between"
+    """Check that the port accepts connections."""
+    advice = "check that the server runs, that its port is right, and that no firewall blocks it"
     try:
         socket.create_connection((server.host, server.port), timeout=TIMEOUT).close()
     except ConnectionRefusedError:
@@ -84,7 +84,7 @@ def listens(server: Server) -> Iterator[Check]:
 
 
 def certificate(server: Server) -> Iterator[Check]:
-    """The certificate is signed by the CA, made out to the host name, and valid for a while yet."""
+    """Check that the certificate is signed by the CA, made out to the host name, and valid for long enough."""
     name = "certificate"
     try:
         leaf = _shown(server, server.context())
@@ -95,7 +95,9 @@ def certificate(server: Server) -> Iterator[Check]:
         if _speaks_http(server):
             yield failed(name, "plain HTTP at this port, no TLS", "use the port that serves HTTPS")
         else:
-            yield failed(name, "no TLS connection", "see that the port serves HTTPS and no proxy is between")
+            yield failed(
+                name, "no TLS connection", "check that the port serves HTTPS and no proxy intervenes"
+            )
         return
     authorities = x509.load_pem_x509_certificates(server.ca.encode()) if server.ca else []
     ends = min(one.not_valid_after_utc for one in [leaf, *authorities])
@@ -106,7 +108,7 @@ def certificate(server: Server) -> Iterator[Check]:
 
 
 def _refused(server: Server, error: ssl.SSLCertVerificationError) -> Check:
-    """Why OpenSSL refused a certificate, from its verdict and the certificate itself."""
+    """Return why OpenSSL refused a certificate, from its verdict and the certificate itself."""
     name, code = "certificate", error.verify_code
     unchecked = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
@@ -118,13 +120,15 @@ def _refused(server: Server, error: ssl.SSLCertVerificationError) -> Check:
         return failed(name, f"expired on {leaf.not_valid_after_utc:%Y-%m-%d}", _RENEW)
     if code == _NOT_YET:
         value = f"not valid before {max(leaf.not_valid_before_utc, now):%Y-%m-%d %H:%M} UTC"
-        return failed(name, value, "see that this machine's clock is right; if it is, " + _RENEW)
+        return failed(name, value, "check that this machine's clock is right; if it is, " + _RENEW)
     if code in (_WRONG_NAME, _WRONG_IP):
         value = f"made out to {_names(leaf)}, not to {server.host}"
         return failed(name, value, "correct superlink in site.yaml, or ask for a certificate of that name")
     signer = "the CA given" if server.ca else "a publicly trusted CA"
     advice = "ask the coordinator for the CA's certificate and set ca in site.yaml; if it is the right one, "
-    return failed(name, f"not signed by {signer}", advice + "something is between you and the server")
+    return failed(
+        name, f"not signed by {signer}", advice + "something intercepts the connection to the server"
+    )
 
 
 def _shown(server: Server, context: ssl.SSLContext) -> x509.Certificate:

@@ -1,1 +1,1 @@
-"""The commands of `sscxr`: thin, so that `--help` and a mistyped option are answered at once."""
+"""The commands of `sscxr`: thin, so that `--help` and a mistyped option are answered immediately."""

@@ -1,4 +1,4 @@
-"""`sscxr prepare`, `sscxr corpora`, `sscxr cache ...`. Thin: what reads images is imported when a command runs."""
+"""`sscxr prepare`, `sscxr corpora`, `sscxr cache ...`. Thin: image readers are imported when a command runs."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def add(app: typer.Typer) -> None:
         ),
     )(prepare)
     app.command("corpora", epilog=examples("sscxr corpora", "sscxr corpora nih"))(list_corpora)
-    cache = typer.Typer(help="Look into a site cache, or remove images from it.", no_args_is_help=True)
+    cache = typer.Typer(help="Show a site cache, or remove images from it.", no_args_is_help=True)
     cache.command("info", epilog=examples("sscxr cache info cache", "sscxr cache info cache --json"))(
         cache_info
     )
@@ -46,46 +46,44 @@ def prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The cache's folder; an unfinished or older one is continued.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="A CSV that says more about files of the folders.")
-    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="A CSV that describes files of the folders.")] = None,
     source: Annotated[
         str | None,
         typer.Option(
-            help="What to call where the images come from, if no manifest says; default: local. No patient's name."
+            help="The images' source, if no manifest names it; default: local. Never a patient's name."
         ),
     ] = None,
     size: Annotated[int, typer.Option(help="Pixels a side of the cached images.")] = 256,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one per core.")] = None,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Larger images are refused before decoding.")
     ] = 50_000_000,
     readd_removed: Annotated[
-        bool, typer.Option("--readd-removed", help="Take back images removed on request.")
+        bool, typer.Option("--readd-removed", help="Add images that were removed on request again.")
     ] = False,
     uncertain: Annotated[
         str, typer.Option(help="Labels a corpus calls uncertain: ignore (unknown), zeros or ones.")
     ] = "ignore",
     train_on_test: Annotated[
-        bool, typer.Option("--train-on-test", help="Do not set aside what was published as a test set.")
+        bool, typer.Option("--train-on-test", help="Do not set aside published test sets.")
     ] = False,
     chest_word: Annotated[
         list[str] | None,
         typer.Option(
             metavar="WORD",
-            help="A word that your devices write for a chest in Body Part Examined; may repeat.",
+            help="A word for a chest that your devices write in Body Part Examined; may be repeated.",
         ),
     ] = None,
     public: Annotated[
         bool,
         typer.Option(
             "--public",
-            help="Of public images, with a salt that is no secret: everybody sets the same patients aside.",
+            help="For public images: use a published salt, so that everybody sets the same patients aside.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prepare a site cache from an export. Run again, it goes on where it stopped and adds what is new."""
+    """Prepare a site cache from an export. Run again, it resumes where it stopped and adds new files."""
     from sscxr.data.prepare.prepare import PUBLIC_SALT
     from sscxr.data.prepare.prepare import prepare as prepare_cache
 
@@ -112,7 +110,7 @@ def list_corpora(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the public corpora that can be named as NAME:FOLDER. What they hold, whom to ask, how they lie."""
+    """List the public corpora for NAME:FOLDER. Shows their content, where to get them, and their layout."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -140,11 +138,11 @@ def list_corpora(
 
 
 def cache_info(folder: CacheFolder, as_json: AsJson = False) -> None:
-    """Say what a cache holds; complete a write that was interrupted."""
+    """Show the content of a cache; complete an interrupted write."""
     from sscxr.data.cache import store
     from sscxr.data.cache.cache import COMMIT, NEXT, open_cache
 
-    if (folder / NEXT / COMMIT).exists():  # only then: who may read a cache need not be able to write to it
+    if (folder / NEXT / COMMIT).exists():  # only then: a reader of a cache need not have the right to write
         with store.writing(folder):
             pass
     _show(open_cache(folder), as_json)
@@ -163,13 +161,13 @@ def cache_remove(
     from sscxr.data.cache.cache import open_cache
 
     if not (patient or group or image):
-        raise click.UsageError("say what to remove: --patient ID, --group HASH or --image HASH")
+        raise click.UsageError("give --patient ID, --group HASH or --image HASH")
     removed = remove(folder, patients=patient or (), groups=group or (), images=image or ())
     typer.echo(f"removed {removed} image{'s' if removed != 1 else ''}; {len(open_cache(folder))} remain")
 
 
 def _show(cache: "Cache", as_json: bool) -> None:
-    """Counts of a cache, without a name in them."""
+    """Print the counts of a cache, without names."""
     facts = describe(cache)
     if as_json:
         typer.echo(json.dumps(facts, indent=1))
@@ -201,7 +199,7 @@ def _show(cache: "Cache", as_json: bool) -> None:
 
 
 def describe(cache: "Cache") -> dict[str, Any]:
-    """What a cache holds, in counts: nothing of it names a patient or a file of the export."""
+    """Return the counts of a cache, which do not name a patient or a file of the export."""
     from sscxr.data.cache.cache import LABEL_PREFIX
     from sscxr.data.cache.tables import doubts, unusable
 

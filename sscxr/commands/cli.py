@@ -1,6 +1,7 @@
-"""`sscxr ...`: one thin command a task. What all of them have in common is in `command_line.py`.
+"""`sscxr ...`: one thin command per task. `command_line.py` has what all of them have in common.
 
-No command imports torch, pandas or Flower before it runs: `--help` and a mistyped option are answered at once.
+No command imports torch, pandas or Flower before it runs: `--help` and a mistyped option are answered
+immediately.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ app = typer.Typer(
         "sscxr watch runs/mine",
         "sscxr --install-completion",
     )
-    + "\n\n\b\nExit codes: 0 done, 1 could not be done, 2 mistyped, 70 a defect, 130 Ctrl-C; all: docs/cli.md",
+    + "\n\n\b\nExit codes: 0 done, 1 could not be done, 2 mistyped, 70 a bug, 130 Ctrl-C; all: docs/cli.md",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -32,18 +33,18 @@ finetune.add(app)
 model.add(app)
 report.add(app)
 
-# What is left after Ctrl-C, or on a full disk, by the command's first words.
+# What is kept after Ctrl-C, or on a full disk, by the command's first words.
 _KEPT = {
-    "prepare": "what was prepared is kept. To go on: {}",
-    "encoder pull": "what was fetched is kept. To go on: {}",
-    "finetune": "nothing was written. To begin anew: {}",
-    "predict": "what was written is kept, the table is not there yet. To begin anew: {} --force",
-    "watch": "what is watched goes on. To look again: {}",
+    "prepare": "prepared files are kept. To continue: {}",
+    "encoder pull": "downloaded files are kept. To continue: {}",
+    "finetune": "nothing was written. To start again: {}",
+    "predict": "written files are kept, without a table yet. To start again: {} --force",
+    "watch": "the run continues. To watch again: {}",
 }
 
 
 def _add_commands() -> None:
-    """The commands of the layers above, which this one does not import: they name themselves when installed."""
+    """Add the commands of the layers above, which this one does not import, by their entry points."""
     for entry in sorted(entry_points(group="sscxr.commands")):
         entry.load()(app)
 
@@ -55,7 +56,7 @@ def _going_on(arguments: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """The entry point `sscxr`."""
+    """Run `sscxr`; its entry point."""
     _add_commands()
     command_line.main(app, "sscxr", _going_on)
 

@@ -1,6 +1,6 @@
-"""What all command lines here have in common: how they end, `--debug`, `--version`, examples under `--help`.
+"""Common to all command lines: exit codes, `--debug`, `--version`, examples in `--help`.
 
-Exit codes are in docs/cli.md. What goes wrong is one line on stderr.
+Exit codes are in docs/cli.md. An error is one line on stderr.
 """
 
 import os
@@ -25,34 +25,33 @@ from sscxr.errors import SscxrError
 from sscxr.files import is_full_disk
 
 FAILED, MISTYPED, DEFECT = 1, 2, 70  # 70 is EX_SOFTWARE of sysexits.h
-SIGNALLED = 128  # and the signal's number: as a shell has it
-
-GoingOn = Callable[[Sequence[str]], str]  # arguments as typed -> what is kept, and how to go on
+SIGNALLED = 128  # plus the signal's number, as in a shell
+GoingOn = Callable[[Sequence[str]], str]  # arguments as typed -> what is kept, and how to continue
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or SIGTERM, and which of them."""
+    """Raised by Ctrl-C or SIGTERM; has the signal's number."""
 
     def __init__(self, signal_number: int) -> None:
         self.signal_number = signal_number
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's `--help`: lines that can be typed."""
+    """Return the end of a command's `--help`: lines that can be typed."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 def typed(program: str, arguments: Sequence[str]) -> str:
-    """A command as it can be typed again."""
+    """Return a command as it can be typed again."""
     return f"{program} {shlex.join(arguments)}"
 
 
 def main(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
-    """Run the command line that was typed, and exit as docs/cli.md says.
+    """Run the typed command line, and exit with the codes of docs/cli.md.
 
     Args:
-        program: what is typed before the arguments.
-        going_on: what to say after Ctrl-C or on a full disk.
+        program: the words before the arguments.
+        going_on: returns the line after Ctrl-C or on a full disk.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, printable.Stream(stream)) for stream in streams)
@@ -66,7 +65,7 @@ def _run(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
     stopped: list[Stopped] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process as it would any other
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process as usual
         stopped.append(Stopped(number))
         raise stopped[0]
 
@@ -76,7 +75,7 @@ def _run(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
     try:
         code = _command(app, debug)(arguments, prog_name=program, standalone_mode=False)
         sys.stdout.flush()
-        if stopped:  # click made an exit code of it
+        if stopped:  # click turned it into an exit code
             raise stopped[0]
         sys.exit(code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -88,7 +87,7 @@ def _run(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
     except Stopped as one:
         _say(f"stopped; {going_on(arguments)}")
         sys.exit(SIGNALLED + one.signal_number)
-    except BrokenPipeError:  # whoever read what is printed has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed the pipe, as `head` does
         _silence()
         sys.exit(FAILED)
     except Exception as error:
@@ -101,7 +100,7 @@ def _run(app: typer.Typer, program: str, going_on: GoingOn) -> NoReturn:
 
 
 def _explained(error: Exception, going_on: str) -> tuple[str, int]:
-    """The line that says what went wrong, and the exit code."""
+    """Return the line about an error, and the exit code."""
     if is_full_disk(error):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' of {place}' if place else ''}: make room; {going_on}", FAILED
@@ -116,18 +115,18 @@ def _explained(error: Exception, going_on: str) -> tuple[str, int]:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED
     kind = type(error).__name__
-    return f"{kind}: {error}; this is a defect: --debug shows where, please report it", DEFECT
+    return f"{kind}: {error}; this is a bug: --debug shows where, please report it", DEFECT
 
 
 def _is_homeless(error: Exception) -> bool:
-    """Whether a library looked for the home folder, or the name, of an account that has none."""
+    """Return whether a library looked for the home folder, or the name, of an account without one."""
     return (isinstance(error, RuntimeError) and "home directory" in str(error)) or (
         isinstance(error, KeyError) and "getpwuid" in str(error)
     )
 
 
 def _command(app: typer.Typer, debug: list[bool]) -> click.Command:
-    """The click command of an app; `debug` is filled where `--debug` is typed, after any of its commands."""
+    """Return the click command of an app; `--debug` after any of its commands fills `debug`."""
 
     def set_debug(context: click.Context, option: click.Parameter, given: bool) -> None:
         if given:
@@ -138,10 +137,12 @@ def _command(app: typer.Typer, debug: list[bool]) -> click.Command:
             typer.echo(f"sscxr {sscxr.__version__}")
             context.exit()
 
-    typer.core.HAS_RICH = False  # plain help is read in a narrow window and in a pipe, and comes at once
+    typer.core.HAS_RICH = (
+        False  # plain help is legible in a narrow window and in a pipe, and appears immediately
+    )
     command = get_command(app)
     for one in commands(command).values():
-        words = "Show a traceback where it goes wrong."
+        words = "Show a traceback on an error."
         one.params.append(
             click.Option(["--debug"], is_flag=True, expose_value=False, callback=set_debug, help=words)
         )
@@ -152,14 +153,14 @@ def _command(app: typer.Typer, debug: list[bool]) -> click.Command:
         expose_value=False,
         is_eager=True,
         callback=show_version,
-        help="Say the version and exit.",
+        help="Print the version and exit.",
     )
     command.params.append(version)
     return command
 
 
 def commands(command: click.Command, words: str = "") -> dict[str, click.Command]:
-    """A command and all below it, by the words that call them."""
+    """Return a command and all below it, by the words that call them."""
     found = {words: command}
     for name, one in command.commands.items() if isinstance(command, click.Group) else ():
         found |= commands(one, f"{words} {name}".strip())
@@ -167,12 +168,12 @@ def commands(command: click.Command, words: str = "") -> dict[str, click.Command
 
 
 def _restore_help(command: click.Command) -> None:
-    """Put back what is said of arguments: typer 0.20, which Flower wants, loses it beside click 8.5."""
+    """Restore the help of arguments: typer 0.20, which Flower requires, loses it with click 8.5."""
     function = getattr(command.callback, "__wrapped__", None)
     known = {one.name: one for one in command.params}
-    for name, told in get_params_from_function(function).items() if function else ():
-        if isinstance(told.default, ArgumentInfo):
-            known[name].help = told.default.help
+    for name, parameter in get_params_from_function(function).items() if function else ():
+        if isinstance(parameter.default, ArgumentInfo):
+            known[name].help = parameter.default.help
     command.format_arguments = lambda ctx, formatter: None  # type: ignore[method-assign]  # typer has its own
 
 
@@ -180,7 +181,7 @@ def _say(line: str) -> None:
     try:
         print(" ".join(line.split()), file=sys.stderr, flush=True)
     except OSError:
-        _silence()  # nobody is there to read it
+        _silence()  # nobody reads it
 
 
 def _fail(line: str, code: int) -> NoReturn:
@@ -191,7 +192,7 @@ def _fail(line: str, code: int) -> NoReturn:
 
 
 def _flush() -> None:
-    """Let what is left to print not fail again as Python ends."""
+    """Flush the output, so that it does not fail again as Python ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -199,7 +200,7 @@ def _flush() -> None:
 
 
 def _silence() -> None:
-    """Send what is still to be printed to nowhere: Python would complain as it ends."""
+    """Discard further output, about which Python would complain as it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

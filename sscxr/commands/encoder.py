@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sscxr.release.download import Shown
 
 Encoder = Annotated[
-    str, typer.Argument(metavar="URL|DIR", help="Where the release is: http, https or a folder.")
+    str, typer.Argument(metavar="URL|DIR", help="The release's address (http, https) or folder.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file, if it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 PublicKey = Annotated[
     Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
 ]
@@ -25,7 +25,7 @@ PublicKey = Annotated[
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
-    encoder = typer.Typer(help="Fetch a released encoder, look at it, export it.", no_args_is_help=True)
+    encoder = typer.Typer(help="Fetch, show or export a released encoder.", no_args_is_help=True)
     pulled = "https://example.org/encoders/v1"
     encoder.command("pull", epilog=examples(f"sscxr encoder pull {pulled} --key consortium.pub"))(pull)
     encoder.command(
@@ -43,14 +43,12 @@ def add(app: typer.Typer) -> None:
 
 def make(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
-    to: Annotated[
-        Path, typer.Option(metavar="DIR", help="The release's folder; it has to be new, or empty.")
-    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The release's folder; it must be new or empty.")],
     key: Annotated[Path | None, typer.Option(help="An Ed25519 private key that signs it.")] = None,
     version: Annotated[str, typer.Option(help="Default: the rounds and the weights' first digits.")] = "",
-    licence: Annotated[str, typer.Option(help="Of the weights, such as CC-BY-4.0.")] = "",
+    licence: Annotated[str, typer.Option(help="The weights' licence, such as CC-BY-4.0.")] = "",
 ) -> None:
-    """Release a run's encoder. Weights, config, model card, SHA256SUMS and, with a key, its signature."""
+    """Release a run's encoder. Writes weights, config, model card, SHA256SUMS and, with a key, a signature."""
     from sscxr.release import release, signing
 
     private = signing.read_private(key) if key else None
@@ -68,14 +66,14 @@ def pull(
     ] = None,
     max_mb: Annotated[int, typer.Option(min=1, help="Larger weights are refused (MB of 10^6 bytes).")] = 4000,
 ) -> None:
-    """Fetch a release into the cache and print its folder there. Run again, it goes on where it broke off."""
+    """Fetch a release into the cache and print its folder there. Run again, it resumes where it broke off."""
     from sscxr.release import fetch, signing
 
     public = signing.read_public(key) if key else None
     with shown_downloads() as shown:
         folder = fetch.pull(source, key=public, cache=cache, most_bytes=max_mb * 1_000_000, shown=shown)
     if not public:
-        typer.echo("note: no --key, so the sums show damage, but not whose release it is", err=True)
+        typer.echo("note: without --key, the checksums show damage but do not prove the origin", err=True)
     typer.echo(folder)
 
 
@@ -84,7 +82,7 @@ def info(
     key: PublicKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
 ) -> None:
-    """Say what an encoder is; a release is verified first."""
+    """Show an encoder's facts; a release is verified first."""
     from sscxr.release import release
 
     facts = release.facts(_located(source, key))
@@ -103,7 +101,7 @@ def export(
     key: PublicKey = None,
     force: Force = False,
 ) -> None:
-    """Export an encoder as ONNX. It is compared with PyTorch before the file is there."""
+    """Export an encoder as ONNX. It is compared with PyTorch before the file is written."""
     from sscxr.release.export import BOUND, export_onnx
 
     files.refuse_existing(onnx, force=force)
@@ -112,23 +110,25 @@ def export(
 
 
 def _located(source: str, key: Path | None) -> Path:
-    """The folder of an encoder, fetched and checked.
+    """Return the folder of an encoder, fetched and checked.
 
     Raises:
-        FinetunedError: a fine-tuned model in its place; and as `fetch.located`.
+        FinetunedError: it is a fine-tuned model; and as `fetch.located`.
     """
     from sscxr.finetuning import finetuned
     from sscxr.release import fetch, signing
 
     if finetuned.is_model(Path(source)):
-        raise finetuned.FinetunedError(f"{source} is a fine-tuned model; give the encoder that it began from")
+        raise finetuned.FinetunedError(
+            f"{source} is a fine-tuned model; give the encoder that it started from"
+        )
     with shown_downloads() as shown:
         return fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
 
 
 @contextmanager
 def shown_downloads() -> "Iterator[Shown]":
-    """A progress bar a file, on stderr where that is a terminal; elsewhere a line now and then."""
+    """Show a progress bar per file on stderr in a terminal; otherwise an occasional line."""
     from sscxr.display import Board, Clock, Line, Rate
 
     clocks: dict[str, tuple[Clock, Rate]] = {}

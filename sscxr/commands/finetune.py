@@ -20,17 +20,15 @@ if TYPE_CHECKING:
     from sscxr.finetuning.finetune import Epoch, Split
     from sscxr.finetuning.tune import Job, Listener, Tuned
 
-_LINES = 30  # at most so many plain lines of epochs, where there is no terminal
+_LINES = 30  # the most plain lines of epochs without a terminal
 
 Encoder = Annotated[
     str, typer.Option(metavar="URL|DIR", help="A released encoder, or a run's `encoder` folder.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")]
-Frozen = Annotated[
-    bool, typer.Option("--frozen", help="Leave the encoder as it is; only what is on top of it learns.")
-]
+Frozen = Annotated[bool, typer.Option("--frozen", help="Freeze the encoder and train only the head.")]
 Untrained = Annotated[
-    bool, typer.Option("--untrained", help="Begin at random weights of the same network: a baseline.")
+    bool, typer.Option("--untrained", help="Start from random weights of the same network: a baseline.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the fine-tuned model in DIR.")]
 ConfigFile = Annotated[
@@ -67,7 +65,7 @@ def classify(
     encoder: Encoder,
     data: CacheOption,
     label: Annotated[
-        str, typer.Option(metavar="NAME[,NAME...]", help="The labels to tell, as the cache calls them.")
+        str, typer.Option(metavar="NAME[,NAME...]", help="The labels to learn, as named in the cache.")
     ],
     out: Out,
     overrides: Overrides = None,
@@ -82,7 +80,7 @@ def classify(
     config: ConfigFile = "default",
     key: PublicKey = None,
 ) -> None:
-    """Fine-tune a classifier. It is judged at the end on patients that nothing was trained on."""
+    """Fine-tune a classifier. At the end it is evaluated on patients that were never trained on."""
     from sscxr.finetuning import tune
 
     folder = _located(encoder, key)
@@ -106,7 +104,7 @@ def segment(
     config: ConfigFile = "segment",
     key: PublicKey = None,
 ) -> None:
-    """Fine-tune a lung segmenter (UNETR) on masks. It is judged at the end on patients it has not seen."""
+    """Fine-tune a lung segmenter (UNETR) on masks. At the end it is evaluated on patients it has not seen."""
     from sscxr.finetuning import tune
 
     folder = _located(encoder, key)
@@ -117,7 +115,7 @@ def segment(
 
 
 class Show:
-    """Shows a fine-tuning while it is open: bars on a terminal, else some plain lines."""
+    """Shows a fine-tuning while it is open: bars in a terminal, else a few plain lines."""
 
     def __init__(self, config: "Config") -> None:
         from sscxr.display import Board, Clock
@@ -138,7 +136,7 @@ class Show:
 
     @property
     def listener(self) -> "Listener":
-        """What a fine-tuning tells of itself, shown here."""
+        """Return the callbacks of a fine-tuning that update this display."""
         from sscxr.finetuning.tune import Listener
 
         return Listener(self._noted, self._begun, self._epoch_done, self._stepped)
@@ -205,12 +203,12 @@ def _job(
     from sscxr.finetuning import tune
 
     cache = open_cache(data)
-    settings.data.cache_size = cache.size  # what `sscxr predict` scales files to
+    settings.data.cache_size = cache.size  # the size that `sscxr predict` scales files to
     return tune.Job(encoder, cache, settings, out, names(source), untrained, force)
 
 
 def _finish(tuned: "Tuned") -> None:
-    """The figures on the test patients, and where the model lies."""
+    """Print the figures on the test patients, and the model's folder."""
     from rich.table import Table
 
     found = tuned.figures
@@ -228,7 +226,7 @@ def _finish(tuned: "Tuned") -> None:
 
 
 def _add_figures(table: "Table", figures: Mapping[str, Any], prefix: str = "") -> None:
-    """A row for each figure that has a value."""
+    """Add a row for each figure that has a value."""
     for name, one in figures_of(figures).items():
         if one["value"] is not None:
             low, high = ("" if v is None else f"{v:.3f}" for v in (one["low"], one["high"]))

@@ -30,7 +30,7 @@ HeldOut = Annotated[
     bool, typer.Option("--held-out", help="Only patients that the cache sets aside for testing.")
 ]
 Source = Annotated[
-    str, typer.Option(metavar="NAME[,NAME...]", help="Only images of these sources; default: of all.")
+    str, typer.Option(metavar="NAME[,NAME...]", help="Only images of these sources; default: all.")
 ]
 
 
@@ -69,7 +69,7 @@ def add(app: typer.Typer) -> None:
 def evaluate(
     model: Model, data: CacheOption, source: Source = "", held_out: HeldOut = False, as_json: AsJson = False
 ) -> None:
-    """Judge a fine-tuned model on prepared data. Patients that it was trained on are left out."""
+    """Evaluate a fine-tuned model on prepared data. Patients that it was trained on are left out."""
     from sscxr.finetuning import judge
 
     judged = judge.evaluate(model, data, sources=names(source), held_out=held_out)
@@ -99,7 +99,7 @@ def compare(
     held_out: HeldOut = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge two models on the same images. A minus B, by a paired bootstrap over patients."""
+    """Compare two models on the same images. Shows A minus B, by a paired bootstrap over patients."""
     from sscxr.finetuning import judge
 
     judged = judge.compare(first, second, data, sources=names(source), held_out=held_out)
@@ -119,16 +119,16 @@ def compare(
 def predict(
     model: Model,
     files: Files,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for what is found.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder for the results.")],
     with_saliency: Annotated[
-        bool, typer.Option("--saliency", help="Show which part of the image speaks for the likeliest labels.")
+        bool, typer.Option("--saliency", help="Show which parts of the image support the likeliest labels.")
     ] = False,
     with_seg: Annotated[
-        bool, typer.Option("--dicom-seg", help="Write masks of DICOM files as DICOM SEG too.")
+        bool, typer.Option("--dicom-seg", help="Also write masks of DICOM files as DICOM SEG.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write over earlier predictions in DIR.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite earlier predictions in DIR.")] = False,
 ) -> None:
-    """Predict X-ray files: probabilities, or lung masks. A file that fails does not stop the rest."""
+    """Predict probabilities or lung masks for X-ray files. A file that fails does not stop the others."""
     from sscxr.predict import predict as predicting
 
     with _Files() as shown:
@@ -164,13 +164,13 @@ def embed(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The CSV to write.")],
     force: Force = False,
 ) -> None:
-    """Write one row of features per image. It is the mean of the encoder's patch tokens."""
+    """Write one row of features per image. They are the mean of the encoder's patch tokens."""
     from sscxr import files as writing
     from sscxr.data.cache.cache import open_cache
     from sscxr.predict import neighbours
 
     if bool(files) == (data is not None):
-        raise click.UsageError("say what to embed: either FILES, or --data CACHE")
+        raise click.UsageError("give either FILES, or --data CACHE")
     writing.refuse_existing(out, force=force)
     embedder = neighbours.open_embedder(encoder)
     failed: list[Read] = []
@@ -199,12 +199,12 @@ def similar(
     ),
     force: Force = False,
 ) -> None:
-    """Find the images of a cache that are most like a file. They are drawn beside it."""
+    """Find the images of a cache that are most similar to a file. Draws them beside it."""
     from sscxr import files as writing
     from sscxr.predict import neighbours
 
     if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
-        raise click.UsageError(f"--out {out}: a file name that ends in .png, in a folder that is there")
+        raise click.UsageError(f"--out {out}: give a file name that ends in .png, in an existing folder")
     writing.refuse_existing(out, force=force)
     found, page = neighbours.similar(neighbours.open_embedder(encoder), image, cache, number=number)
     page.save(out)
@@ -216,7 +216,7 @@ def similar(
 
 
 class _Files:
-    """A bar of files on stderr; a line for each that fails."""
+    """Shows a bar of files on stderr, and a line for each that fails."""
 
     def __enter__(self) -> "_Files":
         from sscxr.display import Board, Clock
@@ -255,7 +255,7 @@ def _print(table: "Table") -> None:
 
 
 def names(text: str) -> list[str]:
-    """Names out of "a,b"."""
+    """Return the names in "a,b"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
@@ -265,7 +265,7 @@ def _notes(notes: Sequence[str]) -> None:
 
 
 def figures_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The figures by name, without the counts and subgroups that stand beside them."""
+    """Return the figures by name, without the counts and subgroups beside them."""
     parts = {"value", "low", "high", "n"}
     return {name: one for name, one in found.items() if isinstance(one, dict) and parts <= one.keys()}
 
@@ -280,7 +280,7 @@ def _number(value: float | None) -> str:
 
 
 def _subgroups(found: Mapping[str, Any]) -> "Table":
-    """The first figure of each subgroup, with counts."""
+    """Return a table of each subgroup's first figure, with counts."""
     name = next(iter(figures_of(found)))
     counted = ["with"] if "positives" in found else []  # of a label; masks have none
     table = _table("", "", name, "95 % interval", "images", "patients", *counted)

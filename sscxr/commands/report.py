@@ -18,14 +18,12 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"The page; default: RUN/report.html, of several {_COMPARISON}.", show_default=False
+            help=f"The page; default: RUN/report.html, for several {_COMPARISON}.", show_default=False
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write over a page that is there under --out.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page at --out.")] = False,
 ) -> None:
-    """Write a run's report from its folder, at any time. Of several runs, a page that compares them."""
+    """Write a run's report from its folder, at any time. For several runs, write a page that compares them."""
     from sscxr import report as pages
     from sscxr.files import refuse_existing
     from sscxr.runs import find

@@ -1,7 +1,7 @@
-"""YAML as it was written: a value is taken as its setting's type, never as what YAML makes of it.
+"""YAML as written: a value gets its setting's type, never YAML's own interpretation.
 
-YAML reads `007` as 7, `no` as False and `2026-11-29` as a date. Here a scalar keeps its text until the schema gives
-it a type. There are no anchors, no tags and no references to variables, unless a person's own recipe has them.
+YAML reads `007` as 7, `no` as False and `2026-11-29` as a date. Here a scalar keeps its text until the schema
+gives it a type. Anchors and tags are refused, and so are references to variables outside a user's own recipe.
 """
 
 import types
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class YamlError(SscxrError):
-    """A text that cannot be used: one line that says what is wrong, and where."""
+    """An invalid text; one line states what is wrong, and where."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Scalar:
     """A single value.
 
     Attributes:
-        text: as written; of a quoted one, what is between the quotes.
+        text: as written; without the quotes of a quoted one.
         plain: whether it was written without quotes.
     """
 
@@ -41,7 +41,7 @@ class Scalar:
 
     @property
     def is_null(self) -> bool:
-        """Whether it stands for no value, where a setting may have none."""
+        """Return whether it means no value, for a setting that may have none."""
         return self.plain and self.text in _NULLS
 
 
@@ -52,7 +52,7 @@ def parse(text: str) -> Node:
     """Return the only document in `text`; an empty text is an empty mapping.
 
     Raises:
-        YamlError: not YAML, too large or too deep, several documents, a key that is there twice or is not a single
+        YamlError: not YAML, too large or too deep, several documents, a key that occurs twice or is not a single
             value, an anchor, an alias or a tag.
     """
     if len(text.encode("utf-8", "replace")) > MOST_BYTES:
@@ -71,8 +71,8 @@ def parse_foreign(text: str) -> Node:
     """Return the document in a text that somebody else wrote.
 
     Raises:
-        YamlError: see `parse`; "${" in a value or a key, however it is escaped: it could be filled in from this
-            machine's environment.
+        YamlError: see `parse`; "${" in a value or a key, however escaped: it could be replaced from this machine's
+            environment.
     """
     node = parse(text)
     if any("${" in value for value in _texts(node)):
@@ -85,7 +85,7 @@ def typed(node: Node, kind: Any, *, literal: bool = True) -> Any:
 
     Args:
         kind: the type of a setting, or a dataclass of settings; None where the schema has no such setting.
-        literal: take "${" as text; otherwise OmegaConf fills it in.
+        literal: treat "${" as text; otherwise OmegaConf resolves it.
     """
     if isinstance(node, dict):
         hints = typing.get_type_hints(kind) if is_dataclass(kind) else {}
@@ -134,7 +134,7 @@ def escaped(text: str) -> str:
 
 
 def kind_of(schema: type[Any], key: str) -> Any:
-    """Return the type of the setting with a dotted name; None where there is none."""
+    """Return the type of the setting with a dotted name; None if unknown."""
     kind: Any = schema
     for name in key.split("."):
         if is_dataclass(kind):
@@ -146,7 +146,7 @@ def kind_of(schema: type[Any], key: str) -> Any:
 
 
 def _arguments(kind: Any, container: type[Any]) -> tuple[Any, ...]:
-    """Return the types inside `list[...]` or `dict[..., ...]`; `(None,)` where `kind` is not of that type."""
+    """Return the types inside `list[...]` or `dict[..., ...]`; `(None,)` if `kind` is not of that type."""
     if isinstance(kind, types.UnionType):  # of a type and None
         kind = next(one for one in typing.get_args(kind) if one is not types.NoneType)
     return typing.get_args(kind) if typing.get_origin(kind) is container else (None,)
@@ -165,7 +165,7 @@ def _texts(node: Node) -> Iterator[str]:
 
 
 def _built(events: Iterator[Any]) -> Node:
-    """Build the tree without recursion, and stop as soon as the text has something that it may not have."""
+    """Build the tree without recursion, and stop at the first element that is not allowed."""
     documents: list[Node] = []
     open_: list[list[Node] | dict[str, Node]] = []
     keys: list[str | None] = []  # of each open mapping: the key that waits for its value
@@ -210,7 +210,7 @@ def _place(
     keys: list[str | None],
     where: str,
 ) -> None:
-    """Put a value where it belongs; a mapping's values come as key, value, key, value."""
+    """Add a value to its parent; a mapping's values come as key, value, key, value."""
     if not open_:
         documents.append(node)
         return

@@ -1,1 +1,1 @@
-"""A hospital's files on one side, the site cache that training reads on the other."""
+"""From a hospital's files to the site cache that training reads."""

@@ -1,7 +1,7 @@
-"""Whole batches cropped and varied on the device, as matrix products; no loop over images.
+"""Crops and variation of whole batches on the device, as matrix products without a loop over images.
 
 An antialiased crop is linear in rows and in columns: out = A @ image @ B^T, with one pair of resampling matrices
-an image. A batch is two batched matrix products, whatever the sizes of its crops.
+per image. A batch takes two batched matrix products, whatever the sizes of its crops.
 """
 
 import math
@@ -20,8 +20,8 @@ def random_crops(
 ) -> tuple[Tensor, Tensor]:
     """Draw crop boxes inside a square of `size` px.
 
-    Area uniform in `scale` (a share of the square), width to height log-uniform in `ratio`, place uniform. A
-    side that would not fit is cut to the square's.
+    The area is uniform in `scale` (a share of the square), width to height log-uniform in `ratio`, the place
+    uniform. A     A side that would not fit is cut to the square's.
 
     Returns:
         top and left, height and width: two float [B, 2], px.
@@ -36,9 +36,9 @@ def random_crops(
 
 
 def resampling_matrix(start: Tensor, extent: Tensor, *, size: int, out: int, soften: Tensor) -> Tensor:
-    """Triangle-filter weights that bring the interval `start .. start + extent` px to `out` px.
+    """Return triangle-filter weights that resample the interval `start .. start + extent` px to `out` px.
 
-    The filter is as wide as the reduction, which is antialiasing; `soften` widens it further, which is blur.
+    The filter is as wide as the reduction, for antialiasing; `soften` widens it further, for blur.
 
     Args:
         start, extent, soften: [B].
@@ -72,7 +72,7 @@ def crop(images: Tensor, start: Tensor, extent: Tensor, *, out: int, soften: Ten
 
 
 def whole(images: Tensor, *, out: int, mean: float, std: float) -> Tensor:
-    """The whole of each image, without any variation, as the encoder takes it.
+    """Return whole images without any variation, as input for the encoder.
 
     Args:
         images: uint8 [B, S, S].
@@ -99,11 +99,11 @@ def views(
     std: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """One random view of each image: crop, light blur, brightness, contrast, mirror.
+    """Return one random view of each image: crop, light blur, brightness, contrast, mirror.
 
     Args:
         images: uint8 [B, S, S].
-        flip, blur: probabilities; the blur doubles the resampling filter's width at most.
+        flip, blur: probabilities; the blur at most doubles the resampling filter's width.
         brightness, contrast: the largest change, as a share.
         generator: on the images' device.
 
@@ -137,24 +137,25 @@ def affine(
     std: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor | None]:
-    """One random view of each image, and of its mask: rotated, scaled and shifted whole, then varied in grey.
+    """Return one random view of each image and of its mask: rotated, scaled and shifted, then varied in grey.
 
-    The whole chest stays in view, as a label speaks of all of it. Where nothing varies, the view is `whole`'s.
+    The whole chest stays in view, as a label is about all of it. Without any variation, the view equals
+    `whole`'s.
 
     Args:
         images: uint8 [B, S, S].
         masks: uint8 [B, S, S], moved exactly as the images are, without mixing values; or None.
-        out: px a side of what is returned.
+        out: px a side of the result.
         rotate: largest angle either way, degrees.
-        shift: largest way along each axis, as a share of the side.
-        scale: of the chest in the view, as a share of its own size; uniform.
+        shift: largest shift along each axis, as a share of the side.
+        scale: range of the chest's scale in the view; uniform.
         flip: probability of a mirror image.
         brightness, contrast: the largest change, as a share.
         generator: on the images' device.
 
     Returns:
-        float32 [B, 1, out, out], normalised, and the masks, uint8 [B, out, out]. What comes from beyond the image
-        is black, and no mask.
+        float32 [B, 1, out, out], normalised, and the masks, uint8 [B, out, out]. Pixels from beyond the image are
+        black and not in the mask.
     """
     batch, size = len(images), images.shape[-1]
     draws = torch.rand(7, batch, generator=generator, device=generator.device)
@@ -177,9 +178,9 @@ def affine(
 
 
 def _back(angle: Tensor, grow: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Where each place of a view lies in the image, [B, 2, 3], in coordinates from -1 to 1.
+    """Return the map from places of a view to places of the image, [B, 2, 3], in coordinates from -1 to 1.
 
-    The chest is mirrored, scaled, rotated and then shifted; this undoes it from the last to the first.
+    The chest is mirrored, scaled, rotated and then shifted; this map undoes them in reverse order.
 
     Args:
         angle: radians [B].
@@ -202,14 +203,14 @@ def _lit(
     mean: float,
     std: float,
 ) -> Tensor:
-    """Brightness and contrast of each image varied about its mean, cut to black and white, normalised.
+    """Vary brightness and contrast of each image about its mean, clip to black and white, and normalise.
 
-    Written as one multiplication and addition a pixel.
+    This takes one multiplication and addition a pixel.
 
     Args:
         pixels: [B, H, W] in 0..255.
         brightness, contrast: the largest change, as a share.
-        bright, steep: draws in 0..1, [B].
+        bright, steep: random numbers in 0..1, [B].
         mean, std: of the normalisation, grey levels in 0..1.
     """
     level = pixels.mean(dim=(1, 2)) / 255

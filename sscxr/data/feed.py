@@ -1,4 +1,4 @@
-"""Batches of cached images on their way to the device: the next one is read while this one is trained on."""
+"""Feeds batches of cached images to the device: the next one is read while this one is trained on."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,10 @@ from sscxr.data.rows import Rows
 def feed(
     images: npt.NDArray[np.uint8], batches: Iterable[Rows], device: torch.device
 ) -> Iterator[tuple[Tensor, Rows]]:
-    """The images of each batch of rows, uint8 [B, S, S] on the device, and the rows; in order.
+    """Yield the images of each batch of rows, uint8 [B, S, S] on the device, and the rows; in order.
 
-    A thread gathers the next batch from the memory map, waiting for the disk where it must. On CUDA it gathers into
-    pinned memory, and the copy to the device runs on a stream of its own beside the training's.
+    A thread gathers the next batch from the memory map, waiting for the disk if necessary. On CUDA it gathers
+    into pinned memory, and the copy to the device runs on its own stream beside the training's.
 
     Args:
         images: uint8 [N, S, S], memory-mapped.
@@ -37,7 +37,7 @@ def feed(
         if copied is not None:
             training = torch.cuda.current_stream(device)
             training.wait_event(copied)
-            batch.record_stream(training)  # its memory is not given out anew before the training has read it
+            batch.record_stream(training)  # its memory is not reused before the training has read it
         return batch
 
     waiting = iter(batches)

@@ -1,1 +1,1 @@
-"""How good an encoder is: probes on frozen features, and their uncertainty."""
+"""The quality of an encoder: probes on frozen features, and their uncertainty."""

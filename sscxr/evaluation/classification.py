@@ -1,8 +1,8 @@
-"""How well a classifier tells its labels: figures with intervals over patients, and by subgroup with counts.
+"""Evaluates a classifier: figures with intervals over patients, and by subgroup with counts.
 
-Of several labels each has its figures (`auroc:LABEL`), and their mean over labels goes without a name (`auroc`).
-An unknown label is left out of that label's figures. A subgroup in which a class is absent has no figure that
-needs both, and says so by null: its counts stand beside it.
+Of several labels each has its figures (`auroc:LABEL`), and their mean over labels has the plain name (`auroc`).
+An unknown label is left out of that label's figures. In a subgroup without one of the classes, figures that need
+both are null; the subgroup's counts are beside them.
 """
 
 import math
@@ -33,22 +33,22 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything that is said of a classifier on a set of images, as JSON takes it (null where there is no figure).
+    """Return all figures of a classifier on a set of images, ready for JSON (null for undefined ones).
 
     Args:
         probabilities: float [N, L], of each label being present.
         truth: float [N, L], 1 present, 0 absent, NaN unknown.
-        index: a cache's index, N rows: the patient groups and what the subgroups are made of.
+        index: a cache's index, N rows, with the patient groups and the columns of the subgroups.
         labels: L names.
-        specificity: at which sensitivity is given.
+        specificity: at which sensitivity is measured.
         resamples, seed: of the bootstrap.
 
     Returns:
         What `figures` returns; `reliability`: label -> the bins of the reliability curve; `by`: source, view,
-        sex and age_band -> value ("unknown" where empty) -> what `figures` returns of those images.
+        sex and age_band -> value ("unknown" if empty) -> what `figures` returns for those images.
 
     Raises:
-        ValueError: no label is known of any image, or shapes that do not agree.
+        ValueError: no image has a known label, or the shapes do not agree.
     """
     known = np.flatnonzero(np.isfinite(truth).any(axis=1))
     probabilities, truth, index = probabilities[known], truth[known], index.iloc[known]
@@ -87,15 +87,15 @@ def figures(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
+    """Return figures with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
 
-    The interval of `ece` lies about its value: its resamples are shifted by how much they exceed it on average.
+    The interval of `ece` is around its value: its resamples are shifted by their average excess over it.
 
     Returns:
-        Each of `FIGURES`, and of several labels each `FIGURE:LABEL`: {value, low, high, n}, n the images that it
-        is of. `sensitivity` and `specificity` belong to one threshold, chosen on these images. Then counts: n
-        images and patients with a known label, `positives` and `known` by label; `threshold` by label, null
-        where no case may be called, and the specificity it was chosen for, `at_specificity`.
+        Each of `FIGURES`, and for several labels each `FIGURE:LABEL`: {value, low, high, n}, with n its number of
+        images. `sensitivity` and `specificity` belong to one threshold, chosen on these images. Then counts: n
+        images and patients with a known label, `positives` and `known` by label; `threshold` by label, null if no
+        case may be called positive, and the specificity that it was chosen for, `at_specificity`.
     """
     probabilities, truth, groups = _checked(probabilities, truth, groups, labels)
     ones = np.ones((1, len(truth)))
@@ -104,7 +104,7 @@ def figures(
         _values(probabilities, truth, weights, labels, specificity)
         for weights in metrics.resampled(groups, resamples, seed)
     ]
-    # Drawing patients with replacement by itself adds to a calibration error: only the resamples' spread is used.
+    # Drawing patients with replacement increases a calibration error: only the resamples' spread is used.
     for name in (name for name in values if name.startswith("ece") and np.isfinite(values[name]).all()):
         excess = np.nanmean(np.concatenate([chunk[name] for chunk in chunks])) - values[name]
         chunks = [{**chunk, name: np.maximum(chunk[name] - excess, 0)} for chunk in chunks]
@@ -127,13 +127,13 @@ def difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Figures of one classifier minus another's on the same images: a paired bootstrap over patients.
+    """Return figures of one classifier minus another's on the same images, by a paired bootstrap over patients.
 
-    Arguments as in `evaluate`; `baseline` is like `probabilities`. A difference whose interval leaves out 0
-    is one beyond what the choice of patients explains.
+    Arguments as in `evaluate`; `baseline` is like `probabilities`. If a difference's interval does not contain 0,
+    the choice of patients does not explain it.
 
     Returns:
-        As `figures`, without thresholds; each figure has `p` as well, of the test that there is no difference.
+        As `figures`, without thresholds; each figure also has `p`, of the test for no difference.
     """
     _checked(baseline, truth, groups, labels)
     probabilities, truth, groups = _checked(probabilities, truth, groups, labels)
@@ -157,7 +157,7 @@ def _values(
     labels: Sequence[str],
     specificity: float,
 ) -> dict[str, Floats]:
-    """Every figure under many weightings [R, N], by the name it goes by: float [R]."""
+    """Return every figure under many weightings [R, N], by its name: float [R]."""
     by_label = {label: dict.fromkeys(FIGURES, np.full(len(weights), np.nan)) for label in labels}
     for place, label, rows in _known(truth, labels):
         sample = metrics.steps(probabilities[rows, place], truth[rows, place] > 0.5, weights[:, rows])
@@ -177,7 +177,7 @@ def _values(
 
 
 def _mean(columns: Sequence[Floats], truth: Floats, name: str) -> Floats:
-    """Mean over the labels that have the figure on these images at all; NaN in a resample where one lacks it."""
+    """Return the mean over the labels that have the figure on these images; NaN in resamples where one lacks it."""
     needs_both = name not in ("accuracy", "ece")
     has = [
         bool((known == 1).any() and (known == 0).any()) if needs_both else bool(np.isfinite(known).any())
@@ -191,7 +191,7 @@ def _mean(columns: Sequence[Floats], truth: Floats, name: str) -> Floats:
 def _described(
     values: Mapping[str, Floats], chunks: Sequence[Mapping[str, Floats]], truth: Floats, labels: Sequence[str]
 ) -> dict[str, Any]:
-    """{value, low, high, n} by name."""
+    """Return {value, low, high, n} by name."""
     known = {f":{label}": int(np.isfinite(truth[:, place]).sum()) for place, label in enumerate(labels)}
     found = {}
     for name, value in values.items():
@@ -216,7 +216,7 @@ def _counts(truth: Floats, groups: npt.NDArray[Any], labels: Sequence[str]) -> d
 
 
 def _known(truth: Floats, labels: Sequence[str]) -> list[tuple[int, str, npt.NDArray[np.int64]]]:
-    """Place, name and rows of each label that is known of any image."""
+    """Return place, name and rows of each label that is known for any image."""
     rows = [np.flatnonzero(np.isfinite(column)) for column in truth.T]
     return [(place, label, rows[place]) for place, label in enumerate(labels) if len(rows[place])]
 
@@ -228,7 +228,7 @@ def _checked(
     wanted = (len(groups), len(labels))
     if probabilities.shape != wanted or truth.shape != wanted:
         raise ValueError(
-            f"probabilities {probabilities.shape}, truth {truth.shape}: [N, L] = {wanted} is wanted"
+            f"probabilities {probabilities.shape}, truth {truth.shape}: [N, L] = {wanted} is expected"
         )
     if not np.isfinite(truth).any(axis=1).all() or not len(truth):
         raise ValueError("images without any known label; leave them out")
@@ -238,5 +238,5 @@ def _checked(
 
 
 def _json(value: float) -> float | None:
-    """A number as JSON takes it: null where it is not finite."""
+    """Return a number for JSON: None if it is not finite."""
     return value if math.isfinite(value) else None

@@ -1,18 +1,18 @@
-"""What a probe of a trained and of an untrained encoder found; without what measures it, for who reads it."""
+"""Results of probes on a trained and an untrained encoder, without the code that measures them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How well one encoder's features tell one label, on patients that nothing was trained on.
+    """How well one encoder's features predict one label, on patients that were never trained on.
 
     Attributes:
         label, cohort: the task.
         kind: "linear" or "k-NN".
         auroc, low, high: AUROC on the test images and its 95 % bootstrap interval over patients.
-        train_images, train_positives: what the probe was fitted on.
-        test_images, test_positives, test_patients: what it was tested on.
+        train_images, train_positives: numbers that the probe was fitted on.
+        test_images, test_positives, test_patients: numbers that it was tested on.
     """
 
     label: str
@@ -45,5 +45,5 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        """True where the trained encoder beats the untrained one beyond the interval of the difference."""
+        """Return whether the interval of the trained encoder's gain is above 0."""
         return self.low > 0

@@ -1,9 +1,9 @@
 """Figures of a binary classifier and their uncertainty over patients.
 
-Images of one patient resemble each other, so the bootstrap draws patient groups, not images: intervals drawn
-over images are too narrow wherever a patient has several. One resample is a row of weights (how often each
-image's patient was drawn). Cases are sorted by score once, their weights summed where scores tie; every figure
-of a thousand resamples is then a cumulative sum over these steps.
+Images of one patient resemble each other, so the bootstrap draws patient groups, not images: intervals over
+images are too narrow if patients have several. One resample is a row of weights (how often each image's
+patient was drawn). Cases are sorted by score once, and the weights of tied scores summed; every figure of a
+thousand resamples is then a cumulative sum over these steps.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ import pandas as pd
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
-# Weights held at once, in numbers: bounds the memory whatever the size of the test set.
+# How many weights are in memory at a time, which bounds it for any test set.
 CHUNK = 4_000_000
-THRESHOLD = 0.5  # probability at and above which a case counts as called
+THRESHOLD = 0.5  # probability at and above which a case is called positive
 BINS = 15  # of equal width, for the calibration error (Guo et al., arXiv 1706.04599)
 
 
@@ -29,7 +29,7 @@ class Interval:
 
     Attributes:
         value: the figure on the sample itself.
-        low: lower bound; NaN where no resample had both classes.
+        low: lower bound; NaN if no resample had both classes.
         high: upper bound; NaN likewise.
     """
 
@@ -39,7 +39,7 @@ class Interval:
 
 
 def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
-    """Area under the ROC curve; ties count half. NaN where a class is absent.
+    """Return the area under the ROC curve; ties count half. NaN if a class is absent.
 
     Args:
         scores: float [N], higher for a likelier positive.
@@ -50,7 +50,7 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
 
 
 def weighted_auroc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike) -> Floats:
-    """AUROC of one sample under many weightings: float [R]; NaN where the weights leave one class only.
+    """Return the AUROC of one sample under many weightings: float [R]; NaN if the weights leave one class only.
 
     Args:
         scores: float [N].
@@ -62,10 +62,10 @@ def weighted_auroc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.
 
 @dataclass(frozen=True)
 class Steps:
-    """A sample under many weightings, cases of one score put together.
+    """A sample under many weightings, with cases of equal score combined.
 
     Attributes:
-        scores: float [K], the distinct scores, rising.
+        scores: float [K], the distinct scores, ascending.
         positives, negatives: float [R, K], the weight of each class at each score.
     """
 
@@ -87,17 +87,17 @@ def steps(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike
 
 
 def area(sample: Steps) -> Floats:
-    """Area under the ROC curve, ties counting half: float [R]; NaN where a class is absent."""
+    """Return the area under the ROC curve, ties counting half: float [R]; NaN if a class is absent."""
     below = np.cumsum(sample.negatives, axis=1) - sample.negatives / 2
     pairs = sample.positives.sum(axis=1) * sample.negatives.sum(axis=1)
     return _shares((sample.positives * below).sum(axis=1), pairs)
 
 
 def average_precision(sample: Steps) -> Floats:
-    """Area under the precision-recall curve by steps, not interpolated: float [R]; NaN where a class is absent.
+    """Return the area under the precision-recall curve, without interpolation: float [R]; NaN if a class is absent.
 
-    The mean over the positives of the precision at each one's score (scikit-learn's definition). A classifier
-    that knows nothing has the share of positives, not a half.
+    This is the mean over the positives of the precision at each one's score (scikit-learn's definition). A random
+    classifier has the share of positives, not a half.
     """
     found, called = _from_above(sample.positives), _from_above(sample.positives + sample.negatives)
     precision = np.divide(found, called, out=np.zeros_like(found), where=called > 0)
@@ -106,27 +106,29 @@ def average_precision(sample: Steps) -> Floats:
 
 
 def accuracy(sample: Steps, threshold: float = THRESHOLD) -> Floats:
-    """Share of cases called rightly, those of at least `threshold` being called: float [R]."""
+    """Return the share of correct cases, those of at least `threshold` being called positive: float [R]."""
     called = sample.scores >= threshold
     right = sample.positives[:, called].sum(axis=1) + sample.negatives[:, ~called].sum(axis=1)
     return _shares(right, sample.positives.sum(axis=1) + sample.negatives.sum(axis=1))
 
 
 def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, Floats]:
-    """Where a wanted specificity is just reached: the point of the ROC curve of the best sensitivity there.
+    """Return the point of the ROC curve with the best sensitivity at a given specificity.
 
-    It is chosen on the very cases that it is measured on, in every resample anew, as a point of the curve is.
+    It is chosen on the same cases that it is measured on, separately in every resample.
 
     Args:
         sample: the cases.
-        specificity: at least so much, 0 .. 1.
+        specificity: the least specificity, 0 .. 1.
 
     Returns:
-        sensitivity, specificity, threshold (cases of at least this score are called; infinite where none may
-        be): three float [R], NaN where a class is absent.
+        sensitivity, specificity, threshold (cases of at least this score are called positive; infinite if none
+        may be): three float [R], NaN if a class is absent.
     """
     none = np.zeros((len(sample.positives), 1))
-    found = np.hstack([_from_above(sample.positives), none])  # [R, K + 1]; the last step calls nobody
+    found = np.hstack(
+        [_from_above(sample.positives), none]
+    )  # [R, K + 1]; the last step calls no case positive
     spared = np.hstack([none, np.cumsum(sample.negatives, axis=1)])
     total = np.broadcast_to(spared[:, -1:], spared.shape)
     reached = _shares(spared, total) >= specificity
@@ -142,12 +144,12 @@ def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, 
 
 
 def calibration_error(sample: Steps, bins: int = BINS) -> Floats:
-    """Expected calibration error: float [R], 0 .. 1.
+    """Return the expected calibration error: float [R], 0 .. 1.
 
-    Cases fall into bins of equal width by the probability of being positive; the error is the mean over cases
-    of the distance, in the case's bin, between the mean probability and the share of positives (Naeini et al.,
-    AAAI 2015; Guo et al., arXiv 1706.04599, take the probability of the likelier class instead). Few cases
-    make it too large: a perfectly calibrated sample has an error above 0, and its resamples a larger one.
+    Cases are in bins of equal width by the probability of being positive; the error is the mean over cases of the
+    distance, in the case's bin, between the mean probability and the share of positives (Naeini et al., AAAI
+    2015; Guo et al., arXiv 1706.04599, use the probability of the likelier class instead). With few cases it is
+    too large: a perfectly calibrated sample has an error above 0, and its resamples a larger one.
     """
     total = sample.positives + sample.negatives
     starts = np.flatnonzero(np.diff(_bin(sample.scores, bins), prepend=-1))
@@ -157,12 +159,12 @@ def calibration_error(sample: Steps, bins: int = BINS) -> Floats:
 
 @dataclass(frozen=True)
 class Bin:
-    """Cases whose probability lies in `low` .. `high` (the last bin holds 1 as well).
+    """Cases with a probability in `low` .. `high` (the last bin includes 1).
 
     Attributes:
         low, high: the bin's ends.
         n: cases.
-        mean: their mean probability; NaN where there is none.
+        mean: their mean probability; NaN without cases.
         observed: their share of positives; NaN likewise.
     """
 
@@ -174,7 +176,7 @@ class Bin:
 
 
 def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike, bins: int = BINS) -> list[Bin]:
-    """The reliability curve: what the calibration error sums up.
+    """Return the reliability curve, which the calibration error sums up.
 
     Args:
         probabilities: float [N], 0 .. 1.
@@ -203,7 +205,7 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUROC with a percentile bootstrap interval over patient groups.
+    """Return the AUROC with a percentile bootstrap interval over patient groups.
 
     A resample without positives or without negatives has no AUROC and is left out of the percentiles.
 
@@ -213,7 +215,7 @@ def bootstrap(
         groups: [N], the patient group of each image.
         resamples: number of resamples.
         seed: of the resamples; the same seed and groups give the same resamples.
-        level: coverage aimed at, 0 .. 1.
+        level: nominal coverage, 0 .. 1.
     """
     scores, positive = _checked(scores, positive)
     drawn = [weighted_auroc(scores, positive, weights) for weights in resampled(groups, resamples, seed)]
@@ -230,10 +232,10 @@ def bootstrap_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """AUROC of `scores` minus that of `baseline` on the same images: a paired bootstrap over groups.
+    """Return the AUROC of `scores` minus that of `baseline` on the same images, by a paired bootstrap over groups.
 
-    Both are taken on the same resamples, so what makes a patient easy or hard for both cancels out.
-    Arguments as in `bootstrap`.
+    Both use the same resamples, so that effects of easy or hard patients on both cancel. Arguments as in
+    `bootstrap`.
     """
     scores, positive = _checked(scores, positive)
     baseline, _ = _checked(baseline, positive)
@@ -245,10 +247,10 @@ def bootstrap_difference(
 
 
 def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Chunks [R', N] of weights: how often each image's group was drawn, groups with replacement."""
+    """Yield chunks [R', N] of weights: how often each image's group was drawn, groups with replacement."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} is below 1")
-    # By first appearance, not by name: group names are salted hashes, and a salt must change nothing.
+    # By first appearance, not by name: group names are salted hashes, and the salt must not matter.
     codes, names = pd.factorize(np.asarray(groups))
     generator = np.random.default_rng(seed)
     chunk = max(1, CHUNK // max(1, len(codes)))
@@ -259,7 +261,7 @@ def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.
 
 
 def interval(value: float, drawn: Floats, level: float = 0.95) -> Interval:
-    """A figure with the percentile interval of its resamples [R]; those without a figure (NaN) are left out."""
+    """Return a figure with the percentile interval of its resamples [R], ignoring NaN."""
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Interval(value, np.nan, np.nan)
@@ -268,10 +270,10 @@ def interval(value: float, drawn: Floats, level: float = 0.95) -> Interval:
 
 
 def p_value(drawn: Floats) -> float:
-    """Two-sided bootstrap test that a difference is 0, from its resamples [R]; NaN where none has a difference.
+    """Return the p value of a two-sided bootstrap test that a difference is 0, from its resamples [R]; or NaN.
 
-    Twice the share of resamples on the rarer side of 0, the sample itself counted to both (Davison and Hinkley,
-    1997, 4.2): with R resamples never below 2 / (R + 1).
+    It is twice the share of resamples on the rarer side of 0, with the sample itself counted on both
+    sides (Davison and Hinkley, 1997, 4.2): with R resamples it is at least 2 / (R + 1).
     """
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
@@ -281,19 +283,19 @@ def p_value(drawn: Floats) -> float:
 
 
 def _from_above(weights: Floats) -> Floats:
-    """[R, K], the weight at and above each score."""
+    """Return [R, K], the weight at and above each score."""
     summed: Floats = np.cumsum(weights[:, ::-1], axis=1)[:, ::-1]
     return summed
 
 
 def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
-    """part / whole, NaN where whole is 0."""
+    """Return part / whole, NaN if whole is 0."""
     shares: Floats = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
     return shares
 
 
 def _bin(probabilities: Floats, bins: int) -> npt.NDArray[np.int64]:
-    """int64 [N], the bin of each probability; a bin holds its lower end, the last one its upper end too."""
+    """Return the bin of each probability, int64 [N]; a bin includes its lower end, the last one both ends."""
     edges = np.linspace(0, 1, bins + 1)
     return np.clip(np.searchsorted(edges, probabilities, side="right") - 1, 0, bins - 1)
 
@@ -302,7 +304,7 @@ def _checked(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[Floats, Bo
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive)
     if scores.ndim != 1 or scores.shape != positive.shape or not len(scores):
         raise ValueError(
-            f"scores {scores.shape} and classes {positive.shape}: two equal, non-empty [N] wanted"
+            f"scores {scores.shape} and classes {positive.shape}: two equal, non-empty [N] expected"
         )
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {len(scores)} scores are not finite")

@@ -1,8 +1,8 @@
-"""What a cache can ask of an encoder: labels within a cohort, split by patient.
+"""The tasks that a cache has for an encoder: labels within a cohort, split by patient.
 
-A task is a label within one cohort: one source, or a few sources of one hospital pooled. Never a label across
-sources, since there label and source are confounded (all COVID-19 cases from one hospital, all healthy ones
-from another), and a probe that only recognises the scanner would look like one that recognises the disease.
+A task is a label within one cohort: one source, or a few pooled sources of one hospital. It is never a label
+across sources, since there label and source are confounded (all COVID-19 cases from one hospital, all healthy
+ones from another), and a probe that only recognises the scanner would look like one that recognises the disease.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 
-# Labels that state that nothing was found: where one only mirrors a finding, the finding's name is kept.
+# Labels for no finding: if one only mirrors a finding, the finding's name is kept.
 HEALTHY = frozenset({"normal", "no finding", "no_finding", "healthy"})
 
 
@@ -48,7 +48,7 @@ def find_tasks(
     min_cases: int,
     cohorts: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Task]:
-    """Every label within a cohort that has enough cases to be judged on; none is an empty list.
+    """Return every label within a cohort with enough cases to evaluate; the list may be empty.
 
     Unknown labels and lateral views are left out. Of two labels that mirror each other within a cohort
     (pneumonia and normal) only one is a task, the finding.
@@ -57,7 +57,7 @@ def find_tasks(
         cache: the cache.
         test_share: share of the patient groups that were set aside.
         min_cases: images with and without the label that both training and test rows need.
-        cohorts: cohort name -> sources pooled into it (one hospital's); None: each source by itself.
+        cohorts: cohort name -> sources pooled into it (one hospital's); None: each source alone.
     """
     if cohorts is None:
         cohorts = {name: [name] for name in sorted(cache.index["source"].unique())}
@@ -65,7 +65,7 @@ def find_tasks(
     frontal[cache.rows(laterals=False)] = True
     held_out = cache.held_out(test_share)
     groups = cache.index["group"].to_numpy()
-    # A group with any image set aside is no training patient, whatever its other rows say.
+    # A group with any image set aside is not trained on, whatever its other rows.
     trainable = ~np.isin(groups, groups[held_out])
     tasks: list[Task] = []
     for cohort, sources in cohorts.items():

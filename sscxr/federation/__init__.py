@@ -1,1 +1,1 @@
-"""What both ends of a federation share: messages, codecs, the join file, what a hospital approves."""
+"""Shared by client and server: messages, codecs, the join file, the approval of recipes."""

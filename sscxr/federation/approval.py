@@ -1,8 +1,8 @@
-"""What a hospital approves before a run may train there: a recipe, in words, and the hash that pins it.
+"""A hospital's approval of a recipe before a run may train there: the recipe in words, and its hash.
 
-The hash covers all that decides what an update contains and what is reported beside it. `sscxr site approve`
-writes it into `site.yaml`; a run whose own hash is not there is refused. This is in the installed package and not
-in the app that a coordinator sends with each run.
+The hash covers everything that decides what an update contains and what is reported beside it. `sscxr site
+approve` writes it to `site.yaml`; a run with another hash is refused. This module is in the installed package,
+not in the app that a coordinator sends with each run.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from sscxr.config import Config, ConfigError, yaml_text
 from sscxr.config.schema import MIXED_IMAGES
 from sscxr.errors import SscxrError
 
-# Beside the recipe: what decides how many images an update mixes, in how many bits it travels, and what is counted.
+# Beside the recipe: settings for how many images an update mixes, how many bits it has, and what is counted.
 _FEDERATION = ("rounds", "local_epochs", "uplink", "downlink", "share_head", "max_images", "evaluate_every")
 _PRIVACY = ("min_cell",)
 
@@ -27,16 +27,16 @@ _NONE = ("", "[]", "null", "~")
 
 
 class NotApprovedError(SscxrError):
-    """A recipe that this site has not approved: one line that names what differs."""
+    """This site has not approved the recipe; one line names what differs."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A line of a recipe as a person reads it.
+    """A line that describes a recipe.
 
     Attributes:
         what, value: such as "batch" and "64 images a step".
-        mark: why a hospital should look twice; empty where it is usual.
+        mark: why a hospital should look twice; empty if the value is usual.
     """
 
     what: str
@@ -45,7 +45,7 @@ class Word:
 
 
 def terms(config: Config) -> dict[str, Any]:
-    """The settings that are approved, by section: the recipe's, and the federation's that bear on privacy."""
+    """Return the settings to approve, by section: the recipe's, and the federation's that affect privacy."""
     whole = configs.as_dict(config)
     return configs.recipe(config) | {
         "federation": {name: whole["federation"][name] for name in _FEDERATION},
@@ -54,15 +54,15 @@ def terms(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """64 hex digits (SHA-256) that agree where every one of the `terms` does."""
+    """Return 64 hex digits, the SHA-256 of the `terms`."""
     return hashlib.sha256(json.dumps(terms(config), sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(text: str) -> Config:
-    """The settings that the YAML text of `terms` stands for, everything else as by default.
+    """Read settings from the YAML text of `terms`, with defaults for all others.
 
     Raises:
-        ConfigError: a setting that is unknown, missing or out of its range.
+        ConfigError: a setting is unknown, missing or out of range.
     """
     config = configs.loads(text, partial=True)
     missing = _missing(text, terms(config))
@@ -82,14 +82,14 @@ def _missing(text: str, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def check(config: Config, approved: Iterable[str], known: Config | None) -> None:
-    """See that a recipe has been approved.
+    """Check that a recipe has been approved.
 
     Args:
         approved: digests.
-        known: a recipe to compare with, for the line that names what differs; None: there is none.
+        known: a recipe to compare with, to name what differs; None if unknown.
 
     Raises:
-        NotApprovedError: it has not.
+        NotApprovedError: it has not been approved.
     """
     own = digest(config)
     if own in approved:
@@ -98,11 +98,11 @@ def check(config: Config, approved: Iterable[str], known: Config | None) -> None
     if known is not None and digest(known) in approved:
         differ = differing(terms(known), terms(config))
         raise NotApprovedError(f"{line}; it differs from the approved one in {', '.join(differ)}")
-    raise NotApprovedError(f"{line}; look at the join file with `sscxr site approve join.yaml`")
+    raise NotApprovedError(f"{line}; review the join file with `sscxr site approve join.yaml`")
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The settings at which two recipes' terms differ, by their dotted names."""
+    """Return the dotted names of the settings at which two recipes' terms differ."""
     return [
         f"{section}.{name}"
         for section in sorted(one.keys() | other.keys())
@@ -112,7 +112,7 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def words(config: Config) -> Iterator[Word]:
-    """A recipe as the hospital that decides on it reads it."""
+    """Describe a recipe for the hospital that decides on it."""
     federation, encoder = config.federation, config.encoder
     pretrains, learning = config.pretrains, config.learning
     yield Word("learns", _learnt(config))
@@ -149,13 +149,13 @@ def words(config: Config) -> Iterator[Word]:
     shared = not pretrains if federation.share_head is None else federation.share_head
     yield Word(
         "leaves",
-        "the encoder's update" + (" and that of what is on top of it" if shared else ""),
+        "the encoder's update" + (" and that of the head" if shared else ""),
         "the reconstruction head's update leaves too" if shared and pretrains else "",
     )
     yield Word(
         "sent in",
         f"{federation.uplink}, received in {federation.downlink}",
-        "updates of full precision show the most" if federation.uplink == "fp32" else "",
+        "updates of full precision reveal the most" if federation.uplink == "fp32" else "",
     )
     every = federation.evaluate_every
     yield Word("is evaluated", f"every {every} rounds" if every else "never")
@@ -176,7 +176,7 @@ def words(config: Config) -> Iterator[Word]:
 
 def _learnt(config: Config) -> str:
     if config.run.stage == "classify":
-        return f"to tell {', '.join(config.classify.labels) or 'nothing'} (labels are used)"
+        return f"to classify {', '.join(config.classify.labels) or 'nothing'} (labels are used)"
     if config.run.stage == "segment":
         return "to outline the lungs (masks are used)"
     return f"an encoder without labels ({config.pretrain.objective})"
@@ -193,13 +193,13 @@ def _method(config: Config) -> Iterator[Word]:
 
 
 def pinned(text: str, hexadecimal: str, note: str) -> str:
-    """A `site.yaml` with one more approved digest; every other line, comments included, as it was.
+    """Return a `site.yaml` with one more approved digest and all other lines, comments included, unchanged.
 
     Args:
-        note: a comment behind it, such as the federation's name and the date.
+        note: a comment after the digest, such as the federation's name and the date.
 
     Raises:
-        ConfigError: the list is written in a way that cannot be added to.
+        ConfigError: the list is written in a form that cannot be extended.
     """
     item = f"  - {hexadecimal}  # {note}\n"
     found = _KEY.search(text)
@@ -216,6 +216,6 @@ def pinned(text: str, hexadecimal: str, note: str) -> str:
     head = f"{text[: found.start()]}approved:{comment}\n{others}"
     rest = text[found.end() :].removeprefix("\n")
     indent = re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)*([ \t]*)- ", rest)
-    if indent:  # as the lines that are there
+    if indent:  # like the existing lines
         item = indent[1] + item.lstrip()
     return head + item + rest

@@ -1,13 +1,13 @@
-"""How tensors travel: fp32 and fp16 as they are, int8 with scales, rounded at random, its error carried on.
+"""Codecs for tensors: plain fp32 and fp16, and int8 with scales, stochastic rounding and error feedback.
 
 int8 is for updates alone. A tensor becomes whole numbers in -127..127 and fp32 scales, one for each index of its
-first dimension where it has two dimensions or more, else one. Rounding is stochastic, as in QSGD
-(arXiv 1610.02132): the mean of what is sent is the update, so that the errors of many sites cancel in their
-average. What rounding left out is kept at the site and added to its next update, as in EF-SGD
-(arXiv 1901.09847): over rounds the errors do not add up, and what has not arrived yet is one rounding error.
+first dimension if it has two dimensions or more, else one. Rounding is stochastic, as in QSGD (arXiv 1610.02132):
+the expected value of what is sent is the update, so that the errors of many sites cancel in their average. The
+rounding error is kept at the site and added to its next update, as in EF-SGD (arXiv 1901.09847): errors do not
+accumulate over rounds, and the undelivered part is always one rounding error.
 
-The two do not get in each other's way. Rounding errs by less than one scale, 1/127 of the channel's largest
-value, for whatever is rounded; so with updates of size at most U what is carried stays below U / 126.
+The two are compatible. The rounding error is always less than one scale, 1/127 of the channel's largest value; so
+with updates of size at most U the residual stays below U / 126.
 """
 
 import math
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from sscxr.federation.wire import WireError
 
-# A message's arrays are read only, and torch warns of tensors that share their memory; nothing here writes to them.
+# A message's arrays are read-only, and torch warns of tensors that share their memory; nothing here writes to
+# them.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 Tensors = dict[str, Tensor]
 
-# The dtype in which values travel.
+# The dtype in which values are sent.
 CODECS: Final[dict[str, np.dtype[Any]]] = {
     "fp32": np.dtype("<f4"),
     "fp16": np.dtype("<f2"),
@@ -36,21 +37,21 @@ CODECS: Final[dict[str, np.dtype[Any]]] = {
 }
 _SCALES = np.dtype("<f4")
 
-SCALE: Final = ":scale"  # ends the name of a tensor's scales; no parameter's name has a colon
-CHUNK: Final = 1 << 17  # values converted at a time: what lies between stays in the processor's cache
-_PIECE = 1 << 15  # values of one fp32 norm: one thread's, so that the number of threads changes no bit
+SCALE: Final = ":scale"  # suffix for the name of a tensor's scales; no parameter's name has a colon
+CHUNK: Final = 1 << 17  # values converted at a time, so that intermediates stay in the processor's cache
+_PIECE = 1 << 15  # values of one fp32 norm: computed by one thread, so the number of threads does not matter
 _LEVELS = 127
-_MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 of it far below fp32's end
-_MIN_SCALE = float(np.finfo(np.float32).tiny)  # below, division loses its precision; 0 is sent
+_MAX_SCALE = 2.0**20  # ours: far above any update's, and 127 times it is far below fp32's maximum
+_MIN_SCALE = float(np.finfo(np.float32).tiny)  # below this, division loses precision; 0 is sent
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array lies among the bytes that travel.
+    """The place of an array in the bytes of a message.
 
     Attributes:
         dtype, shape: of the array; little-endian.
-        begin: its first byte.
+        begin: offset of its first byte.
     """
 
     dtype: np.dtype[Any]
@@ -59,26 +60,26 @@ class Place:
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """Offset of the first byte after the array."""
         return self.begin + self.dtype.itemsize * math.prod(self.shape)
 
     def of(self, data: bytes) -> npt.NDArray[Any]:
-        """The array, where it lies: read only, nothing copied."""
+        """Return the array as a read-only view of the data."""
         return np.frombuffer(data, self.dtype, math.prod(self.shape), self.begin).reshape(self.shape)
 
 
 def layout(codec: str, like: Mapping[str, Tensor]) -> dict[str, Place]:
-    """Where every array lies that a codec makes of such tensors: scales first, each kind by name.
+    """Return the places of all arrays that a codec makes of such tensors: scales first, each kind by name.
 
-    Both ends know it from the recipe, so no name, dtype or shape travels that would have to be checked.
+    Both ends know them from the recipe, so names, dtypes and shapes need not be sent and checked.
 
     Raises:
         WireError: an unknown codec.
     """
     if codec not in CODECS:
-        raise WireError(f"unknown codec {codec!r}; there are: {', '.join(CODECS)}")
+        raise WireError(f"unknown codec {codec!r}; choose one of: {', '.join(CODECS)}")
     arrays: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
-    if codec == "int8":  # wider values first: each lies at a multiple of its own size
+    if codec == "int8":  # wider values first, so that each is aligned to its own size
         arrays += [(name + SCALE, _SCALES, (_channels(like[name]),)) for name in sorted(like)]
     arrays += [(name, CODECS[codec], tuple(like[name].shape)) for name in sorted(like)]
     places: dict[str, Place] = {}
@@ -90,13 +91,13 @@ def layout(codec: str, like: Mapping[str, Tensor]) -> dict[str, Place]:
 
 
 def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator | None = None) -> bytes:
-    """Tensors as the bytes that travel: the arrays of `layout`, one after the other.
+    """Encode tensors as bytes: the arrays of `layout`, concatenated.
 
     Args:
-        generator: on the CPU; int8 rounds by it, the others need none.
+        generator: on the CPU, for int8's rounding; the others need none.
 
     Raises:
-        WireError: an unknown codec, or a value that the codec cannot hold.
+        WireError: an unknown codec, or a value that the codec cannot represent.
     """
     places = layout(codec, tensors)
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -119,16 +120,16 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
 
 
 def decode(data: bytes, codec: str, like: Mapping[str, Tensor], into: Tensors | None = None) -> Tensors:
-    """What `encode` gave, as fp32 tensors, all finite, after every check that does not need their use.
+    """Check and decode the bytes of `encode` into finite fp32 tensors.
 
     Args:
-        like: tensors whose names and shapes the decoded ones have.
-        into: contiguous fp32 tensors of those names and shapes, to be written over: fresh memory costs more than
-            the decoding. With `into`, fp32 is not copied at all: the tensors returned share the memory of `data`,
-            and may only be read.
+        like: tensors with the names and shapes to decode to.
+        into: contiguous fp32 tensors of those names and shapes to overwrite: allocating memory takes longer than
+            decoding. With `into`, fp32 is not copied at all: the returned tensors share the memory of `data`, and
+            are read-only.
 
     Raises:
-        WireError: another number of bytes than such tensors make, NaN or infinity, a value or a scale out of range.
+        WireError: a wrong number of bytes, NaN or infinity, or a value or scale out of range.
     """
     places = layout(codec, like)
     if len(data) != payload_bytes(codec, like):
@@ -157,15 +158,15 @@ def decode(data: bytes, codec: str, like: Mapping[str, Tensor], into: Tensors | 
 def encode_update(
     update: Mapping[str, Tensor], residual: Mapping[str, Tensor], codec: str, generator: torch.Generator
 ) -> tuple[bytes, Tensors]:
-    """An update as it travels, and what of it does not arrive: the residual to hand in with the next update.
+    """Encode an update with error feedback.
 
     Args:
         update: fp32 tensors.
-        residual: what the update before this one left out, where there is something; it is sent along.
+        residual: the previous update's residual, which may be empty; it is added to this update.
         generator: on the CPU; the same one gives the same bytes.
 
     Returns:
-        the bytes; the new residual, empty but for int8, whose errors alone are large enough to carry.
+        The bytes, and the residual for the next update: the encoding error for int8, else empty.
 
     Raises:
         WireError: as `encode`.
@@ -181,14 +182,14 @@ def encode_update(
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """The L2 norm over all tensors together: of pieces in fp32, of the pieces' norms in fp64; to 1e-6."""
+    """Return the L2 norm over all tensors, to 1e-6: pieces in fp32, the pieces' norms in fp64."""
     flat = (tensor.detach().reshape(-1) for tensor in tensors.values())
     pieces = (piece for values in flat for piece in torch.split(values, _PIECE))
     return math.hypot(*(float(torch.linalg.vector_norm(piece)) for piece in pieces))
 
 
 def size(tensor: Tensor) -> float:
-    """The largest size of a value, NaN where one is; 0 of an empty tensor. One pass, nothing copied."""
+    """Return the largest absolute value, NaN if any value is NaN, 0 for an empty tensor; in one pass, uncopied."""
     if not tensor.numel():
         return 0.0
     low, high = tensor.aminmax()
@@ -196,14 +197,14 @@ def size(tensor: Tensor) -> float:
 
 
 def payload_bytes(codec: str, like: Mapping[str, Tensor]) -> int:
-    """How many bytes a codec makes of such tensors."""
+    """Return how many bytes a codec makes of such tensors."""
     return max((place.end for place in layout(codec, like).values()), default=0)
 
 
 def _quantise(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """fp32 values as int8 [of their shape] and fp32 scales [channels]; values = int8 * scale on average.
+    """Return fp32 values as int8 [same shape] and fp32 scales [channels]; values = int8 * scale on average.
 
-    A value that is a whole multiple of its scale is never moved, so zeros stay zeros.
+    A whole multiple of its scale is never changed, so zeros stay zeros.
     """
     rows = values.reshape(_channels(values), -1)
     scales = torch.linalg.vector_norm(rows, math.inf, dim=1) / _LEVELS
@@ -211,22 +212,22 @@ def _quantise(values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tenso
     levels = rows / torch.where(scales > 0, scales, math.inf)[:, None]
     lower = levels.floor()
     up = torch.rand(levels.shape, generator=generator) < levels - lower
-    # The division's own rounding may lead one step beyond the end.
+    # The division's own rounding may exceed the range by one step.
     whole = (lower + up).clamp(-_LEVELS, _LEVELS).to(torch.int8)
     return whole.reshape(values.shape), scales
 
 
 def _dequantise(values: Tensor, scales: Tensor, into: Tensor) -> None:
-    """int8 values times the scales [channels], fp32; both ends of the wire compute it, to the same bits."""
+    """Multiply int8 values by their scales [channels], fp32; client and server compute the same bits."""
     rows = values.reshape(len(scales), -1)
     torch.mul(rows, scales[:, None], out=into.view(len(scales), -1))
 
 
 def _channels(tensor: Tensor) -> int:
-    """How many scales a tensor has."""
+    """Return how many scales a tensor has."""
     return tensor.shape[0] if tensor.dim() > 1 else 1
 
 
 def _limit(codec: str) -> float:
-    """The largest size of a value that a codec holds."""
+    """Return the largest absolute value that a codec can represent."""
     return _MAX_SCALE * _LEVELS if codec == "int8" else float(np.finfo(CODECS[codec]).max)

@@ -1,4 +1,4 @@
-"""How many images a site's update mixes, and the least that it may.
+"""Lower bounds on how many images a site's update mixes.
 
 An update is a sum over images. Of one image it shows that image, whatever the recipe; of `schema.MIXED_IMAGES` and
 more, an inversion finds nothing that is closer to them than to others (docs/privacy.md). The ranges hold what is
@@ -12,23 +12,23 @@ from sscxr.config.schema import MIXED_IMAGES
 
 
 def problem(config: Config) -> str:
-    """What a federation may not ask of a site, in one line; empty where it may.
+    """Return, in one line, what a federation may not ask of a site; empty if all is allowed.
 
-    Pretraining's batches are held by the ranges; `sscxr finetune`, whose updates stay, may have smaller ones.
+    The ranges bound pretraining's batches; `sscxr finetune`, whose updates stay, may use smaller ones.
     """
     if not config.pretrains and config.finetune.batch_size < MIXED_IMAGES:
         return (
             f"finetune.batch_size={config.finetune.batch_size}: in a federation at least {MIXED_IMAGES}, or an "
-            "update shows single images"
+            "update reveals single images"
         )
     return ""
 
 
 def least_mixed(config: Config, images: int, round_number: int | None = None) -> int:
-    """How many distinct images a site's update mixes, at least, in the given round or in the worst of all rounds.
+    """Return the least number of distinct images that an update mixes, in one round or in the worst of all.
 
     Args:
-        images: that the site trains on.
+        images: how many the site trains on.
     """
     batch = config.learning.batch_size
     local, rounds = config.federation.local_epochs, config.federation.rounds
@@ -37,14 +37,14 @@ def least_mixed(config: Config, images: int, round_number: int | None = None) ->
     return _distinct(images, batch, local, round_number)
 
 
-@functools.lru_cache(maxsize=64)  # asked at every message
+@functools.lru_cache(maxsize=64)  # called at every message
 def _worst(images: int, batch: int, local_epochs: float, rounds: int) -> int:
     return min(_distinct(images, batch, local_epochs, number) for number in range(rounds))
 
 
 def _distinct(images: int, batch: int, local_epochs: float, round_number: int) -> int:
-    """Images in a round's steps: those of one epoch are distinct, those of two may be the same."""
-    # Imported here: who reads a join file should not wait for torch.
+    """Return the distinct images in a round's steps: within an epoch all differ, across two they may repeat."""
+    # Imported here: reading a join file should not import torch.
     from sscxr.training.batches import batches_per_epoch, steps_of_round
 
     per_epoch = batches_per_epoch(images, batch)

@@ -1,6 +1,6 @@
-"""The join file: what a coordinator tells a hospital about a federation before anything is connected.
+"""The join file, in which a coordinator describes a federation to a hospital before it connects.
 
-A YAML text without a secret in it. `sscxr join` writes it; `sscxr site init` and `sscxr doctor` read it.
+It is YAML and contains no secret. `sscxr join` writes it; `sscxr site init` and `sscxr doctor` read it.
 """
 
 import datetime
@@ -22,7 +22,7 @@ from sscxr.config import yaml_text
 from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
 
-PROBE = "/v1/probe"  # what deploy/nginx.conf serves: GET gives, POST takes incompressible bytes
+PROBE = "/v1/probe"  # in deploy/nginx.conf: GET sends, POST accepts incompressible bytes
 PACKAGES = ("python", "sscxr", "flwr", "torch", "timm")  # whose versions a site compares with its own
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
@@ -30,21 +30,21 @@ _PATH = re.compile(r"/[A-Za-z0-9._/-]*")
 
 
 def installed() -> dict[str, str]:
-    """`PACKAGES` -> version here."""
+    """Return `PACKAGES` -> installed version."""
     packages = {name: metadata.version(name) for name in ("flwr", "torch", "timm")}
     return {"python": platform.python_version(), "sscxr": __version__} | packages
 
 
 class JoinError(SscxrError):
-    """A join file that cannot be used: one line that says what is wrong with it."""
+    """An invalid join file; one line states what is wrong."""
 
 
 @dataclass
 class Payload:
-    """What one round moves between the server and one site.
+    """The data that one round transfers between the server and one site.
 
     Attributes:
-        up_mb, down_mb: MB (10^6 bytes): the update on its way to the server, the encoder on its way to the site.
+        up_mb, down_mb: MB (10^6 bytes): the update to the server, the encoder to the site.
     """
 
     up_mb: float = MISSING
@@ -53,17 +53,17 @@ class Payload:
 
 @dataclass
 class Join:
-    """What `join.yaml` says.
+    """The content of `join.yaml`.
 
     Attributes:
         federation: its name.
         superlink: "host:port" that SuperNodes connect to.
         ca: PEM text of the CA that signed the server's certificate; empty: one that is publicly trusted.
-        versions: `PACKAGES` -> version at the coordinator's.
+        versions: `PACKAGES` -> the coordinator's version.
         fingerprint: `wire.fingerprint` of the recipe.
         recipe: YAML text of what the sites will run: the recipe's sections and its threads.
         payload: of one round.
-        deadline_s: seconds that a site has for a round, the way there and back included.
+        deadline_s: seconds that a site has for a round, transfers included.
         memory_gb: GB (10^9 bytes) that training takes at a site, roughly.
         probe: path of the bandwidth probe at `superlink`.
         issued: ISO date.
@@ -83,12 +83,12 @@ class Join:
 
     @property
     def host(self) -> str:
-        """Where the SuperLink is, without the brackets of an IPv6 address."""
+        """The SuperLink's host, without the brackets of an IPv6 address."""
         return self.superlink.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """Its port."""
+        """The SuperLink's port."""
         return int(self.superlink.rpartition(":")[2])
 
     @staticmethod
@@ -96,7 +96,7 @@ class Join:
         """Read and check a join file.
 
         Raises:
-            JoinError: unreadable, a key that is missing or unknown, or a value that cannot be.
+            JoinError: the file is unreadable, a key is missing or unknown, or a value is invalid.
         """
         file = Path(file)
         try:
@@ -109,14 +109,14 @@ class Join:
         join = _parsed(file, text)
         problem = _problem(join)
         if problem:
-            raise JoinError(f"{file}: {problem}; ask the coordinator for the join file anew")
+            raise JoinError(f"{file}: {problem}; ask the coordinator for a new join file")
         return join
 
     def write(self, file: str | Path) -> None:
         """Write the join file.
 
         Raises:
-            JoinError: a value that cannot be.
+            JoinError: a value is invalid.
         """
         problem = _problem(self)
         if problem:
@@ -126,17 +126,17 @@ class Join:
     def _text(self) -> str:
         versions = "".join(f"  {name}: {json.dumps(self.versions[name])}\n" for name in PACKAGES)
         return (
-            "# What a hospital needs to join this federation. Issued by its coordinator; no part of it is secret.\n"
+            "# What a hospital needs to join this federation. Issued by its coordinator; it contains no secret.\n"
             f"federation: {json.dumps(self.federation)}\n"
             f"issued: {json.dumps(self.issued)}\n"
             f"superlink: {json.dumps(self.superlink)}\n"
-            f"probe: {json.dumps(self.probe)}  # of the bandwidth, at the same address\n"
-            "payload:  # MB a round\n"
+            f"probe: {json.dumps(self.probe)}  # for the bandwidth, at the same address\n"
+            "payload:  # MB per round\n"
             f"  up_mb: {float(self.payload.up_mb)}\n"
             f"  down_mb: {float(self.payload.down_mb)}\n"
-            f"deadline_s: {float(self.deadline_s)}  # seconds for a round, the way there and back included\n"
-            f"memory_gb: {float(self.memory_gb)}  # that training takes, roughly\n"
-            f"versions:  # at the coordinator's\n{versions}"
+            f"deadline_s: {float(self.deadline_s)}  # seconds for a round, transfers included\n"
+            f"memory_gb: {float(self.memory_gb)}  # for training, roughly\n"
+            f"versions:  # the coordinator's\n{versions}"
             f"{_block('fingerprint', self.fingerprint)}"
             f"{_block('ca', self.ca)}"
             f"{_block('recipe', self.recipe)}"
@@ -158,13 +158,13 @@ def _parsed(file: Path, text: str) -> Join:
 
 
 def _problem(join: Join) -> str:
-    """Return the first impossible value in a few words; empty if there is none."""
+    """Return what is wrong with the first invalid value; empty if all are valid."""
     address = _ADDRESS.fullmatch(join.superlink)
     numbers = {"payload.up_mb": join.payload.up_mb, "payload.down_mb": join.payload.down_mb}
     numbers |= {"deadline_s": join.deadline_s, "memory_gb": join.memory_gb}
     wrong = [f"{name}={value}" for name, value in numbers.items() if not 0 <= value <= 1e9]
     if not PLAIN_NAME.fullmatch(join.federation):
-        return f"federation {join.federation[:80]!r} is no plain name (letters, digits, dots, dashes)"
+        return f"federation {join.federation[:80]!r} is not a plain name (letters, digits, dots, dashes)"
     if not address or not 0 < int(address["port"]) < 2**16:
         return f"superlink {join.superlink[:80]!r} is not host:port"
     if set(join.versions) != set(PACKAGES):
@@ -172,9 +172,9 @@ def _problem(join: Join) -> str:
             f"versions are of {', '.join(sorted(join.versions)) or 'nothing'}, expected {', '.join(PACKAGES)}"
         )
     if wrong or not join.deadline_s:
-        return f"{', '.join(wrong) or 'deadline_s=0'} cannot be"
+        return f"{', '.join(wrong) or 'deadline_s=0'} is out of range"
     if not _PATH.fullmatch(join.probe):
-        return f"probe {join.probe[:80]!r} is no path"
+        return f"probe {join.probe[:80]!r} is not a path"
     return _problem_of_texts(join)
 
 
@@ -182,20 +182,20 @@ def _problem_of_texts(join: Join) -> str:
     try:
         datetime.date.fromisoformat(join.issued)
     except ValueError:
-        return f"issued {join.issued[:80]!r} is no ISO date"
+        return f"issued {join.issued[:80]!r} is not an ISO date"
     if not isinstance(_mapping(join.fingerprint), Mapping):
-        return "the fingerprint is no JSON object"
+        return "the fingerprint is not a JSON object"
     try:
         recipe = yaml_text.parse_foreign(join.recipe)
     except yaml_text.YamlError:
         recipe = []
     if not isinstance(recipe, dict) or not all(isinstance(section, dict) for section in recipe.values()):
-        return "the recipe is no YAML of settings"
+        return "the recipe is not YAML of settings"
     if join.ca:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=join.ca)
-        except (ssl.SSLError, ValueError, TypeError):  # TypeError: of a text that is not ASCII
-            return "the CA is no certificate in PEM, or has letters beyond ASCII beside it"
+        except (ssl.SSLError, ValueError, TypeError):  # TypeError: text that is not ASCII
+            return "the CA is not a PEM certificate, or has non-ASCII characters beside it"
     return ""
 
 

@@ -1,7 +1,7 @@
-"""What crosses the network: both ends of every message, field by field, in one file.
+"""Every message that crosses the network, field by field, for both client and server.
 
-What leaves a site is what `Hello`, `TrainReply`, `EvaluateReply` and `Failure` list, and nothing else. A message is
-a flat record of numbers and short texts, and at most one encoder or update as bytes (`codecs`). No pickle.
+Only the fields of `Hello`, `TrainReply`, `EvaluateReply` and `Failure` leave a site. A message is a flat record
+of numbers and short texts, and at most one encoder or update as bytes (`codecs`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
 """
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import (
-    version,  # of what takes seconds to import, and who reads a report has no use for
+    version,  # without importing these packages, which takes seconds
 )
 from typing import Any, Final, TypeVar
 
@@ -22,10 +22,10 @@ from sscxr.data.cache.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 
 WIRE_VERSION = 6
-RECORD = "sscxr"  # the name of the record that holds a message's fields
-ARRAYS = "encoder"  # the name of the record that holds an encoder or an update, and of the one array in it
+RECORD = "sscxr"  # the name of the record of a message's fields
+ARRAYS = "encoder"  # the name of the record of an encoder or an update, and of the one array in it
 
-# Figures beyond these are no images and no losses; sums of those within them stay finite.
+# Larger numbers of images and losses are refused; sums of smaller ones stay finite.
 MAX_COUNT = 2**40
 MAX_LOSS = 1e6
 NO_SCORE = -1.0
@@ -33,7 +33,7 @@ NO_SCORE = -1.0
 Scalar = str | int | float | bool
 Record = dict[str, Scalar]
 
-# Why a site did not do what it was asked, in fixed words: an exception's own text never leaves.
+# Why a site did not do its task, in fixed words: an exception's own text never leaves.
 FAILURES: Final[dict[str, str]] = {
     "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
     "request": "the request was malformed",
@@ -44,22 +44,22 @@ FAILURES: Final[dict[str, str]] = {
     "name": "its site.yaml gives another name than the one that its key is registered under",
     "cache": "its cache cannot be used",
     "few images": "it has too few images that the run can use",
-    "time": "its training did not end within the time there was",
+    "time": "its training did not end in time",
     "loss": "its loss became NaN or infinite",
-    "codec": "its update has values that the run's codec cannot hold",
+    "codec": "its update has values that the run's codec cannot represent",
     "memory": "it ran out of memory",
     "disk": "its disk is full",
-    "internal": "it failed; its own log says why",
+    "internal": "it failed; its own log has the reason",
 }
 _PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint
 
 
 class WireError(SscxrError):
-    """A message, an update or a name that may not be used: one line that says why."""
+    """An invalid message, update or name; one line states why."""
 
 
 def check_name(name: str, what: str) -> str:
-    """A site's or a run's name: it becomes a file name and a table cell, so it is held to a plain form."""
+    """Check and return a site's or a run's name, which becomes a file name and a table cell: it must be plain."""
     if not PLAIN_NAME.fullmatch(name):
         raise WireError(
             f"{what} {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores, "
@@ -69,7 +69,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def fingerprint(recipe: str) -> str:
-    """What must agree at both ends for an update to mean the same thing, as one line of JSON.
+    """Return, as one line of JSON, what must agree at both ends for an update to have the same meaning.
 
     Args:
         recipe: `sscxr.config.recipe_hash`.
@@ -102,16 +102,16 @@ def read_fingerprint(text: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """What the server asks of a site, beside the encoder's arrays.
+    """A task for a site, beside the encoder's arrays.
 
     Attributes:
-        run: the run's name; names the site's state.
-        round, attempt: which try at which round.
-        base: the site's last folded generation, as `generation` names it; empty: start anew.
+        run: the run's name; the site keeps its state under it.
+        round, attempt: the attempt at the round.
+        base: the site's last folded generation, as `generation` names it; empty: no state yet.
         config: the run's settings, YAML.
-        fingerprint: what the site must agree with.
+        fingerprint: the site's must be equal.
         budget: seconds the site has.
-        registered: the name that the site's key is registered under, where the question is who it is.
+        registered: the name that the site's key is registered under; in a query only.
     """
 
     run: str
@@ -125,23 +125,22 @@ class Task:
 
 
 def generation(round_number: int, attempt: int) -> str:
-    """The name of a site's state after one try at one round, e.g. `r00003-a01`."""
+    """Return the name of a site's state after one attempt at one round, e.g. `r00003-a01`."""
     return f"r{round_number:05d}-a{attempt:02d}"
 
 
-# What a site says: the four classes that follow are all that leaves it, beside an update's arrays.
+# A site's messages: only the following four classes leave it, beside an update's arrays.
 
 
 @dataclass(frozen=True)
 class Hello:
-    """Who a site is.
+    """A site's answer to a query.
 
     Attributes:
         site: its name.
-        fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty where it
-            could not read what came.
-        images: how many it will train on in one epoch, as its `TrainReply` repeats it; 0 where it could not read
-            what came.
+        fingerprint: of its installation and of the recipe as it reads it; the recipe's part is empty if it could
+            not read the query.
+        images: how many it will train on in one epoch, as in its `TrainReply`; 0 if it could not read the query.
     """
 
     site: str
@@ -151,16 +150,16 @@ class Hello:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """What a site tells of its training, beside the update's arrays.
+    """A site's report on its training, beside the update's arrays.
 
     Attributes:
-        site, round, attempt, fingerprint: which work this is.
+        site, round, attempt, fingerprint: identify the task.
         images: trained on in one epoch; its weight in the average.
         steps: optimiser steps.
         loss: mean over the steps.
         seconds: of training.
-        state: "kept": it went on from its head and moments; "new": there were none to go on from;
-            "lost": there should have been some, and they were missing or damaged.
+        state: "kept": it continued from its head and moments; "new": it had none yet; "lost": they were missing or
+            damaged.
     """
 
     site: str
@@ -176,16 +175,16 @@ class TrainReply:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """What a site tells of its held-out images.
+    """A site's report on its held-out images.
 
     Attributes:
-        images: how many were held out; 0 where they are fewer than the minimum cell.
-        loss: the mean loss on them; 0 where `images` is 0.
-        score: of a classifier the mean AUROC on them, of a segmenter the Dice, 0..1; `NO_SCORE` where there is
-            none, or a class has fewer images than the minimum cell.
+        images: how many were held out; 0 if fewer than the minimum cell.
+        loss: the mean loss on them; 0 if `images` is 0.
+        score: a classifier's mean AUROC on them or a segmenter's Dice, 0..1; `NO_SCORE` without one, or if a class
+            has fewer images than the minimum cell.
         counts: JSON, table -> cell -> count over all the site's usable images, small cells suppressed
-            (`suppress`), and a histogram of grey levels (`suppress_grey`). Tables and cells come from fixed lists,
-            never from the site's own words.
+            (`suppress`), and a histogram of grey levels (`suppress_grey`). Tables and cells come from fixed
+            lists, never from the site's own words.
     """
 
     site: str
@@ -198,7 +197,7 @@ class EvaluateReply:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a site did not do what was asked: a key of `FAILURES`."""
+    """Why a site did not do its task: a key of `FAILURES`."""
 
     site: str
     failure: str
@@ -209,15 +208,15 @@ MessageT = TypeVar("MessageT", Task, Hello, TrainReply, EvaluateReply, Failure)
 
 
 def to_record(message: Message) -> Record:
-    """A message as a flat record."""
+    """Return a message as a flat record."""
     return asdict(message)
 
 
 def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
-    """A message read back, every field of it there and of its type, and no other.
+    """Read a message from a flat record.
 
     Raises:
-        WireError: otherwise.
+        WireError: a field is missing, unexpected, not finite or of another type.
     """
     wanted = {item.name: item.type for item in fields(kind)}
     missing, unexpected = sorted(wanted.keys() - record.keys()), sorted(record.keys() - wanted.keys())
@@ -239,17 +238,17 @@ def from_record(kind: type[MessageT], record: Mapping[str, object]) -> MessageT:
     return kind(**values)
 
 
-# Tables of counts that a site may tell, and their cells.
+# Tables of counts that a site may report, and their cells.
 COUNT_TABLES: Final[dict[str, tuple[str, ...]]] = {
     "view": ("PA", "AP", "AP supine", "L", "unknown"),
     "sex": ("F", "M", "unknown"),
     "age": ("0-4", "5-17", "18-39", "40-59", "60-79", "80+", "paediatric", "adult", "unknown"),
     "images": ("first of a patient", "further of a patient"),  # the former is the number of patients
 }
-# Beside the counts, where the site allows it: whole per cent of its images' pixels, by grey level of the cache.
+# Beside the counts, if the site allows it: whole per cent of its images' pixels, by grey level of the cache.
 GREY: Final = "grey"
 GREY_CELLS: Final[tuple[str, ...]] = tuple(f"{low}-{low + 15}" for low in range(0, 256, 16))
-# Labels whose counts may be told: the fourteen of NIH ChestX-ray14 and those of COVID-19 corpora.
+# Labels whose counts may be reported: the fourteen of NIH ChestX-ray14 and those of COVID-19 corpora.
 LABELS: Final[tuple[str, ...]] = (
     *("atelectasis", "cardiomegaly", "consolidation", "edema", "effusion", "emphysema", "fibrosis", "hernia"),
     *("infiltration", "mass", "nodule", "pleural_thickening", "pneumonia", "pneumothorax"),
@@ -259,12 +258,12 @@ LABEL_CELLS: Final[tuple[str, ...]] = ("present", "absent", "unknown")
 
 
 def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
-    """The cells that may be told of a table whose total is known.
+    """Return the cells that may be reported of a table whose total is known.
 
     Cells below `minimum`, empty ones too, are dropped, and then the next smallest until those dropped are at
-    least two, sum to at least `minimum`, and every cell that is told is larger than their sum. So the total
-    gives away neither one cell nor a small sum of cells; and to one who knows this rule as well, each of the
-    dropped cells may still be anything from nothing to all of their sum, since no told cell bounds it.
+    least two, sum to at least `minimum`, and every reported cell is larger than their sum. So the total reveals
+    neither a single cell nor a small sum of cells. Even to someone who knows this rule, each dropped cell may be
+    anything from zero to all of their sum, since no reported cell bounds it.
     """
     ordered = sorted(cells.items(), key=lambda item: (item[1], item[0]))
     small = sum(count < minimum for _, count in ordered)
@@ -278,43 +277,43 @@ def suppress(cells: Mapping[str, int], minimum: int) -> dict[str, int]:
 
 
 def suppress_grey(shares: Mapping[str, float], patients: Mapping[str, int], minimum: int) -> dict[str, int]:
-    """The cells of a histogram of grey levels that may be told, in whole per cent.
+    """Return the cells of a histogram of grey levels that may be reported, in whole per cent.
 
-    Cells to which fewer than `minimum` patients contribute are dropped, and if that is one, the smallest other
-    as well: the cells sum to all pixels. An image moves a cell by at most its own share of all images, which is
-    below the rounding from a hundred images on.
+    Cells to which fewer than `minimum` patients contribute are dropped, and if that is only one, the smallest
+    other as well, since the cells sum to all pixels. An image changes a cell by at most its own share of all
+    images, which is below the rounding from a hundred images on.
 
     Args:
-        shares: of each cell of `GREY_CELLS` in the pixels, 0..1, each image weighing the same.
-        patients: how many patients have a pixel in the cell.
+        shares: each cell of `GREY_CELLS` -> its share of the pixels, 0..1, each image with the same weight.
+        patients: cell -> how many patients have a pixel in it.
     """
     ordered = sorted(shares, key=lambda cell: (patients[cell] >= minimum, shares[cell], cell))
     small = sum(patients[cell] < minimum for cell in ordered)
-    told = ordered[max(2, small) if small else 0 :]
-    return {cell: round(100 * shares[cell]) for cell in GREY_CELLS if cell in told}
+    reported = ordered[max(2, small) if small else 0 :]
+    return {cell: round(100 * shares[cell]) for cell in GREY_CELLS if cell in reported}
 
 
 def counts_to_json(
     tables: Mapping[str, Mapping[str, int]], minimum: int, grey: Mapping[str, int] | None = None
 ) -> str:
-    """Tables of counts as they may leave: known tables and cells only, small cells suppressed.
+    """Return tables of counts that may leave, as JSON: known tables and cells only, small cells suppressed.
 
     Args:
-        grey: what `suppress_grey` gave; None: not told.
+        grey: the result of `suppress_grey`; None: not reported.
     """
-    told = {}
+    reported = {}
     for name, cells in tables.items():
         allowed = _cells(name)
         if set(cells) - set(allowed):
             raise WireError(f"table {name!r} has cells that are not on the list")
-        told[name] = suppress({cell: cells.get(cell, 0) for cell in allowed}, minimum)
+        reported[name] = suppress({cell: cells.get(cell, 0) for cell in allowed}, minimum)
     if grey is not None:
-        told[GREY] = {cell: grey[cell] for cell in GREY_CELLS if cell in grey}
-    return json.dumps(told, sort_keys=True)
+        reported[GREY] = {cell: grey[cell] for cell in GREY_CELLS if cell in grey}
+    return json.dumps(reported, sort_keys=True)
 
 
 def counts_from_json(text: str) -> dict[str, dict[str, int]]:
-    """The tables that a site told, checked against the fixed lists.
+    """Read the tables that a site reported, checked against the fixed lists.
 
     Raises:
         WireError: not JSON, too long, or a table, cell or count that is not on the lists.
@@ -351,5 +350,5 @@ def _known(cell: str, allowed: Sequence[str]) -> bool:
 
 def _count(value: object, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
-        raise WireError("a count that is no whole number, or out of range")
+        raise WireError("a count that is not a whole number, or out of range")
     return value

@@ -1,1 +1,1 @@
-"""Fine-tuning: its tasks and loop, the model as a folder with its card, and its judgement on a cache."""
+"""Fine-tuning: its tasks and loop, the model's folder and card, and its evaluation on a cache."""

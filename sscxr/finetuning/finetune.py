@@ -1,4 +1,4 @@
-"""Fine-tuning whatever the task: patients split, epochs, early stopping, the best weights kept."""
+"""Fine-tuning for any task: patients split, epochs, early stopping, the best weights kept."""
 
 import copy
 import math
@@ -23,37 +23,37 @@ from sscxr.training.batches import batches_per_epoch, epoch
 from sscxr.training.device import autocast
 from sscxr.training.loop import NonFiniteLossError, Stretch, train
 
-# Factor on the rate of a linear head that learns alone. Ours, on paediatric X-rays: at the plain rate the head
+# Factor on the rate of a linear head on a frozen encoder. Ours, on paediatric X-rays: at the plain rate the head
 # stays far from the best linear classifier (AUROC 0.86; with this factor 0.93).
 _LINEAR_RATE = 20.0
 
 
 class FinetuneError(SscxrError):
-    """Data or settings that nothing can be learned from: one line that says why."""
+    """The data or settings do not allow training; one line states why."""
 
 
 class Task(Protocol):
-    """What is learned, and how well it is known: classification, segmentation.
+    """A task, with its loss and score: classification, segmentation.
 
     Attributes:
-        model: what learns; its attribute `encoder` is a timm ViT.
+        model: the model to train; its attribute `encoder` is a timm ViT.
     """
 
     model: nn.Module
 
     def batch(self, rows: Rows, generator: torch.Generator) -> Any:
-        """Varied inputs and their targets, on the device; the generator is on the device too."""
+        """Return varied inputs and their targets, on the device; the generator is on the device too."""
 
     def loss(self, batch: Any) -> Tensor:
-        """The mean loss of a batch, a scalar."""
+        """Return the mean loss of a batch, a scalar."""
 
     def score(self, rows: Rows) -> float:
-        """How good the model is on whole images of cache rows: higher is better; NaN: these cannot tell."""
+        """Return the model's score on whole images of cache rows: higher is better; NaN if undefined on these."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Cache rows to learn from, to stop by, and to judge by: no patient group is in two of them."""
+    """Cache rows for training, early stopping and testing; no patient group is in two of them."""
 
     train: Rows
     val: Rows
@@ -67,8 +67,8 @@ class Epoch:
     Attributes:
         epoch: from 1.
         loss: mean over its steps.
-        score: on the validation images; NaN where there are none.
-        images, seconds: seen, and the time they took with the score's.
+        score: on the validation images; NaN without any.
+        images, seconds: the number of images, and the time including that of the score.
     """
 
     epoch: int
@@ -80,11 +80,11 @@ class Epoch:
 
 @dataclass(frozen=True)
 class History:
-    """What a fine-tuning was.
+    """The history of a fine-tuning.
 
     Attributes:
-        epochs: each pass that was made.
-        planned: how many there would have been at most.
+        epochs: the completed passes.
+        planned: the largest number of passes.
         best: the epoch whose weights were kept, from 1.
     """
 
@@ -94,15 +94,15 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Wall time of all passes."""
+        """Return the wall time of all passes."""
         return math.fsum(one.seconds for one in self.epochs)
 
 
 def usable(cache: Cache, *, laterals: bool, sources: Sequence[str] = ()) -> Rows:
-    """The rows that may be used: of the named sources, or of all; without lateral views, or with.
+    """Return the rows that may be used: of the named sources, or of all; with or without lateral views.
 
     Raises:
-        FinetuneError: a source that the cache does not have; the message names those it has.
+        FinetuneError: the cache does not have a source; the message names its sources.
     """
     rows = cache.rows(laterals=laterals)
     known = sorted(cache.index["source"].unique())
@@ -117,13 +117,13 @@ def usable(cache: Cache, *, laterals: bool, sources: Sequence[str] = ()) -> Rows
 
 
 def split(cache: Cache, rows: Rows, *, test_share: float, val_share: float) -> Split:
-    """Split rows by patient group, by the place that each group has had since the cache first saw it.
+    """Split rows by patient group, by each group's place since the cache first saw it.
 
     Groups below `test_share` are for testing, as in pretraining; of the rest, the next `val_share` of all the
-    groups here (one at least) are for validation. More data moves no patient from testing to training.
+    groups here (at least one) are for validation. More data does not move a patient from testing to training.
 
     Args:
-        rows: those that the task can use.
+        rows: the rows that the task can use.
         val_share: of the patients; 0: none.
 
     Raises:
@@ -132,7 +132,7 @@ def split(cache: Cache, rows: Rows, *, test_share: float, val_share: float) -> S
     index = cache.index.iloc[rows]
     groups = index["group"].to_numpy()
     held_out = cache.held_out(test_share)
-    # A group with any image set aside is no training patient, whatever its other rows say.
+    # A group with any image set aside is not trained on, whatever its other rows.
     tested = cache.index["group"].to_numpy()[held_out]
     testing, free = held_out[rows], ~np.isin(groups, tested)
     places = index[free].groupby("group", sort=False)["split"].min().sort_values(kind="stable")
@@ -149,12 +149,12 @@ def split(cache: Cache, rows: Rows, *, test_share: float, val_share: float) -> S
 
 
 def freeze(encoder: nn.Module) -> None:
-    """Keep an encoder as it is: no gradients; `fine_tune` keeps it in eval mode too."""
+    """Freeze an encoder: no gradients; `fine_tune` keeps it in eval mode too."""
     encoder.requires_grad_(False).eval()
 
 
 def optimiser(model: nn.Module, settings: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW with rates by layer; a frozen encoder is left out, and a classifier's head on it learns faster."""
+    """Return AdamW with rates by layer, without a frozen encoder, on which a classifier's head learns faster."""
     low, high = settings.betas
     top = _LINEAR_RATE if settings.frozen and isinstance(model, Classifier) else 1.0
     return optim.layered_adamw(
@@ -163,7 +163,7 @@ def optimiser(model: nn.Module, settings: FinetuneConfig) -> torch.optim.AdamW:
 
 
 def schedule(settings: FinetuneConfig) -> optim.Schedule:
-    """Warm-up, then a cosine; the weight decay is constant."""
+    """Return a schedule with warm-up, then a cosine; the weight decay is constant."""
     return optim.Schedule(
         lr=settings.lr,
         min_lr=settings.min_lr,
@@ -174,7 +174,7 @@ def schedule(settings: FinetuneConfig) -> optim.Schedule:
 
 
 def planned_epochs(images: int, settings: FinetuneConfig) -> int:
-    """How many passes over so many images: as many as are set, or as give `min_steps`."""
+    """Return the number of passes over so many images: the set number, or as many as `min_steps` needs."""
     return max(settings.epochs, -(-settings.min_steps // batches_per_epoch(images, settings.batch_size)))
 
 
@@ -188,12 +188,12 @@ def fine_tune(
 ) -> History:
     """Train `task.model`, and leave it with its best weights, in eval mode.
 
-    Where the validation rows give a score, the best epoch's weights are kept, and `finetune.patience` epochs
-    without a better one end the training; where there are none, or none can tell, the last weights are.
+    If the validation rows give a score, the best epoch's weights are kept, and `finetune.patience` epochs without
+    a better one end the training; otherwise the last weights are kept.
 
     Args:
-        on_epoch: told of each epoch when it is done.
-        on_step: told how many of an epoch's steps are done.
+        on_epoch: called after each epoch.
+        on_step: called with the number of an epoch's steps done.
 
     Raises:
         FinetuneError: the loss is no longer finite.
@@ -253,7 +253,7 @@ def _batches(
 
 
 def loss_of(task: Task, batch: Any, *, frozen: bool) -> Tensor:
-    """A task's loss, a frozen encoder in eval mode."""
+    """Return a task's loss, with a frozen encoder in eval mode."""
     if frozen:
         cast(nn.Module, task.model.encoder).eval()  # `train` puts the whole model into training mode
     return task.loss(batch)
@@ -262,7 +262,7 @@ def loss_of(task: Task, batch: Any, *, frozen: bool) -> Tensor:
 def varied(
     images: Tensor, masks: Tensor | None, config: Config, generator: torch.Generator, *, out: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Cached images uint8 [B, S, S], and masks, as a fine-tuning sees them; see `augment.affine`."""
+    """Vary cached images uint8 [B, S, S], and masks, for a fine-tuning; see `augment.affine`."""
     settings = config.finetune
     low, high = settings.scale
     return augment.affine(
@@ -282,7 +282,7 @@ def varied(
 
 
 def trained_on(cache: Cache, parts: Split) -> str:
-    """The text of `trained_on.csv`: each patient group's salted hash, and whether it is train or val."""
+    """Return the text of `trained_on.csv`: each patient group's salted hash, and whether it is train or val."""
     groups = cache.index["group"].to_numpy()
     lines = [
         f"{group},{part}"

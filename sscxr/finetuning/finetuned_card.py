@@ -1,4 +1,4 @@
-"""The card of a fine-tuned model: what it tells, what it learned from, how well it does, what it is not for."""
+"""The card of a fine-tuned model: its task, training data, figures and limits."""
 
 import math
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ def render(
     history: History,
     figures: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
         spec, config: the model and its settings.
         index: the cache's.
-        parts: what it learned from and was judged by, as rows of the index.
+        parts: the rows for training, validation and testing.
         history: of its training.
         figures: of its evaluation on `parts.test`; empty: none.
     """

@@ -19,7 +19,7 @@ from sscxr.training.parts import Parts
 
 
 class SiteFineTuning:
-    """A task, its model and its optimiser at one site; as `pretrain.SiteTraining`, with labels or masks."""
+    """A task, its model and its optimiser at one site; like `pretrain.SiteTraining`, with labels or masks."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class SiteFineTuning:
 
         Args:
             task: returns the task of a model.
-            share_head: whether what is on top of the encoder is averaged too.
+            share_head: whether the head is averaged too.
         """
         self.config, self.device = config, device
         self.model = build_model(config).to(device)
@@ -44,12 +44,12 @@ class SiteFineTuning:
         self.optimiser = finetune.optimiser(self.model, config.finetune)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `local` gave after an earlier round."""
+        """Load what `local` returned after an earlier round."""
         self.parts.load_local(tensors)
         optim.restore_moments(self.optimiser, self.model, tensors)
 
     def local(self) -> dict[str, Tensor]:
-        """What stays at the site between rounds, on the CPU."""
+        """Return the tensors that stay at the site between rounds, on the CPU."""
         return self.parts.local() | optim.moments(self.optimiser, self.model)
 
     def train_round(
@@ -83,7 +83,7 @@ class SiteFineTuning:
 
     @torch.no_grad()
     def held_out(self, rows: Rows, *, site: str) -> HeldOut:
-        """Loss, of the same varied views every round, and score on images that are never trained on."""
+        """Return the loss, on the same varied views every round, and the score on images never trained on."""
         self.model.eval()
         source = seeds.generator(self.device, self.config.run.seed, "held out", site)
         total = 0.0
@@ -101,11 +101,11 @@ class SiteFineTuning:
 
 
 def build_model(config: Config) -> nn.Module:
-    """The stage's model, the encoder untrained; from the run's seed alone, alike everywhere."""
+    """Build the stage's model with an untrained encoder, from the run's seed alone, so the same everywhere."""
     return finetuned.start(None, config)[0]
 
 
 def parts_of(model: nn.Module, *, share_head: bool) -> Parts:
-    """The model's encoder, and a classifier's head or a segmenter's decoder on top of it."""
+    """Return the model's encoder, and a classifier's head or a segmenter's decoder on top of it."""
     top = model.head if hasattr(model, "head") else model.decoder
     return Parts(cast(nn.Module, model.encoder), cast(nn.Module, top), share_head=share_head)

@@ -1,4 +1,4 @@
-"""One fine-tuning, from an encoder's folder to a model's: what `sscxr finetune` does, whatever shows it."""
+"""One fine-tuning, from an encoder's folder to a model's: the work of `sscxr finetune`, with any display."""
 
 import dataclasses
 import json
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be fine-tuned, on what, and where to.
+    """A fine-tuning job: its encoder, data and output.
 
     Attributes:
         encoder: the folder of a released encoder.
-        cache: what to learn from and to be judged by.
+        cache: the images for training and testing.
         config: `run.stage` is the task; has the encoder's settings (`settings`).
         out: the model's folder.
-        sources: only images of these; empty: of all.
-        untrained: begin at random weights of the same network, as a baseline.
-        overwrite: a fine-tuned model in `out` may be replaced.
+        sources: only images of these; empty: all.
+        untrained: start from random weights of the same network, as a baseline.
+        overwrite: whether a fine-tuned model in `out` may be replaced.
     """
 
     encoder: Path
@@ -52,13 +52,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how it goes.
+    """Callbacks about the progress.
 
     Attributes:
-        note: a line for the user.
-        begin: the images' split and the epochs planned.
-        epoch: each that is done.
-        step: how many of an epoch's steps are done.
+        note: called with a line for the user.
+        begin: called with the images' split and the planned epochs.
+        epoch: called after each epoch.
+        step: called with the number of an epoch's steps done.
     """
 
     note: Callable[[str], None] = lambda text: None
@@ -69,7 +69,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of it: the model's folder, its training, its figures on the test patients (none: empty)."""
+    """The result: the model's folder, its training, its figures on the test patients (empty without any)."""
 
     folder: Path
     spec: Spec
@@ -81,10 +81,10 @@ class Tuned:
 def settings(
     encoder: Path, stage: str, file: str | Path = "default", overrides: Sequence[str] = ()
 ) -> Config:
-    """The settings of a fine-tuning of that encoder: sizes and normalisation are the encoder's own.
+    """Return the settings of a fine-tuning of an encoder, with the encoder's own sizes and normalisation.
 
     Raises:
-        ConfigError, FinetunedError: a setting that cannot be used, or no released encoder.
+        ConfigError, FinetunedError: an invalid setting, or not a released encoder.
     """
     own = finetuned.encoder_settings(encoder)
     config = configs.load(file, [*overrides, *own, f"run.stage={stage}"])
@@ -98,10 +98,10 @@ def settings(
 
 
 def classify(job: Job, listener: Listener | None = None) -> Tuned:
-    """Fine-tune a classifier for `classify.labels`, judge it on the test patients, and write it.
+    """Fine-tune a classifier for `classify.labels`, evaluate it on the test patients, and write it.
 
     Raises:
-        SscxrError: one line that says what cannot be done.
+        SscxrError: one line states what cannot be done.
     """
     listener = listener or Listener()
     config, cache, labels = job.config, job.cache, list(job.config.classify.labels)
@@ -143,10 +143,10 @@ def classify(job: Job, listener: Listener | None = None) -> Tuned:
 
 
 def segment(job: Job, listener: Listener | None = None) -> Tuned:
-    """Fine-tune a lung segmenter on the images that have a mask, judge it on the test patients, and write it.
+    """Fine-tune a lung segmenter on the images that have a mask, evaluate it on the test patients, and write it.
 
     Raises:
-        SscxrError: one line that says what cannot be done.
+        SscxrError: one line states what cannot be done.
     """
     from sscxr.finetuning.segment import Segmentation  # MONAI takes seconds to import
 
@@ -171,11 +171,11 @@ def _tuned(
     task_of: Callable[[Model, torch.device], Any],
     judged: Callable[[Any, Rows], dict[str, Any]],
 ) -> Tuned:
-    """Train, judge and write, whatever the task.
+    """Train, evaluate and write a model for any task.
 
     Args:
-        task_of: the task, from its model on its device.
-        judged: figures of a task's model on test rows.
+        task_of: returns the task of a model on its device.
+        judged: returns the figures of a task's model on test rows.
     """
     finetuned.refuse(job.out, overwrite=job.overwrite)
     device = set_up(job.config)
@@ -185,9 +185,7 @@ def _tuned(
     task: Task = task_of(model.to(device), device)
     asked, planned = job.config.finetune, finetune.planned_epochs(len(parts.train), job.config.finetune)
     if planned > asked.epochs:
-        listener.note(
-            f"{planned} epochs in place of {asked.epochs}, for finetune.min_steps={asked.min_steps}"
-        )
+        listener.note(f"{planned} epochs instead of {asked.epochs}, for finetune.min_steps={asked.min_steps}")
     listener.begin(parts, planned)
     history = finetune.fine_tune(task, parts, job.config, on_epoch=listener.epoch, on_step=listener.step)
     figures = judged(task, parts.test) if len(parts.test) else {}
@@ -214,14 +212,14 @@ def _split(job: Job, rows: Rows) -> Split:
 
 def _check_labels(labels: Sequence[str]) -> None:
     if not labels:
-        raise FinetuneError("classify.labels is empty: name the labels to tell, as in --label pneumonia")
+        raise FinetuneError("classify.labels is empty: name the labels to learn, as in --label pneumonia")
     twice = [label for place, label in enumerate(labels) if label in labels[:place]]
     if twice:
         raise FinetuneError(f"label {twice[0]!r} is named twice")
 
 
 def _lines(history: History) -> str:
-    """The text of `history.jsonl`; the score of an epoch that has none is null."""
+    """Return the text of `history.jsonl`; the score of an epoch without one is null."""
     lines = []
     for one in history.epochs:
         facts = dataclasses.asdict(one)

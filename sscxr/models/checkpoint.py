@@ -1,4 +1,4 @@
-"""A public checkpoint as the start of an encoder: found in the forms that people save, and held against it."""
+"""Loads a public checkpoint, in the forms that people save, as the start of an encoder that it must fit."""
 
 import json
 import re
@@ -16,22 +16,22 @@ from sscxr.models.encoder import EncoderError, build
 
 _PATCHES = "patch_embed.proj.weight"  # marks where a ViT's own names begin
 _OTHER_FORMS = ("visual.class_embedding", "preprocessor.patchifier.proj.weight", "radio_model.model.")
-# timm takes the averaged copy where there are two (`load_state_dict(use_ema=True)`), and so do DINO's users.
+# Of two copies timm takes the averaged one (`load_state_dict(use_ema=True)`), and so do DINO's users.
 _AVERAGED, _SECOND = ("ema", "teacher"), ("student", "momentum", "target", "decoder", "encoder_k")
-# What stands on an encoder, or beside it in pretraining: left out of every start.
+# Parts on top of an encoder, or beside it in pretraining, which are left out of every start.
 _NOT_OURS = (
     "head", "fc.", "classifier.", "pre_logits.", "decoder", "mask_token", "attn_pool.", "projector.", "predictor.",
     "proj_head.", "prototypes.", "dino_head.", "ibot_head.",
 )  # fmt: skip
 _MUST_HAVE = ("blocks.", "patch_embed.", "norm_pre.", "cls_token", "reg_token")
 _FAMILIES = ("timm.models.vision_transformer", "timm.models.deit")
-_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder as timm's push_to_hf_hub writes it
+_HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in a folder that timm's push_to_hf_hub writes
 
 State = Mapping[str, torch.Tensor]
 
 
 class _Inert:
-    """Stands for every class that a checkpoint names and torch does not: it keeps nothing and runs nothing."""
+    """Replaces every class in a checkpoint that torch does not allow: it keeps nothing and runs nothing."""
 
     def __new__(cls, *_: object, **__: object) -> "_Inert":
         return super().__new__(cls)
@@ -44,33 +44,33 @@ class _Inert:
 
 
 def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:
-    """Load a checkpoint of timm's names (DeiT, DINO, MAE, MoCo, CLIP, ours) into `encoder` as its start.
+    """Load a checkpoint with timm's names (DeiT, DINO, MAE, MoCo, CLIP, ours) into `encoder` as its start.
 
-    Prefixes (`module.`, `_orig_mod.`, Lightning's) are stripped; of two copies the averaged one is taken, as timm
-    does. Position embeddings and the patch projection are resampled to the encoder's sizes, three input channels
-    are summed to one; heads and decoders are left out. Every other tensor has to have its place in the encoder.
+    Prefixes (`module.`, `_orig_mod.`, Lightning's) are stripped; of two copies the averaged one is taken, as in
+    timm. Position embeddings and the patch projection are resampled to the encoder's sizes, three input channels
+    are summed to one; heads and decoders are left out. Every other tensor must have a place in the encoder.
 
     Args:
         encoder: as `encoder.build` makes it.
         file: .safetensors, .pth, .bin or .ckpt, or a folder in the layout of timm's hub.
 
     Returns:
-        What the user should know, each in one line: which copy was taken, what was left out, or is not there.
+        Notes for the user, each in one line: which copy was taken, what was left out or is missing.
 
     Raises:
-        EncoderError: no such file, not a checkpoint, or one that is not of this encoder: one line on what to do.
-            The encoder is as it was.
+        EncoderError: no such file, not a checkpoint, or one that does not fit this encoder; one line states what to
+            do. The encoder is unchanged.
     """
     file = _weights_of(Path(file))
     state, notes = _taken(_read(file), file)
     wanted = encoder.state_dict()
     names = _converted({name: value for name, value in state.items() if name != "pos_embed"}, encoder, file)
-    names[_PATCHES] = state.get(_PATCHES, names[_PATCHES])  # of its own size
+    names[_PATCHES] = state.get(_PATCHES, names[_PATCHES])  # in its own size
     _refuse_misfit(names, wanted, file)
     state = _converted(state, encoder, file)
     if "fc_norm.weight" in state and "norm.weight" not in state and "norm.weight" in wanted:
         state |= {name[3:]: state[name] for name in list(state) if name.startswith("fc_norm.")}
-        notes.append("the start normalises pooled tokens (fc_norm); its norm is taken for each token here")
+        notes.append("the start normalises pooled tokens (fc_norm); its norm is used for each token here")
     clash = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if clash:
         raise EncoderError(
@@ -83,12 +83,12 @@ def load_start(encoder: VisionTransformer, file: str | Path) -> list[str]:
     if deep > depth:
         notes.append(f"the start has {deep} blocks: the encoder has its first {depth}")
     if missing:
-        notes.append(f"the start has no {', '.join(missing)}; they begin at random")
+        notes.append(f"the start has no {', '.join(missing)}; they start at random")
     return notes
 
 
 def is_from_a_hub(folder: Path) -> bool:
-    """Whether a folder is one of timm's hub: weights beside a config.json that is not a release's."""
+    """Return whether a folder is from timm's hub: weights beside a config.json that is not a release's."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return "architecture" in about and about["pretrained_cfg"].get("tag") != "sscxr"
@@ -97,9 +97,9 @@ def is_from_a_hub(folder: Path) -> bool:
 
 
 def sum_channels(state: dict[str, torch.Tensor]) -> None:
-    """Make weights for three input channels ones for one, in place.
+    """Convert weights for three input channels to one, in place.
 
-    A grey image that is copied to three channels meets the sum of the three filters.
+    On a grey image copied to three channels, the three filters act as their sum.
     """
     weight = state[_PATCHES]
     if weight.ndim == 4 and weight.shape[1] == 3:
@@ -107,7 +107,7 @@ def sum_channels(state: dict[str, torch.Tensor]) -> None:
 
 
 def _weights_of(file: Path) -> Path:
-    """The file itself, or the weights in a folder."""
+    """Return the file itself, or the weights in a folder."""
     if file.is_dir():
         file = next((file / name for name in _HUB_WEIGHTS if (file / name).is_file()), file)
     check_readable(file)
@@ -117,7 +117,7 @@ def _weights_of(file: Path) -> Path:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    """What a file holds, without running anything that it names."""
+    """Read a file without running anything that it names."""
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
@@ -129,12 +129,12 @@ def _read(file: Path) -> Mapping[str, Any]:
             "format, or a pickle of whole objects; save the tensors alone, torch.save(model.state_dict(), FILE)"
         ) from None
     if not isinstance(saved, Mapping):
-        raise EncoderError(f"checkpoint {file} holds a {type(saved).__name__}, not tensors by name")
+        raise EncoderError(f"checkpoint {file} has a {type(saved).__name__}, not tensors by name")
     return saved
 
 
 def _foreign(file: Path) -> list[str]:
-    """Classes and functions that a checkpoint names beyond those that torch allows; older formats: none."""
+    """Return the classes and functions in a checkpoint that torch does not allow; older formats: none."""
     try:
         return list(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     except (ValueError, RuntimeError):
@@ -142,24 +142,22 @@ def _foreign(file: Path) -> list[str]:
 
 
 def _taken(saved: Mapping[str, Any], file: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors of one encoder by its own names, and a note where it is one of several."""
+    """Return the tensors of one encoder by its own names, and a note if there are several."""
     found = {place: state for place, state in _encoders(saved) if state}
     if not found:
         hint = "; its names are those of transformers: convert it to timm's first"
         theirs = any(".encoder.layer." in name or name.startswith("embeddings.") for name in _names(saved))
         raise EncoderError(
-            f"checkpoint {file} holds no ViT of timm's names (no {_PATCHES}){hint if theirs else ''}"
+            f"checkpoint {file} has no ViT with timm's names (no {_PATCHES}){hint if theirs else ''}"
         )
     place = min(found, key=_rank)
     others = [repr(other) for other in found if other != place]
-    notes = (
-        [f"the start holds several encoders: {place!r} is taken, not {', '.join(others)}"] if others else []
-    )
+    notes = [f"the start has several encoders: {place!r} is taken, not {', '.join(others)}"] if others else []
     return found[place], notes
 
 
 def _rank(place: str) -> int:
-    """0 of an averaged copy, 1 of a plain encoder, 2 of one that is kept beside it."""
+    """Return 0 for an averaged copy, 1 for a plain encoder, 2 for one that is kept beside it."""
     words = re.split(r"[^a-z]+", place.lower().replace("encoder_k", "momentum"))
     return 0 if set(words) & set(_AVERAGED) else 2 if set(words) & set(_SECOND) else 1
 
@@ -167,7 +165,7 @@ def _rank(place: str) -> int:
 def _encoders(
     saved: Mapping[str, Any], place: str = "", depth: int = 3
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each encoder in a checkpoint: where it lies, and its tensors without what stands before their names."""
+    """Yield each encoder in a checkpoint: its place, and its tensors by names without the prefix."""
     tensors = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
     prefixes = [name.removesuffix(_PATCHES) for name in tensors if re.search(rf"(^|\.){_PATCHES}$", name)]
     for prefix in prefixes:
@@ -188,7 +186,7 @@ def _names(saved: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _converted(state: State, encoder: VisionTransformer, file: Path) -> dict[str, torch.Tensor]:
-    """A state by timm's present names and the encoder's sizes."""
+    """Convert a state to timm's present names and the encoder's sizes."""
     try:
         found = checkpoint_filter_fn(dict(state), encoder, adapt_layer_scale=True)
         if encoder.patch_embed.proj.in_channels == 1:
@@ -198,14 +196,14 @@ def _converted(state: State, encoder: VisionTransformer, file: Path) -> dict[str
             f"{name} {tuple(state[name].shape)}" for name in ("pos_embed", _PATCHES) if name in state
         )
         raise EncoderError(
-            f"checkpoint {file} does not fit the encoder: {shapes or 'its tensors'} cannot be brought to "
+            f"checkpoint {file} does not fit the encoder: {shapes or 'its tensors'} cannot be resized to "
             f"its sizes; choose encoder.name and encoder.patch_size to match{_suggestion(state)}"
         ) from None
     return found
 
 
 def _refuse_misfit(names: State, wanted: State, file: Path) -> None:
-    """Refuse a start that lacks what the encoder computes with, or computes with what the encoder lacks.
+    """Refuse a start that lacks tensors which the encoder uses, or uses tensors which the encoder lacks.
 
     Args:
         names: the checkpoint's tensors by timm's names, without position embeddings.
@@ -224,7 +222,7 @@ def _refuse_misfit(names: State, wanted: State, file: Path) -> None:
         if not left_out:
             raise EncoderError(
                 f"checkpoint {file} has {name}, for which the encoder has no place: without it the features would "
-                f"be others; choose encoder.name to match{_suggestion(names)}"
+                f"differ; choose encoder.name to match{_suggestion(names)}"
             )
     for name in sorted(wanted.keys() - names.keys()):
         if name.startswith(_MUST_HAVE):
@@ -235,12 +233,12 @@ def _refuse_misfit(names: State, wanted: State, file: Path) -> None:
 
 
 def _depth(state: State) -> int:
-    """How many blocks."""
+    """Return how many blocks the state has."""
     return len({name.split(".")[1] for name in state if name.startswith("blocks.")})
 
 
 def _suggestion(names: State) -> str:
-    """A remark that names the timm model that has just these tensors, where there is one."""
+    """Return a remark that names the timm model with exactly these tensors, if there is one."""
     shapes = {name: tuple(value.shape) for name, value in names.items() if not name.startswith(_NOT_OURS)}
     patch = shapes.pop(_PATCHES, (0, 0, 0, 0))[-1]
     shapes = {
@@ -248,9 +246,9 @@ def _suggestion(names: State) -> str:
     }
     first = {name: shape for name, shape in shapes.items() if not re.match(r"blocks\.[1-9]", name)}
     fitting = [name for name in _plain_vits() if _shapes(name, depth=1) == first]
-    # The wrong depth can be set, a patch of another size is resampled: what has both is named first.
+    # The depth can be set and the patch size is resampled; a model that matches both is named first.
     fitting.sort(key=lambda name: (_shapes(name) != shapes, f"patch{patch}_" not in name, len(name), name))
-    return f": {fitting[0]} has these tensors" if fitting else " (timm names no ViT with these tensors)"
+    return f": {fitting[0]} has these tensors" if fitting else " (timm has no ViT with these tensors)"
 
 
 def _plain_vits() -> list[str]:
@@ -258,7 +256,7 @@ def _plain_vits() -> list[str]:
 
 
 def _shapes(name: str, depth: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The shapes of a timm model's tensors but those that depend on the input's size; none of one not used here."""
+    """Return the shapes of a timm model's tensors that do not depend on the input size; none if unsupported."""
     try:
         with torch.device("meta"):
             state = build(name, img_size=32, patch_size=16, depth=depth).state_dict()

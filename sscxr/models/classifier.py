@@ -6,11 +6,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-_INIT_STD = 2e-5  # of the head's weights: the start says the same of every image (MAE's fine-tuning)
+_INIT_STD = (
+    2e-5  # of the head's weights: the first predictions are the same for every image (MAE's fine-tuning)
+)
 
 
 class Classifier(nn.Module):
-    """Logits of independent labels: any of them may be present together.
+    """Classifier of independent labels: any of them may be present together.
 
     Attributes:
         encoder: a timm ViT without a head.
@@ -18,10 +20,10 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, encoder: VisionTransformer, *, labels: int, pool: str) -> None:
-        """Build the head. Its initialisation draws from torch's global generator.
+        """Build the head. Its initialisation uses torch's global generator.
 
         Args:
-            encoder: its `forward_features` gives tokens after the final norm.
+            encoder: its `forward_features` returns tokens after the final norm.
             labels: how many logits.
             pool: "mean" of the patch tokens, or "cls", the class token.
         """
@@ -37,7 +39,7 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled tokens [B, D] of normalised images [B, 1, H, W]."""
+        """Return pooled tokens [B, D] of normalised images [B, 1, H, W]."""
         tokens = cast(Any, self.encoder).forward_features(images)  # [B, P + N, D], P prefix tokens
         if self.pool == "cls":
             return cast(Tensor, tokens[:, 0])

@@ -1,4 +1,4 @@
-"""The encoder: a timm vision transformer, by timm's names for its parameters."""
+"""The encoder: a timm vision transformer with timm's parameter names."""
 
 from typing import Any, cast
 
@@ -18,11 +18,11 @@ def pooling_args(pooling: str) -> dict[str, Any]:
 
 
 class EncoderError(SscxrError):
-    """An encoder that cannot be built or loaded: one line that says why."""
+    """An encoder cannot be built or loaded; one line states why."""
 
 
 def model_args(*, img_size: int, patch_size: int, in_chans: int, depth: int | None) -> dict[str, Any]:
-    """What, beside its name, tells timm which ViT to build."""
+    """Return the arguments for timm that, beside the name, determine the ViT."""
     args: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
     return args if depth is None else args | {"depth": depth}
 
@@ -37,7 +37,7 @@ def build(
     drop_path: float = 0.0,
     pooling: str = "avg",
 ) -> VisionTransformer:
-    """Build a ViT without a head. Its initialisation draws from torch's global generator.
+    """Build a ViT without a head. Its initialisation uses torch's global generator.
 
     Args:
         pooling: one of `POOLINGS`.
@@ -45,14 +45,14 @@ def build(
     On torch's device `meta` nothing is drawn: it would take as long, and there is nothing to fill.
 
     Raises:
-        EncoderError: a name that timm does not know, or that is not a plain ViT whose patch tokens can be pooled.
+        EncoderError: timm does not know the name, or it is not a plain ViT whose patch tokens can be pooled.
     """
     if not timm.is_model(name):
         raise EncoderError(f"timm has no model {name!r}; name a ViT such as 'vit_small_patch16_224'")
     if "_distilled_" in name:
         plain = name.replace("_distilled_", "_")
         raise EncoderError(
-            f"{name!r} has a distillation token, which a release cannot hold; choose {plain!r}"
+            f"{name!r} has a distillation token, which a release cannot store; choose {plain!r}"
         )
     args = model_args(img_size=img_size, patch_size=patch_size, in_chans=in_chans, depth=depth)
     if torch.get_default_device().type == "meta":
@@ -77,24 +77,24 @@ def _one_line(error: Exception) -> str:
 
 
 class PatchProjection(nn.Conv2d):
-    """timm's projection of patches, a convolution of stride = kernel, as the matrix product that it is.
+    """timm's projection of patches, a convolution with stride = kernel, computed as a matrix product.
 
-    On a GPU alone: cuDNN has no fast convolution of one channel.
+    It is used only on a GPU: cuDNN has no fast convolution of one channel.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        """Take over the parameters of timm's."""
+        """Take over the parameters of timm's convolution."""
         width, channels, *patch = convolution.weight.shape
         super().__init__(channels, width, (patch[0], patch[1]), stride=(patch[0], patch[1]), device="meta")
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[B, D, H / P, W / P] of [B, C, H, W]."""
+        """Return [B, D, H / P, W / P] for images [B, C, H, W]."""
         return project(images, self.weight, self.bias) if images.is_cuda else super().forward(images)
 
 
 def project(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`conv2d` with a stride of the kernel's size, by a matrix product.
+    """Compute `conv2d` with a stride of the kernel's size by a matrix product.
 
     Args:
         images: [B, C, H, W], H and W multiples of P.
@@ -107,7 +107,7 @@ def project(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def patch_tokens(encoder: nn.Module, images: torch.Tensor, blocks: list[int]) -> torch.Tensor:
-    """The mean of several blocks' outputs, after the final norm.
+    """Return the mean of several blocks' outputs, after the final norm.
 
     Args:
         images: [B, C, H, W], normalised.

@@ -1,11 +1,11 @@
 """UNETR in two dimensions on the encoder's own hidden states (Hatamizadeh et al., arXiv 2103.10504).
 
-MONAI's UNETR brings a transformer of its own, with names of its own and patches of 16 px. This one is a decoder of
+MONAI's UNETR has its own transformer, with other parameter names and patches of 16 px. This one is a decoder of
 MONAI's blocks around a timm ViT, whose parameters keep timm's names under `encoder.`.
 
 With f = `feature_size` and patches of 16 px, from the deepest step to the image's resolution:
 
-    after block     brought to     channels
+    after block     resized to     channels
     d (normed)      1/16
     3d/4            1/8            8f
     d/2             1/4            4f
@@ -27,15 +27,15 @@ _NORM = ("instance", {"affine": True})  # with a scale and shift, as in nnU-Net 
 
 
 class UNETR(nn.Module):
-    """Logits of one class, at the input's resolution.
+    """Segmentation of one class, at the input's resolution.
 
     Attributes:
-        encoder: the timm ViT that was handed in.
-        decoder: all that is on top of it.
+        encoder: the given timm ViT.
+        decoder: everything on top of it.
     """
 
     def __init__(self, encoder: VisionTransformer, patch_size: int, feature_size: int = 16) -> None:
-        """The decoder's initialisation draws from torch's global generator.
+        """Build the decoder; its initialisation uses torch's global generator.
 
         Args:
             encoder: without a head.
@@ -43,7 +43,7 @@ class UNETR(nn.Module):
             feature_size: channels at full resolution; the deeper steps have 2, 4 and 8 times as many.
 
         Raises:
-            EncoderError: a patch size that no halvings lead to, or fewer than four blocks.
+            EncoderError: a patch size that is not a power of two, or fewer than four blocks.
         """
         super().__init__()
         self.encoder = encoder
@@ -53,11 +53,11 @@ class UNETR(nn.Module):
         self.decoder = Decoder(channels, int(encoder.embed_dim), patch_size, feature_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 1, H, W] of images [B, C, H, W], normalised, of the encoder's input size."""
+        """Return logits [B, 1, H, W] of normalised images [B, C, H, W] of the encoder's input size."""
         return cast(Tensor, self.decoder(images, self.hidden_states(images)))
 
     def hidden_states(self, images: Tensor) -> list[Tensor]:
-        """The patch tokens after the tapped blocks, the last of them after the final norm.
+        """Return the patch tokens after the tapped blocks, the last of them after the final norm.
 
         Returns:
             Four [B, D, H / patch_size, W / patch_size].
@@ -76,7 +76,7 @@ class UNETR(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From four hidden states and the image to logits."""
+    """Decodes four hidden states and the image to logits."""
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int, feature_size: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
         self.out = UnetOutBlock(2, feature_size, 1)
 
     def forward(self, images: Tensor, states: list[Tensor]) -> Tensor:
-        """Logits [B, 1, H, W] of images [B, C, H, W] and hidden states [B, D, H / P, W / P], shallow to deep."""
+        """Return logits [B, 1, H, W] from images [B, C, H, W] and states [B, D, H / P, W / P], shallow to deep."""
         *shallow, features = states
         for up, skip, source in zip(self.ups, self.skips, [*reversed(shallow), images], strict=True):
             features = up(features, skip(source))
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
 
 
 def tap_blocks(depth: int) -> list[int]:
-    """The blocks, counted from 1, whose outputs the decoder sees: a quarter, a half, three quarters, all of them.
+    """Return the blocks, from 1, whose outputs the decoder uses: at a quarter, half, three quarters, and the last.
 
     Raises:
         EncoderError: fewer than four blocks.
@@ -124,10 +124,10 @@ def tap_blocks(depth: int) -> list[int]:
 
 
 def step_strides(patch_size: int) -> list[int]:
-    """By how much each decoder step upsamples, the deepest first; together by the patch size.
+    """Return each decoder step's upsampling factor, the deepest first; their product is the patch size.
 
-    Patches of 16 px: 2, 2, 2, 2, as published. Of 8 px: 1, 2, 2, 2, so that the deepest skip is merged where it
-    is; of 32 px: 2, 2, 2, 4.
+    Patches of 16 px: 2, 2, 2, 2, as published. Of 8 px: 1, 2, 2, 2, so that the deepest skip is merged at its own
+    resolution; of 32 px: 2, 2, 2, 4.
 
     Raises:
         EncoderError: not a power of two.
@@ -141,7 +141,7 @@ def step_strides(patch_size: int) -> list[int]:
 
 
 def _projected(embed_dim: int, width: int, strides: list[int]) -> nn.Module:
-    """A hidden state brought to `width` channels, upsampled by the product of `strides`, by two at a time."""
+    """Return layers to `width` channels that upsample by the product of `strides`, by two at a time."""
     halvings = sum(stride.bit_length() - 1 for stride in strides)
     return UnetrPrUpBlock(
         2,

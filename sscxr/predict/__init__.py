@@ -1,1 +1,1 @@
-"""A model or an encoder on files as they are: predictions, masks, saliency, features, neighbours."""
+"""Applies a model or an encoder to image files: predictions, masks, saliency, features, neighbours."""

@@ -1,6 +1,6 @@
 """A lung mask as a DICOM Segmentation (PS3.3 A.51) that names the radiograph it was drawn on.
 
-Through `highdicom`, an optional extra: `pip install 'sscxr[seg]'`.
+It uses `highdicom`, an optional extra: `pip install 'sscxr[seg]'`.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from sscxr import __version__
 from sscxr.data.pixels import elements
 from sscxr.errors import SscxrError
 
-# What every radiograph has, if empty (type 2: PS3.3 C.7.1.1, C.7.2.1), and many a de-identified file lacks.
+# Required, if empty (type 2: PS3.3 C.7.1.1, C.7.2.1), but missing from many de-identified files.
 _MAY_BE_EMPTY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
@@ -30,11 +30,11 @@ _WANTED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceU
 
 
 class DicomSegError(SscxrError):
-    """A segmentation that cannot be written: one line that says why."""
+    """A segmentation cannot be written; one line states why."""
 
 
 def require() -> None:
-    """Fail early where `highdicom` is not installed.
+    """Fail early if `highdicom` is not installed.
 
     Raises:
         DicomSegError: it is not.
@@ -44,19 +44,19 @@ def require() -> None:
 
 
 def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) -> None:
-    """Write a mask of lungs beside the radiograph that it belongs to.
+    """Write a mask of lungs for a radiograph.
 
-    The patient and the study are those of the source, the series is a new one. Its identifiers follow from the
-    source, the model and the mask, so that the same prediction made twice is one instance, not two.
+    The patient and the study are those of the source, the series is new. Its identifiers follow from the source,
+    the model and the mask, so that the same prediction made twice is one instance, not two.
 
     Args:
         source: the radiograph, DICOM.
         mask: bool [Rows, Columns], as the source's pixels are stored.
-        file: where to.
-        model: what drew it, as it can be told again: the SHA-256 of the weights.
+        file: the file to write.
+        model: identifies the model: the SHA-256 of the weights.
 
     Raises:
-        DicomSegError: highdicom is not there, or the source lacks what a segmentation has to refer to.
+        DicomSegError: highdicom is not installed, or the source lacks something that a segmentation must refer to.
     """
     require()
     library = logging.getLogger("highdicom")
@@ -107,28 +107,28 @@ def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) ->
             series_description="Lung segmentation (sscxr)",
             omit_empty_frames=False,  # an empty mask is a finding too
         )
-        # Type 2C: of an image that has no place in a patient's coordinates (PS3.3 C.7.6.1).
+        # Type 2C: for an image without a place in a patient's coordinates (PS3.3 C.7.6.1).
         segmentation.PatientOrientation = elements.get(image, "PatientOrientation") or ""
         segmentation.save_as(file)
     except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        # Not the library's words, which quote the header.
+        # Not the library's message, which quotes the header.
         raise DicomSegError(
-            f"no DICOM SEG: the source's header has what a segmentation cannot refer to ({type(error).__name__})"
+            f"no DICOM SEG: a segmentation cannot refer to the source's header ({type(error).__name__})"
         ) from None
 
 
 def _complete(image: Dataset) -> Dataset:
-    """The header in UTF-8, with what may be empty added as such, and left empty where it is not as DICOM has it."""
+    """Return the header in UTF-8; optional attributes that are missing or malformed are added empty."""
     missing = [name for name in _WANTED if elements.get(image, name) is None]
     if missing:
-        raise DicomSegError(f"no DICOM SEG: the source has no {missing[0]}, which it has to refer to")
+        raise DicomSegError(f"no DICOM SEG: the source has no {missing[0]}, which it must refer to")
     text = {name: str(elements.get(image, name) or "") for name in (*_MAY_BE_EMPTY, "ReferringPhysicianName")}
     for name in ("PatientBirthDate", "StudyDate"):
         text[name] = _digits(text[name], _DATE)
     text["StudyTime"] = _digits(text["StudyTime"], _TIME)
     if text["PatientSex"] not in ("M", "F", "O"):
         text["PatientSex"] = ""
-    # Decoded by the source's own character set, and written in one that has every letter (PS3.3 C.12.1.1.2).
+    # Decoded by the source's own character set, and written in one with every letter (PS3.3 C.12.1.1.2).
     image.decode()
     image.SpecificCharacterSet = "ISO_IR 192"
     for name, value in text.items():
@@ -137,6 +137,6 @@ def _complete(image: Dataset) -> Dataset:
 
 
 def _digits(text: str, form: re.Pattern[str]) -> str:
-    """A date or time as DICOM writes it (PS3.5 6.2), of one with or without separators; empty of anything else."""
+    """Return a date or time in DICOM's form (PS3.5 6.2), from one with or without separators; else empty."""
     found = form.fullmatch(text.strip())
     return "".join(part or "" for part in found.groups()) if found else ""

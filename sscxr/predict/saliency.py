@@ -1,12 +1,13 @@
-"""Which part of an image speaks for a label: attention weighted by its gradient, rolled out through the blocks.
+"""The parts of an image that support a label: attention weighted by its gradient, rolled out through the blocks.
 
-Chefer et al., "Generic attention-model explainability" (arXiv 2103.15679, 3.1), for a ViT: the relevance of tokens
-to each other begins as the identity, and each block adds what its attention passes on, A R, where A is the mean
-over heads of the positive part of attention times the label's gradient. As published, the class token's row is
-read out. Here the read-out goes by what the head pools: each token counts by its share in the logit, the positive
-part of the token times its gradient (ours, for mean pooling; for the class token it is the published rule).
+Chefer et al., "Generic attention-model explainability" (arXiv 2103.15679, 3.1), for a ViT: the relevance of
+tokens to each other starts as the identity, and each block adds the relevance that its attention passes on, A R,
+where A is the mean over heads of the positive part of attention times the label's gradient. As published, the
+result is the class token's row. Here it depends on the head's pooling: each token counts by its share in the
+logit, the positive part of the token times its gradient (ours, for mean pooling; for the class token it is the
+published rule).
 
-A bright spot says where the model looked, not that it looked at the right thing for the right reason.
+A bright spot shows where the model looked, not that it looked at the right thing for the right reason.
 """
 
 from collections.abc import Iterator
@@ -21,16 +22,16 @@ from sscxr.models.classifier import Classifier
 
 
 def relevance(model: Classifier, images: Tensor, label: int) -> Tensor:
-    """How much each patch speaks for a label.
+    """Return how much each patch supports a label.
 
     Args:
         model: in eval mode.
         images: float32 [B, 1, H, W], normalised.
-        label: which logit.
+        label: the logit's index.
 
     Returns:
-        float32 [B, H / patch, W / patch], not below 0; each image's sums to 1, or is 0 where nothing speaks for
-        the label.
+        float32 [B, H / patch, W / patch], not below 0; each image's sums to 1, or is 0 if nothing supports the
+        label.
     """
     encoder = model.encoder
     with torch.enable_grad(), _observed(encoder) as seen:
@@ -50,7 +51,7 @@ def relevance(model: Classifier, images: Tensor, label: int) -> Tensor:
 
 @contextmanager
 def _observed(encoder: VisionTransformer) -> Iterator[dict[str, Any]]:
-    """The encoder's attention maps [B, heads, T, T] by block and its last tokens [B, T, D], as it computes them."""
+    """Record the encoder's attention maps [B, heads, T, T] by block and its last tokens [B, T, D]."""
     seen: dict[str, Any] = {"attentions": []}
 
     def kept(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -62,7 +63,8 @@ def _observed(encoder: VisionTransformer) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         for block in encoder.blocks:
             attention = cast(Any, block).attn
-            # Fused kernels never hold the map; the plain path passes it through its dropout, idle in eval mode.
+            # Fused kernels never compute the map; the plain path passes it through its dropout, idle in eval
+            # mode.
             stack.callback(setattr, attention, "fused_attn", attention.fused_attn)
             attention.fused_attn = False
             stack.callback(attention.attn_drop.register_forward_hook(kept).remove)

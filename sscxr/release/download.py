@@ -16,22 +16,22 @@ import requests
 
 from sscxr.errors import SscxrError
 
-# Told of a file's name, its bytes so far, and its bytes in all where that is known.
+# Called with a file's name, its bytes so far, and its bytes in all if known.
 Shown = Callable[[str, int, int | None], None]
 
-_TRIES = 6  # in a row that bring nothing new
+_TRIES = 6  # attempts in a row without new bytes
 _PAUSE = 0.5  # seconds after the first of them; doubled each time
 _TIMEOUT = (15.0, 60.0)  # seconds to connect, and without a byte
 _REDIRECTS = 5
 _CHUNK = 1 << 14  # bytes; what a cut connection may lose
 _SCHEMES = ("http", "https")
-_LENGTH = re.compile("[0-9]{1,18}")  # of Content-Length; other than that it is unknown
-_ABSENT = {403, 404, 410}  # HTTP statuses; 403 is what object stores say of a file that is not there
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # those that may be better in a while
+_LENGTH = re.compile("[0-9]{1,18}")  # of Content-Length; anything else counts as unknown
+_ABSENT = {403, 404, 410}  # HTTP statuses; object stores send 403 for a missing file
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # temporary statuses
 
 
 class FetchError(SscxrError):
-    """A release that cannot be fetched, or is refused: one line that says why."""
+    """A release cannot be fetched, or is refused; one line states why."""
 
 
 class TooLargeError(FetchError):
@@ -39,7 +39,7 @@ class TooLargeError(FetchError):
 
 
 class _BrokenError(Exception):
-    """A transfer that ended early and may be gone on with."""
+    """A transfer ended early and may be resumed."""
 
 
 _CUT = (
@@ -54,10 +54,10 @@ class Server:
     """A folder on a static file server."""
 
     def __init__(self, url: str) -> None:
-        """Note where the folder is; nothing is asked yet.
+        """Check the folder's address, without any request.
 
         Raises:
-            FetchError: no http or https address, or one with a query or a fragment.
+            FetchError: not an http or https address, or one with a query or a fragment.
         """
         parts = _split(url)
         if parts.scheme not in _SCHEMES or not parts.hostname:
@@ -71,10 +71,10 @@ class Server:
         return _without_password(self._url)
 
     def read(self, name: str, most: int) -> bytes | None:
-        """The first `most` bytes of a small file; None where the server has none.
+        """Return the first `most` bytes of a small file; None if the server does not have it.
 
         Raises:
-            FetchError: no answer, or one that is no file.
+            FetchError: no answer, or one that is not a file.
         """
         for tried in range(_TRIES):
             try:
@@ -96,10 +96,10 @@ class Server:
         raise FetchError(f"{self}/{name}: {reason}; try again later")
 
     def fetch(self, file: Path, most: int, shown: Shown) -> None:
-        """Download the file of that name behind what is there of it, again whenever the connection breaks.
+        """Download the rest of a file, and resume whenever the connection breaks.
 
         Raises:
-            FetchError: more than `most` bytes, not there, or broken off time and again.
+            FetchError: more than `most` bytes, a missing file, or repeatedly broken connections.
         """
         fruitless, furthest = 0, size_of(file)
         while True:
@@ -114,7 +114,7 @@ class Server:
             furthest = max(furthest, reached)
             if fruitless >= _TRIES:
                 raise FetchError(
-                    f"{self}/{file.name}: broken off after {reached} bytes ({reason}); the same command goes on"
+                    f"{self}/{file.name}: broken off after {reached} bytes ({reason}); the same command resumes it"
                 )
             time.sleep(_PAUSE * 2 ** max(0, fruitless - 1))
 
@@ -123,13 +123,13 @@ class Server:
         with closing(self._open(file.name, start)) as response:
             if response.status_code == 416:  # it has no more than we do
                 file.unlink()
-                raise _BrokenError("the file at the server is shorter than what was fetched")
+                raise _BrokenError("the file at the server is shorter than the downloaded part")
             self._check_status(response, file.name)
             if start and not _continues(response, start):  # it ignores ranges
                 start = 0
                 file.unlink()
                 if response.status_code == 206:
-                    raise _BrokenError("the server sent another part than was asked for")
+                    raise _BrokenError("the server sent another part than requested")
             length = _LENGTH.fullmatch(response.headers.get("Content-Length", ""))
             total = start + int(length[0]) if length else None
             refuse_size(file.name, total or 0, most)
@@ -141,7 +141,7 @@ class Server:
                     shown(file.name, start, total)
 
     def _open(self, name: str, start: int) -> requests.Response:
-        """The answer to a GET of a file from byte `start` on; redirects are followed, but to nothing less safe."""
+        """Return the answer to a GET of a file from byte `start` on; redirects are followed unless less safe."""
         url = f"{self._url}/{name}"
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         for _ in range(_REDIRECTS + 1):
@@ -155,7 +155,7 @@ class Server:
                 ) from None
             except requests.RequestException:
                 raise
-            except ValueError as error:  # requests looks ahead to where it would be sent
+            except ValueError as error:  # requests checks the next address in advance
                 raise FetchError(
                     f"{_without_password(url)}: redirected to an address that cannot be: {error}"
                 ) from None
@@ -177,7 +177,7 @@ class Server:
         raise FetchError(f"{self}/{name}: redirected more than {_REDIRECTS} times")
 
     def _is_named(self, url: str) -> bool:
-        """Whether an address is at the server that the user named, or at its usual port for https."""
+        """Return whether an address is at the server that the user named, or at its usual port for https."""
         named, other = _split(self._url), _split(url)
         usual = named.scheme == "http" and other.scheme == "https" and not (named.port or other.port)
         same = (named.scheme, named.port) == (other.scheme, other.port)
@@ -192,7 +192,7 @@ class Server:
 
 
 def _is_internal(url: str) -> bool:
-    """Whether a host is, or resolves to, an address that is not on the public internet (RFC 6890).
+    """Return whether a host is, or resolves to, an address that is not on the public internet (RFC 6890).
 
     A name that does not resolve here is left to the request, or to the proxy, which resolves it elsewhere.
     """
@@ -207,23 +207,23 @@ def _is_internal(url: str) -> bool:
 
 
 def is_url(source: str | Path) -> bool:
-    """True of an address, with whatever scheme; False of a path."""
+    """Return True for an address with any scheme, False for a path."""
     return isinstance(source, str) and "://" in source
 
 
 def refuse_size(name: str, size: int, most: int) -> None:
-    """Refuse a file that is, or says it is, larger than it may be."""
+    """Refuse a file whose actual or stated size exceeds the limit."""
     if size > most:
         raise TooLargeError(f"{name} has more than the {most:,} bytes that are allowed; it is refused")
 
 
 def size_of(file: Path) -> int:
-    """Its bytes; 0 where it is not there."""
+    """Return a file's bytes; 0 if it does not exist."""
     return file.stat().st_size if file.is_file() else 0
 
 
 def _continues(response: requests.Response, start: int) -> bool:
-    """Whether an answer is the rest of the file from byte `start` on, as it lies (RFC 9110, 14.4)."""
+    """Return whether an answer is the rest of the file from byte `start` on, unencoded (RFC 9110, 14.4)."""
     told = response.headers.get("Content-Range", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
     return response.status_code == 206 and told.startswith(f"bytes {start}-") and not encoded
@@ -232,7 +232,7 @@ def _continues(response: requests.Response, start: int) -> bool:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises where it is none
+        _ = parts.port  # raises if invalid
         return parts
     except ValueError as error:
         raise FetchError(f"an address that cannot be: {error}") from None
@@ -244,7 +244,7 @@ def _without_password(url: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost word on what went wrong; the outer ones repeat addresses."""
+    """Return the innermost error's text; the outer ones repeat addresses."""
     inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
     if isinstance(inner, Exception):
         return _reason(inner)

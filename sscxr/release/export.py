@@ -1,10 +1,10 @@
-"""A released encoder as one ONNX file, compared with PyTorch before it is there.
+"""Exports a released encoder as one ONNX file, after a comparison with PyTorch.
 
     images      [batch, C, H, W] float32   grey levels 0..1; the normalisation is part of the graph
-    features    [batch, D]                 mean of the patch tokens after the final norm, as timm's model gives it
+    features    [batch, D]                 mean of the patch tokens after the final norm, as from timm's model
     patch_tokens [batch, N, D]             the patch tokens themselves, row by row, without the CLS token
 
-Wants the extra `onnx`. Whoever runs the file needs onnxruntime alone, or another runtime of ONNX.
+This needs the extra `onnx`. Running the file needs only onnxruntime, or another runtime for ONNX.
 """
 
 import logging
@@ -19,12 +19,12 @@ from sscxr.errors import SscxrError
 from sscxr.release import release
 
 BOUND = 1e-4  # largest difference allowed; features are of order 1, and fp32 kernels differ by some 1e-6
-_MOST_BYTES = 2_000_000_000  # protobuf's limit of one file
-_BATCHES = (1, 3)  # compared, neither being the batch that is traced
+_MOST_BYTES = 2_000_000_000  # protobuf's limit for one file
+_BATCHES = (1, 3)  # sizes to compare, neither of which is traced
 
 
 class ExportError(SscxrError):
-    """An encoder that cannot be exported: one line that says why."""
+    """An encoder cannot be exported; one line states why."""
 
 
 class _Exported(nn.Module):
@@ -41,7 +41,7 @@ class _Exported(nn.Module):
 
 
 def export_onnx(folder: str | Path, file: str | Path, *, bound: float = BOUND) -> float:
-    """Write the encoder in `folder` as ONNX; the file appears only where onnxruntime agrees with PyTorch.
+    """Write the encoder in `folder` as ONNX; the file appears only if onnxruntime agrees with PyTorch.
 
     Args:
         folder: a released encoder.
@@ -54,17 +54,17 @@ def export_onnx(folder: str | Path, file: str | Path, *, bound: float = BOUND) -
     Raises:
         ExportError: the extra is not installed, no folder for the file, an encoder that is too large, or a
             difference above the bound.
-        ReleaseError, SigningError: no released encoder.
+        ReleaseError, SigningError: not a released encoder.
     """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter wants it
+        import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
         raise ExportError(f"{error.name} is not installed; pip install 'sscxr[onnx]'") from None
     folder, file = Path(folder), Path(file)
     if not file.absolute().parent.is_dir():
-        raise ExportError(f"there is no folder {file.parent} to write {file.name} into; make it first")
+        raise ExportError(f"no folder {file.parent} to write {file.name} into; make it first")
     encoder = release.load_encoder(folder)
     if 4 * sum(parameter.numel() for parameter in encoder.parameters()) > _MOST_BYTES:
         raise ExportError(f"the encoder in {folder} is larger than one ONNX file may be (2 GB)")
@@ -111,7 +111,7 @@ def _trace(exported: nn.Module, size: tuple[int, ...], file: Path) -> None:
 
 
 def _without_traces(model: Any) -> Any:
-    """An ONNX model without the exporter's stack traces, which hold paths of this machine."""
+    """Return an ONNX model without the exporter's stack traces, which contain paths of this machine."""
     graphs = [model.graph, *model.functions]
     for item in (model, *graphs, *(part for graph in graphs for part in (*graph.node, *graph.value_info))):
         item.ClearField("metadata_props")
@@ -120,7 +120,7 @@ def _without_traces(model: Any) -> Any:
 
 
 def _difference(session: Any, exported: nn.Module, shape: tuple[int, ...]) -> float:
-    """The largest absolute difference on images of one seed."""
+    """Return the largest absolute difference on images of one seed."""
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = exported(images)

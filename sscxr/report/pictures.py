@@ -1,6 +1,6 @@
 """Pictures in a report, and strips of images over the rounds, kept as PNG files beside a run that has images.
 
-Only a simulation writes them. At a real server there is no image, and so no such folder.
+Only a simulation writes them. A real server has no images, and so no such folder.
 """
 
 import base64
@@ -18,7 +18,7 @@ from sscxr.runs import RunError
 
 FOLDER = "pictures"
 _INDEX = "index.json"  # {file: caption}
-_GAP = 2  # px between images, transparent: no grey level of theirs is the page's
+_GAP = 2  # px between images, transparent, so that the page's colour separates them
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,24 @@ class Strip:
 
     @property
     def address(self) -> str:
-        """The PNG as a `data:` address."""
+        """Return the PNG as a `data:` address."""
         return address(self.png)
 
 
 def address(png: bytes) -> str:
-    """A PNG as a `data:` address, so that the page has it in itself."""
+    """Return a PNG as a `data:` address, so that the page contains it."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def strip(images: npt.NDArray[np.uint8]) -> bytes:
-    """Images side by side as a PNG.
+    """Return images side by side as a PNG.
 
     Args:
         images: uint8 [n, H, W], n at least 1.
     """
     images = np.asarray(images)
     if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
-        raise ValueError(f"a row of images wants uint8 [n, H, W], not {images.dtype} {images.shape}")
+        raise ValueError(f"a row of images must be uint8 [n, H, W], not {images.dtype} {images.shape}")
     grey_and_alpha = np.stack([images, np.full_like(images, 255)], axis=-1)
     padded = np.pad(grey_and_alpha, ((0, 0), (0, 0), (0, _GAP), (0, 0)))
     row = np.concatenate(list(padded), axis=1)[:, :-_GAP]
@@ -57,19 +57,19 @@ def strip(images: npt.NDArray[np.uint8]) -> bytes:
 
 
 def add(folder: Path, name: str, caption: str, images: npt.NDArray[np.uint8]) -> None:
-    """Keep a strip; its name is the file's, and the strips are shown in the order of their names."""
+    """Keep a strip in the file `name`; strips are shown in the order of their names."""
     captions = _captions(folder)
     write_atomically(folder / f"{name}.png", strip(images))
     write_atomically(folder / _INDEX, json.dumps(captions | {f"{name}.png": caption}, indent=1).encode())
 
 
 def has(folder: Path, name: str) -> bool:
-    """Whether a strip of this name is kept."""
+    """Return whether a strip of this name is kept."""
     return f"{name}.png" in _captions(folder)
 
 
 def read(folder: Path) -> list[Strip]:
-    """The strips of a run; none where there is no such folder.
+    """Read the strips of a run; none without the folder.
 
     Raises:
         RunError: their index cannot be read.

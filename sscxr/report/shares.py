@@ -1,7 +1,7 @@
-"""What each site's images are, as it told them: bars of shares by view, age and sex, and grey levels.
+"""Charts of each site's images, as reported: bars of shares by view, age and sex, and grey levels.
 
-A site tells no count below the minimum cell, nor one that would give such a count away. So often its total is not
-known either, and a share can only be bounded: by the largest number of images that is known of the site.
+A site does not report counts below the minimum cell, nor counts that would reveal one. So its total is often
+unknown too, and a share can only be bounded, by the largest number of images that is known for the site.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from sscxr.report.charts import Chart, Line, curves
 from sscxr.report.record import Record
 from sscxr.runs import natural
 
-AT_MOST = "≤ "  # before the name of a site whose total is not told
+AT_MOST = "≤ "  # before the name of a site whose total is unknown
 
 _TABLES = {"view": "Views", "age": "Ages", "sex": "Sexes"}
 
 
 def charts(record: Record) -> list[Chart]:
-    """A chart a table that any site told, and one of grey levels."""
+    """Return a chart for each table that any site reported, and one of grey levels."""
     told = {
         site: tables
         for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
@@ -36,7 +36,7 @@ def charts(record: Record) -> list[Chart]:
 
 
 def total(record: Record, site: str) -> tuple[int, bool]:
-    """A site's images, and whether that is all of them; else the most that are known of, at least 1."""
+    """Return a site's number of images, and whether it is exact; else the largest known number, at least 1."""
     tables = {name: cells for name, cells in record.counts[site].items() if name != GREY}
     whole = tables.get("images", {})
     if set(whole) == set(COUNT_TABLES["images"]):
@@ -47,7 +47,7 @@ def total(record: Record, site: str) -> tuple[int, bool]:
 
 
 def _bars(told: Mapping[str, Mapping[str, int]], table: str, heading: str, record: Record) -> Chart:
-    """Stacked bars, one a site: the cells' shares of its images."""
+    """Return stacked bars, one per site: the cells' shares of its images."""
     cells = [cell for cell in COUNT_TABLES[table] if any(cell in counts for counts in told.values())]
     sites = list(told)
     totals = {site: total(record, site) for site in sites}
@@ -84,7 +84,7 @@ def _bars(told: Mapping[str, Mapping[str, int]], table: str, heading: str, recor
 def _grey_levels(record: Record) -> list[Chart]:
     middles = [sum(map(int, name.split("-"))) / 2 for name in GREY_CELLS]
     lines = [
-        # A bin that the site did not tell is a gap.
+        # A bin that the site did not report is a gap.
         Line(site, middles, [float(tables[GREY].get(name, np.nan)) for name in GREY_CELLS])
         for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
         if tables.get(GREY)

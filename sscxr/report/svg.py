@@ -1,6 +1,6 @@
-"""matplotlib's figures as inline `<svg>`: in the page's font and colours, light or dark, without a pixel fixed.
+"""matplotlib's figures as inline `<svg>`: in the page's font and colours, light or dark, of any size.
 
-Colours are told apart in print and by the colour-blind: categories also differ by marker, stroke or hatching.
+Categories are distinct in print and for the colour-blind: they also differ by marker, stroke or hatching.
 """
 
 import html
@@ -14,16 +14,16 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, less yellow and black: the one is lost on white, the other on a dark page. The page's style
+# Okabe and Ito 2008, without yellow and black, invisible on a white or a dark page. The page's style
 # has a lighter form of each for dark, as --c0, --c1 ...
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STROKES = ("-", "--", ":", "-.")
-# Of strokes alone: a hatching of dots or rings is a quarter of a megabyte of SVG.
+# Only strokes: a hatching of dots or rings takes a quarter of a megabyte of SVG.
 HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----", "||||", "++++", "//", "xx")
-# Colours that nothing else has: the page's text, its background, and what stands back.
+# Unique colours that stand for the page's text, its background, and its muted text.
 INK, PAGE, SOFT = "#010203", "#fdfefd", "#7a8490"
-WIDTH = 5.2  # inches, 374 px: a phone shows it at its own size
+WIDTH = 5.2  # inches, 374 px: fits a phone
 _SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
     "text.parse_math": False,  # a site may be called $x
@@ -42,11 +42,11 @@ _SETTINGS: Any = {
 _VARIABLES = {INK: "var(--ink)", PAGE: "var(--page)", SOFT: "var(--soft)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(COLOURS)
 }
-_HOVER = "hover-"  # begins the ids of what shows a text under the mouse
+_HOVER = "hover-"  # prefix for the ids of elements with a text under the mouse
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour, marker and stroke of the n-th category; the first 42 differ by colour and marker."""
+    """Return colour, marker and stroke of the n-th category; the first 42 differ by colour and marker."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -57,11 +57,11 @@ def style(number: int) -> dict[str, Any]:
 def draw(
     paint: Callable[[Figure, Any], Mapping[str, str] | None], *, alt: str, height: float, width: float = WIDTH
 ) -> str:
-    """A figure as an inline `<svg>`.
+    """Draw a figure as an inline `<svg>`.
 
     Args:
-        paint: given the figure and its axes. What it returns maps ids (`hover`) to texts shown under the mouse.
-        alt: what the figure shows, for those who do not see it; unlike any other's on the page.
+        paint: called with the figure and its axes; returns ids (`hover`) -> texts shown under the mouse.
+        alt: a description for those who do not see the figure; unique on the page.
         height, width: inches.
     """
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": alt}), warnings.catch_warnings():
@@ -72,7 +72,7 @@ def draw(
 
 
 def hover(artist: Any, number: int) -> str:
-    """Mark a line or a bar so that `draw` can give it a text; the id to return."""
+    """Mark a line or a bar so that `draw` can give it a text, and return its id."""
     name = f"{_HOVER}{number}"
     artist.set_gid(name)
     return name
@@ -86,21 +86,21 @@ def _inline(figure: Figure, alt: str, texts: Mapping[str, str]) -> str:
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
     for name, words in texts.items():
         text = text.replace(f'id="{name}">', f'id="{name}"><title>{html.escape(words)}</title>', 1)
-    # Several charts share a page: ids are made their own, and namespaces, which name addresses, are implied.
+    # Several charts share a page: ids are made unique, and namespaces, which name addresses, are left out.
     key = f"{zlib.crc32(alt.encode()):08x}-"
     text = re.sub(r'(\bid="|href="#|url\(#)', lambda found: found.group(1) + key, text)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     for colour, variable in _VARIABLES.items():
         text = text.replace(f": {colour}", f": {variable}")
     head = f'<svg role="img" aria-label="{html.escape(alt)}"'
-    # The size is the page's business; the viewBox keeps the proportions.
+    # The page sets the size; the viewBox keeps the proportions.
     first, rest = text.split(">", 1)
     first = re.sub(r'\s(width|height)="[^"]*"', "", first)
     return re.sub(r"\n\s*", "\n", head + first.removeprefix("<svg") + ">" + rest)
 
 
 def shorten(name: str, length: int = 28) -> str:
-    """A name on one line, printable and short enough for a legend."""
+    """Return a name on one line, printable and short enough for a legend."""
     plain = "".join(letter if letter.isprintable() else " " for letter in str(name))
     plain = " ".join(plain.split())
     plain = plain if len(plain) <= length else plain[: length - 1] + "…"

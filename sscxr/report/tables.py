@@ -12,15 +12,15 @@ from sscxr.report.record import FOLDED, Record
 from sscxr.report.summary import total_images, verdict
 from sscxr.runs import natural
 
-# Refusals and absences listed in full; beyond this the reader is sent to sites.csv.
+# Refusals and absences listed in full; for more the report refers to sites.csv.
 LISTED = 40
-_REASONS = 3  # kinds of absence that are named in a site's row
+_REASONS = 3  # kinds of absence named in a site's row
 FIGURES = {"auroc": "AUROC", "dice": "Dice"}
 Row = dict[str, Any]
 
 
 def sites(record: Record) -> list[Row]:
-    """One row a site."""
+    """Return one row per site."""
     groups = {str(name): rows for name, rows in record.sites.groupby("site")}
     return [_site(name, groups[name], record) for name in sorted(groups, key=natural)]
 
@@ -52,13 +52,13 @@ def _patients(counts: Mapping[str, Mapping[str, int]], min_cell: int) -> str:
 
 
 def _told(cells: Mapping[str, int]) -> list[str]:
-    """The counts that were told, the largest first."""
+    """Return the reported counts, the largest first."""
     ordered = sorted(cells.items(), key=lambda item: (-item[1], item[0]))
     return [f"{name}: {number:,}" for name, number in ordered if number]
 
 
 def _missed(bad: pd.DataFrame) -> list[str]:
-    """Absences and refusals by kind and reason, the most frequent first."""
+    """Return absences and refusals by kind and reason, the most frequent first."""
     if bad.empty:
         return []
     reasons = bad["reason"].astype(object).fillna("")
@@ -69,7 +69,7 @@ def _missed(bad: pd.DataFrame) -> list[str]:
 
 
 def rounds(record: Record) -> list[Row]:
-    """One row a round; its images only where the sum gives away no small site's."""
+    """Return one row per round; with its images only if the sum does not reveal a small site's."""
     known = bool(total_images(record))
     return [
         {
@@ -88,7 +88,7 @@ def rounds(record: Record) -> list[Row]:
 
 
 def troubles(record: Record) -> list[Row]:
-    """What was not folded and why, and remarks on what was."""
+    """Return rows about replies that were not folded, and remarks on those that were."""
     reasons = record.sites["reason"].astype(object).fillna("")
     odd = record.sites[(record.sites["outcome"] != FOLDED) | (reasons != "")]
     return [
@@ -103,12 +103,12 @@ def troubles(record: Record) -> list[Row]:
 
 
 def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows by round and, within one, by site."""
+    """Return rows by round and, within one, by site."""
     return rows.sort_values("site", key=lambda names: names.map(natural)).sort_values("round", kind="stable")
 
 
 def probes(record: Record) -> list[Row]:
-    """One row a probe."""
+    """Return one row per probe."""
     return [
         {
             "label": pair.trained.label,
@@ -125,7 +125,7 @@ def probes(record: Record) -> list[Row]:
 
 
 def scores(record: Record) -> list[Row]:
-    """One row a site: the federation's model and its own."""
+    """Return one row per site: the federation's model and its own."""
     table = []
     for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
@@ -139,7 +139,7 @@ def scores(record: Record) -> list[Row]:
 
 
 def aggregates(record: Record) -> tuple[Sequence[str], list[Row]]:
-    """Every count that a site told: the columns ("view: PA"), and one row a site."""
+    """Return every reported count: the columns ("view: PA"), and one row per site."""
     columns = sorted(
         {
             (table, cell)

@@ -1,4 +1,4 @@
-"""What a federation trains: the stages, each in a module of its own, listed here."""
+"""The stages that a federation trains, each in its own module, listed here."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +10,7 @@ from sscxr.config import Config, ConfigError
 from sscxr.files import expanded
 from sscxr.stages.base import Stage
 
-# By `run.stage`; imported when used, as a site that pretrains need not wait for fine-tuning at every message.
+# By `run.stage`; imported when used, so that a pretraining site does not import fine-tuning at every message.
 _STAGES = {
     "pretrain": "sscxr.stages.pretrain:Pretraining",
     "classify": "sscxr.stages.classify:Classifying",

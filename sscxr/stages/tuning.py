@@ -1,4 +1,4 @@
-"""What the fine-tuning stages have in common: a classifier or a segmenter around the encoder."""
+"""Common to the fine-tuning stages: a classifier or a segmenter around the encoder."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

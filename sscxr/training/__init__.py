@@ -1,1 +1,1 @@
-"""Turning batches into steps; knows nothing of rounds or networks."""
+"""Training steps on batches; independent of rounds and networks."""

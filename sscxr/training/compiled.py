@@ -1,4 +1,4 @@
-"""torch.compile, where it is asked for and where it works."""
+"""torch.compile, if requested and possible."""
 
 import logging
 from collections.abc import Callable
@@ -9,12 +9,13 @@ from torch import Tensor
 
 log = logging.getLogger("sscxr")
 
-# Drop-path draws what it draws without compiling; one process compiles, since a site may be short of memory.
+# Drop-path draws the same numbers as without compiling; one process compiles, since a site may be short of
+# memory.
 _OPTIONS: dict[str, Any] = {"fallback_random": True, "compile_threads": 1}
 
 
 def wanted(setting: str, device: torch.device) -> bool:
-    """Whether `run.compile` asks for it on this device: `auto` does on a GPU."""
+    """Return whether `run.compile` requests it on this device: `auto` does on a GPU."""
     return setting == "true" or (setting == "auto" and device.type == "cuda")
 
 
@@ -39,7 +40,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             failed = True
             prediction = function(*batch)
             reason = " ".join(str(error).split())[:200]
-            log.warning("torch.compile does not work here, training goes on without it: %s", reason)
+            log.warning("torch.compile does not work here, training continues without it: %s", reason)
             return prediction
 
     return call

@@ -1,4 +1,4 @@
-"""The device that a run computes on, made ready as its settings say, and the precision that it computes in."""
+"""Sets up a run's device and precision by its settings."""
 
 import os
 from contextlib import AbstractContextManager
@@ -10,13 +10,13 @@ from sscxr.config import Config, ConfigError
 
 
 def set_up(config: Config) -> torch.device:
-    """Apply the run's thread count and determinism to this process; give the device to train on.
+    """Apply the run's thread count and determinism to this process, and return the device to train on.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: the device does not exist.
     """
     if config.run.deterministic:
-        # Read when CUDA starts; without it cuBLAS may add in another order each time.
+        # Read when CUDA starts; without it cuBLAS may add in a different order each time.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.get_num_threads() != config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -33,18 +33,18 @@ def set_up(config: Config) -> torch.device:
         torch.use_deterministic_algorithms(config.run.deterministic)
         # Filling new memory helps to find errors and has no effect on the results.
         cast(Any, torch.utils.deterministic).fill_uninitialized_memory = False
-        # Memory-efficient attention adds gradients in no fixed order; flash and plain attention do not.
+        # Memory-efficient attention adds gradients in varying order; flash and plain attention do not.
         torch.backends.cuda.enable_mem_efficient_sdp(not config.run.deterministic)
     return device
 
 
 def autocast(amp: str, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 where asked for, or where `auto` finds a device that computes faster in it."""
+    """Return autocast to bf16 if requested, or if `auto` finds a device that computes faster in it."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(amp, device))
 
 
 def in_bf16(amp: str, device: torch.device) -> bool:
-    """Whether a recipe's `amp` means bf16 on this device."""
+    """Return whether a recipe's `amp` means bf16 on this device."""
     return amp == "bf16" or (amp == "auto" and _gains_from_bf16(device))
 
 

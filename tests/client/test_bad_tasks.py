@@ -65,8 +65,8 @@ def test_a_site_registered_under_another_name_learns_so_in_its_log_and_from_the_
 
     assert examined() == []
     assert failure(fed.ask(config, site, "query", encoder=False, registered="bona")) == "name"
-    assert "site.yaml says name: anna, the coordinator registered this site's key as bona" in caplog.text
-    assert examined() == ["site.yaml says anna, the coordinator registered this key as bona"]
+    assert "name: anna, the coordinator registered this site's key as bona" in caplog.text
+    assert examined() == ["site.yaml has anna, the coordinator registered this key as bona"]
     for name in ("../up", "a b"):
         assert failure(fed.ask(config, site, "query", encoder=False, registered=name)) == "request"
     assert said(fed.ask(config, site, "query", encoder=False, registered="anna"))["site"] == "anna"

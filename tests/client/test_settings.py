@@ -55,7 +55,7 @@ def test_the_join_file_fills_in_the_way_to_the_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize("there", ["site.yaml", "node-key", "node-key.pub"])
 def test_nothing_that_is_there_is_overwritten(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("mine")
-    with pytest.raises(SiteError, match="there already"):
+    with pytest.raises(SiteError, match="already exists"):
         init(tmp_path, name="a")
     assert [file.name for file in tmp_path.iterdir()] == [there]
     assert (tmp_path / there).read_text() == "mine"
@@ -71,7 +71,7 @@ def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path) -> None:
     ("line", "word"),
     [
         ("stages: [finetune]", "'finetune' is not known"),
-        ("metrics: [loss]", "there are: held_out_loss, held_out_score, counts"),
+        ("metrics: [loss]", "held_out_loss, held_out_score, counts"),
         ("threads: -1", "threads=-1"),
         ("memory_gb: -1", "memory_gb=-1"),
         ("memory_gb: nan", "memory_gb=nan"),

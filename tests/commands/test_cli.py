@@ -72,7 +72,7 @@ def test_names_in_a_cache_are_shown_as_they_are(
         (("prepare", "{tmp}", "--out", "{tmp}/cache", "--siz", "4"), "--siz"),
         (("cache", "info", "{tmp}"), "not a finished cache"),
         (("cache", "remove", "{tmp}", "--patient", "x"), "not a cache"),
-        (("cache", "remove", "{tmp}"), "say what to remove"),
+        (("cache", "remove", "{tmp}"), "--patient ID"),
         (("nonsense",), "nonsense"),
     ],
 )

@@ -65,7 +65,7 @@ def ended(
         (SscxrError("no such\n thing"), 1, "error: no such thing\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.csv"), 1, "error: a.csv: No such file\n"),
         (click.UsageError("say what"), 2, "error: say what (program work --help)\n"),
-        (ZeroDivisionError("by 0"), 70, "error: ZeroDivisionError: by 0; this is a defect: "),
+        (ZeroDivisionError("by 0"), 70, "error: ZeroDivisionError: by 0; this is a bug: "),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"), 1,
             "error: no space left on the disk of /x/y: make room; go on: program work\n",

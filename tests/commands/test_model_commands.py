@@ -162,8 +162,8 @@ def test_embed_and_similar(
         (("embed", "{}/model", "{}/cut.png", "--out", "{}/f.csv"), "truncated"),
         (("embed", "{}/pickled", "{}/chest.png", "--out", "{}/f.csv"), "pickle"),
         (("embed", "{}/nowhere", "{}/chest.png", "--out", "{}/f.csv"), "no released encoder"),
-        (("encoder", "export", "{}/model", "--onnx", "{}/e.onnx"), "give the encoder that it began from"),
-        (("encoder", "info", "{}/model"), "give the encoder that it began from"),
+        (("encoder", "export", "{}/model", "--onnx", "{}/e.onnx"), "is a fine-tuned model; give the encoder"),
+        (("encoder", "info", "{}/model"), "is a fine-tuned model; give the encoder"),
         (
             ("similar", "{}/cut.png", "--encoder", "{}/model", "--in", "{}/cache", "--out", "{}/s.png"),
             "truncated",

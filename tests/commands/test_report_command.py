@@ -71,7 +71,7 @@ def test_another_page_is_not_written_over_without_force(typed: Typed, tmp_path: 
     code, out, err = typed("one", "--out", page)
     assert (code, out, page.read_text()) == (1, "", "mine")
     assert err.count("\n") == 1
-    assert f"{page} is there already; give --force" in err
+    assert f"{page} already exists; give --force" in err
     assert typed("one", "--out", page, "--force")[0] == 0
     assert "lungs" in page.read_text()
 
@@ -85,7 +85,7 @@ def test_several_runs_are_compared_on_one_page(typed: Typed, tmp_path: Path) -> 
     assert "hearts: 2 sites, 2 rounds, loss on held-out images 0.500 → 0.250" in text
     code, _, err = typed("one", "two")
     assert code == 1
-    assert "comparison.html is there already" in err
+    assert "comparison.html already exists" in err
 
 
 @pytest.mark.slow

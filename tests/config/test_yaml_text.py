@@ -110,7 +110,7 @@ def test_nothing_is_filled_in_for_somebody_else(tmp_path: Path, written: str) ->
         (tmp_path / "evil.yaml").write_text(whole.replace(old, written))
         with pytest.raises(JoinError, match="has no place in it"):
             Join.read(tmp_path / "evil.yaml")
-    with pytest.raises(JoinError, match="no YAML of settings"):
+    with pytest.raises(JoinError, match="not YAML of settings"):
         a_join(recipe=f"encoder:\n  start: {written}").write(tmp_path / "other.yaml")
 
 

@@ -29,7 +29,7 @@ from sscxr.data.pixels.facts import Refused
             {"BodyPartExamined": "GAMBA"},
             "body part not known: GAMBA; where that is a chest, give --chest-word",
         ),
-        ({"BitsAllocated": None}, "unreadable: the header does not say how many bits"),
+        ({"BitsAllocated": None}, "unreadable: the header does not state how many bits"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "for processing"),
         ({"NumberOfFrames": 3}, "multi-frame: 3 frames"),
         ({"Rows": 60000, "Columns": 60000}, "too large: 60000 x 60000 px"),

@@ -45,7 +45,7 @@ def test_a_spreadsheets_table_is_read(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_line_is_counted_as_an_editor_counts_it(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="line 5: label column 'x' holds '7'"):
+    with pytest.raises(ManifestError, match="line 5: label column 'x' has '7'"):
         read(tmp_path, "sep=,\nfile,x\na,1\n\nb,7\n")
     with pytest.raises(ManifestError, match="save it as 'CSV UTF-8'"):
         read(tmp_path, "file\nMüller\n".encode("cp1252"))
@@ -70,7 +70,7 @@ def test_no_word_of_a_split_is_passed_over(tmp_path: Path) -> None:
     records, _ = read(tmp_path, "file,split\n" + "".join(f"{n},{word}\n" for n, word in enumerate(words)))
     assert [record.published for record in records] == [*words.values()]
     assert [record.held_out for record in records] == [part == "test" for part in words.values()]
-    with pytest.raises(ManifestError, match="line 3: column 'split' holds what is not") as error:
+    with pytest.raises(ManifestError, match="line 3: column 'split' has a word") as error:
         read(tmp_path, "file,split\na,train\nb,cohort B\n")
     assert "cohort" not in str(error.value), "a cell in the wrong column could be a patient's"
 
@@ -140,7 +140,7 @@ def test_no_link_leads_out_of_an_export(tmp_path: Path) -> None:
     listed = listing.collect([export], labels=None, skip=None)
     assert sorted(item.name for item in listed.items) == ["again.png", "b.png", "in/a.png"]
     assert listed.warnings == [
-        "2 links in a folder lead out of it and are left out; to take what lies there, give that folder as well"
+        "2 links in a folder lead out of it and are left out; to include the target, give that folder as well"
     ]
     rows = "link.png,\naway/c.png,\nwithin/a.png,\nb.png,link.png\nagain.png,in/a.png\n"
     (export / "m.csv").write_text("file,mask\n" + rows)
@@ -148,7 +148,7 @@ def test_no_link_leads_out_of_an_export(tmp_path: Path) -> None:
     assert [item.name for item in listed.items if not item.problem] == ["within/a.png", "b.png", "again.png"]
     assert listed.items[3].record is not None
     assert listed.items[3].record.mask is None
-    assert "3 rows name what lies outside" in listed.warnings[0]
+    assert "3 rows name files" in listed.warnings[0]
     assert manifest.inside(export, "away/c.png")[1] == manifest.LINKED
     of_corpus = listing.collect([Path(f"folders:{export}")], labels=None, skip=None)
     assert [item.name for item in of_corpus.items] == ["in/a.png"]

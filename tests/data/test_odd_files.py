@@ -188,7 +188,7 @@ def test_a_table_that_says_16_bits_and_holds_fewer_is_scaled_by_what_it_holds(
     entries = np.arange(1 << bits).astype("<u2").tobytes()
     grey, facts = read(dataset(stored, VOILUTSequence=table(entries, 1 << bits, 16)), tmp_path)
     np.testing.assert_allclose(grey, stored / (2**bits - 1), atol=1e-6)
-    assert (facts.grey_range, facts.warnings) == ("voi lut", ("voi lut of fewer bits than it says",))
+    assert (facts.grey_range, facts.warnings) == ("voi lut", ("voi lut of fewer bits than it states",))
 
 
 def test_a_window_that_leaves_the_image_nearly_black_is_left_out(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_one_row_of_padding_and_what_describes_the_pixels_may_be_missing(tmp_pat
     data.PixelData += bytes(200)
     grey, facts = read(data, tmp_path)
     np.testing.assert_array_equal(grey, expected)
-    assert facts.warnings == ("one row of pixels more than the header says",)
+    assert facts.warnings == ("one row of pixels more than the header states",)
     data.PixelData += bytes(2)
-    assert refusal(data, tmp_path) == "unreadable: 24202 bytes of pixels, the header says 24000"
+    assert refusal(data, tmp_path) == "unreadable: 24202 bytes of pixels, the header states 24000"
     grey, facts = read(dataset(chest(), **WINDOW, SamplesPerPixel=None, PixelRepresentation=None), tmp_path)
     np.testing.assert_array_equal(grey, expected)
     assert facts.warnings == ("description of the pixels not complete",)

@@ -63,7 +63,7 @@ def test_a_finished_folder_is_left_alone_and_a_different_one_refused(written: Pa
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "patients.txt").write_text("mine")
-    with pytest.raises(phantom.PhantomError, match="something else"):
+    with pytest.raises(phantom.PhantomError, match="other files"):
         phantom.write(tmp_path, images=4, sites=2, seed=0, size=64)
     assert [path.name for path in tmp_path.iterdir()] == ["patients.txt"]
 

@@ -52,7 +52,7 @@ def test_an_open_cache_is_of_one_version_and_a_view_outlasts_the_process(
     viewed = SiteSettings("anna", str(tmp_path / "view"), str(tmp_path / "state"))
     assert state(Site(viewed).cache) == before
     remove(tmp_path / "cache", images=[first.index["image"][3]])
-    with pytest.raises(CacheError, match=f"1 of the {count} images .* were removed .* begin anew"):
+    with pytest.raises(CacheError, match=f"1 of the {count} images .* were removed "):
         open_cache(tmp_path / "view")
     with pytest.raises(Exception, match="were removed"):
         Site(viewed)

@@ -25,6 +25,7 @@ from wires import Wire
 from client.answers import FILE
 from client.settings import init
 from sscxr.data.cache import store
+from sscxr.federation import wire
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.timeout(1200)
@@ -266,7 +267,7 @@ def test_the_run_was_what_it_is_to_be(hospitals: Hospitals, honest: Found) -> No
     assert [record["sites"] for record in rounds] == [2, 2]
     assert all(record["held_out_images"] for record in rounds)
     rows = (honest.out / "sites.csv").read_text()
-    assert "hospital-c,,,,,,failed,it failed; its own log says why" in rows
+    assert f"hospital-c,,,,,,failed,{wire.FAILURES['internal']}" in rows
     assert "hospital-b,,,,,,failed,its cache cannot be used" in rows
     assert list(hospitals.record.rglob("*-up"))  # type: ignore[union-attr]
 

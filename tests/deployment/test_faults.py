@@ -146,13 +146,13 @@ def raising_app(folder: Path) -> Path:
     """The two apps, but hospital-a's client raises in round 1, past everything that catches."""
     shutil.copytree(ROOT, folder, ignore=lambda at, names: set(names) - _APP if at == str(ROOT) else _CACHES)
     text = (folder / "client" / "app.py").read_text()
-    start = '    """Train the encoder that came on this site\'s images; reply with what changed."""\n'
+    start = "    return _answer(message, context, _train)\n"
     assert start in text
     fault = (
         f'    if "/{A}/" in str(context.node_config["site"]) and message.content[RECORD]["round"] == 0:\n'
         '        raise RuntimeError("the words of this exception stay here")\n'
     )
-    (folder / "client" / "app.py").write_text(text.replace(start, start + fault))
+    (folder / "client" / "app.py").write_text(text.replace(start, fault + start))
     return folder
 
 

@@ -91,7 +91,7 @@ def test_what_is_not_finite_is_refused_at_the_sender(codec: str, value: float) -
 
 def test_unknown_codec_names_the_known_ones() -> None:
     for call in (lambda: codecs.encode(LIKE, "int3"), lambda: codecs.decode(b"", "int3", LIKE)):
-        with pytest.raises(WireError, match="'int3'; there are: fp32, fp16, int8"):
+        with pytest.raises(WireError, match=r"'int3'.*fp32, fp16, int8"):
             call()
 
 

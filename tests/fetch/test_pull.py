@@ -130,7 +130,7 @@ def test_the_command_says_it_in_one_line(
     code, out, err = run("encoder", "pull", site.url, "--key", key)
     assert (code, err) == (0, "")
     assert_same(Path(out.strip()), site.folder)
-    assert "no --key" in run("encoder", "pull", site.url)[2]
+    assert "without --key" in run("encoder", "pull", site.url)[2]
     code, out, _ = run("encoder", "info", site.url, "--key", key)
     assert code == 0
     assert "this key's" in out

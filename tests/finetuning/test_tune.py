@@ -82,7 +82,7 @@ def test_few_labels_of_a_frozen_encoder(encoder: Path, cache: Cache, tmp_path: P
     config = finetunings.settings(encoder, *few, "privacy.min_cell=1000")
     notes: list[str] = []
     tuned = tune.classify(Job(encoder, cache, config, tmp_path / "model"), tune.Listener(note=notes.append))
-    assert notes == ["6 epochs in place of 4, for finetune.min_steps=6"]
+    assert notes == ["6 epochs instead of 4, for finetune.min_steps=6"]
     assert (len(tuned.parts.train), len(tuned.parts.val)) == (10, 0)
     assert len(tuned.history.epochs) == 6, "nothing stops it early"
     state = finetuned.load(tuned.folder)[0].encoder.state_dict()

@@ -126,8 +126,8 @@ SAVED: dict[str, Callable[[State, Path], None]] = {
 
 
 TOLD = {
-    "mocov3.pth": ["the start holds several encoders: 'state_dict.module.base_encoder.'"],
-    "averaged.pth": ["the start holds several encoders: 'model_ema.'"],
+    "mocov3.pth": ["the start has several encoders: 'state_dict.module.base_encoder.'"],
+    "averaged.pth": ["the start has several encoders: 'model_ema.'"],
 }
 
 
@@ -196,7 +196,7 @@ def test_what_the_checkpoint_lacks_is_told_and_keeps_its_initialisation(tmp_path
     state = {key: tensor for key, tensor in public.state_dict().items() if not key.startswith("norm.")}
     deit(state, tmp_path / "a.pth")
     assert load_start(made(), tmp_path / "a.pth") == [
-        "the start has no norm.bias, norm.weight; they begin at random"
+        "the start has no norm.bias, norm.weight; they start at random"
     ]
 
 
@@ -223,7 +223,7 @@ def test_what_is_said_of_a_start_is_seen_where_the_server_is_silent(
         ).start()
     finally:
         logging.getLogger("sscxr.server").setLevel(logging.NOTSET)
-    assert "the start has no pos_embed; they begin at random" in caplog.text
+    assert "the start has no pos_embed; they start at random" in caplog.text
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
@@ -331,4 +331,4 @@ def test_a_checkpoint_of_fewer_blocks_is_refused(tmp_path: Path, public: Any) ->
 def test_what_is_no_vit_is_one_line(tmp_path: Path, saved: Any) -> None:
     torch.save(saved, tmp_path / "a.pth")
     line = refused(made(), tmp_path / "a.pth")
-    assert "no ViT of timm's names" in line or "not tensors by name" in line
+    assert "no ViT with timm's names" in line or "not tensors by name" in line

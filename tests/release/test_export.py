@@ -59,7 +59,7 @@ def test_a_difference_above_the_bound_leaves_no_file(folder: Path, tmp_path: Pat
 
 
 def test_a_folder_that_is_not_there_is_told_at_once(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(export.ExportError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(export.ExportError, match=r"no folder .*nowhere"):
         export.export_onnx(folder, tmp_path / "nowhere" / "e.onnx")
 
 

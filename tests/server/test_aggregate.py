@@ -231,5 +231,5 @@ def test_the_rule_is_chosen_by_name(name: str, kind: type) -> None:
 
 
 def test_an_unknown_rule_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'adam' is not known; there are: fedavg, nesterov"):
+    with pytest.raises(ValueError, match=r"'adam' is not known.*fedavg, nesterov"):
         server_optimiser(ServerOptimiserConfig(name="adam", lr=1.0, momentum=0.9))

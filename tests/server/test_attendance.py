@@ -69,7 +69,7 @@ def test_too_few_sites_at_the_start_stop_the_run_with_their_names(
     clock = Clock(monkeypatch)
     config = fed.settings("federation.sites=[anna,bona,cora]", "federation.start_timeout=5")
     grid = Replay(sites(tmp_path)[:1], replies, {})
-    with pytest.raises(RunStopped, match=r"1 of 3 sites came .*missing: bona, cora") as error:
+    with pytest.raises(RunStopped, match=r"1 of 3 sites .*missing: bona, cora") as error:
         fed.federation(grid, config, tmp_path / "out").run()
     assert "\n" not in str(error.value)
     assert 5 <= clock.now < 7
@@ -118,7 +118,7 @@ def test_a_second_node_under_a_taken_name_is_not_listened_to_until_the_first_has
     assert [(row["round"], row["outcome"], row["reason"]) for row in table(tmp_path / "out")] == [
         ("1", "folded", ""),
         ("1", "refused", "a second node claimed this name; refused"),
-        ("2", "folded", "its state was missing or damaged; it started anew"),
+        ("2", "folded", "its state was missing or damaged; it started without it"),
     ]
     kept = [list((folder / "state").rglob("*.safetensors")) for folder in (one.parent, other.parent)]
     assert [[file.stem for file in files] for files in kept] == [["r00000-a00"], ["r00001-a00"]]

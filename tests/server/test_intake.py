@@ -139,8 +139,8 @@ def test_an_old_update_and_one_of_other_code_are_refused_and_a_reply_sent_again_
     assert of(rows, "anna") == ["folded"] * 4
     assert of(rows, "bona") == ["folded", "refused", "refused", "folded"]
     _, old, other, _ = (row["reason"] for row in rows if row["site"] == "bona")
-    assert old == "the reply is not to this message: it is of another round"
-    assert other == "the reply is not to this message: it is of another fingerprint"
+    assert old.endswith("another round")
+    assert other.endswith("another fingerprint")
     # The SuperLink takes in what is sent again, for a message that it no longer has; nobody asks for it.
     assert repeated == ["taken"] * 10
 

@@ -155,7 +155,7 @@ def test_a_site_of_an_impossible_number_of_images_does_not_join(tmp_path: Path, 
 def test_why_no_site_could_join_is_said(tmp_path: Path) -> None:
     config = fed.settings("federation.sites=[bona]", "federation.rounds=1")
     nodes = grid(tmp_path, {1: "bona"}, ["bona"], app=other_code('{"torch": "1.0"}'))
-    with pytest.raises(RunStopped, match=r'bona \(its code or recipe is another: \{"torch": "1.0"\}'):
+    with pytest.raises(RunStopped, match=r'bona \(its code or recipe differs: \{"torch": "1.0"\}'):
         fed.federation(nodes, config, tmp_path / "out").run()
 
 

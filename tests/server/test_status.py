@@ -40,7 +40,7 @@ def test_a_process_that_is_killed_leaves_a_run_that_died(tmp_path: Path) -> None
         assert process.stdout
         process.stdout.readline()
         assert read_status(tmp_path).state == "running"
-        with pytest.raises(LedgerError, match="going on in another process"), status.held(tmp_path):
+        with pytest.raises(LedgerError, match="in another process"), status.held(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
     assert read_status(tmp_path).state == "died"

@@ -101,7 +101,7 @@ def test_names_are_shown_whole_and_in_their_order(tmp_path: Path) -> None:
     out = tmp_path / "run"
     names = [f"childrens-hospital-of-the-city-{number}" for number in (10, 9, 2, 1)]
     write(out, 1, "finished")
-    lines = [row(1, name, "refused", "its code or recipe is another: " + "x" * 80) for name in names]
+    lines = [row(1, name, "refused", "its code or recipe differs: " + "x" * 80) for name in names]
     (out / "sites.csv").write_text(HEAD + "".join(lines))
     page = shown(out, 80)
     places = [page.index(f"{name} ") for name in reversed(names)]
@@ -141,7 +141,7 @@ def test_it_follows_a_run_over_a_resume(
     assert code == 0
     rounds = [line.split(":")[0] for line in said if " sites, loss" in line]
     assert rounds == [f"round {number} of 4" for number in (1, 2, 3, 3, 4)]
-    assert any(line.startswith("gone on from round 2") for line in said)
+    assert any("from round 2" in line for line in said)
     assert said.count("round 2: c late: no reply in 9 s") == 1
     assert said[-1] == "finished after round 4 of 4"
 

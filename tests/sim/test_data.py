@@ -56,9 +56,9 @@ def test_a_run_goes_on_with_its_own_images_whatever_its_folder_has_by_now(
     caplog.clear()
     shutil.rmtree(export)
     write_sites(gather([export], out, config, 2), out, config, 2)
-    assert "no such file or folder; the run goes on with its own copy" in caplog.text
+    assert "no such file or folder; the run continues with its own copy" in caplog.text
     shutil.rmtree(first.folder)
-    with pytest.raises(CacheError, match="gone, the images that the run began with"):
+    with pytest.raises(CacheError, match="is gone, with the images that the run began with"):
         gather([export], out, config, 2)
 
 

@@ -82,7 +82,7 @@ def test_ctrl_c_of_ray_then_inline(runs: dict[str, Ended], place: Path, cache: P
     )
     assert ended.status == 130, ended.log
     assert "Traceback" not in ended.log
-    assert ended.log.splitlines()[-1].startswith("stopped; what was done is saved")
+    assert ended.log.splitlines()[-1].startswith("stopped; finished work is saved")
     assert left_running(str(tmp_path)) == []
     assert not (out / "encoder").exists()
     ended = run([*argv, "--resume"], mark=str(tmp_path))

@@ -163,7 +163,7 @@ def test_the_minimum_is_of_images_that_are_trained_on() -> None:
     ("method", "sites", "minimum", "word"),
     [
         ("natural", 0, 1, "at least 1"),
-        ("fair", 2, 1, "'fair' is not known; there are: natural, iid, dirichlet, quantity"),
+        ("fair", 2, 1, "'fair' is not known; choose one of: natural, iid, dirichlet, quantity"),
         ("natural", 1, 1, "the data has 2 sources"),
         ("iid", 50, 10, "do not give 50 sites 10 each"),
         ("natural", 2, 60, "source south has"),

@@ -168,7 +168,7 @@ def test_asked_to_stop(
     ended = killer.run(argv, once=str(begun), signal=number)
     assert ended.status == status, ended.log
     last = ended.log.splitlines()[-1]
-    assert last.startswith("stopped; what was done is saved")
+    assert last.startswith("stopped; finished work is saved")
     assert last.endswith("--resume")
     assert "Traceback" not in ended.log
     resumed(killer, argv, tmp_path / "out", whole.out)

@@ -28,7 +28,7 @@ def assert_same(folder: Path, origin: Path) -> None:
 def break_off(site: Site) -> None:
     """A pull that gets `FAR` bytes of the weights and then none."""
     site.cuts = [FAR] + [0] * 20
-    with pytest.raises(FetchError, match=f"broken off after {FAR} bytes .* the same command goes on"):
+    with pytest.raises(FetchError, match=f"broken off after {FAR} bytes .* the same command resumes it"):
         fetch.pull(site.url)
     site.cuts = []
     site.asked.clear()

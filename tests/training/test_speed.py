@@ -151,7 +151,7 @@ def test_where_compiling_fails_training_goes_on_without(
         for _ in range(3):
             assert torch.equal(call(torch.ones(2, 2)), net(torch.ones(2, 2)))
     assert [record.getMessage() for record in caplog.records] == [
-        "torch.compile does not work here, training goes on without it: no C++ compiler and more"
+        "torch.compile does not work here, training continues without it: no C++ compiler and more"
     ]
 
 

@@ -1,1 +1,1 @@
-"""The site cache: its tables and images, written whole, read as of one moment."""
+"""The site cache: its tables and images, written atomically, read as of one moment."""

@@ -1,4 +1,4 @@
-"""The files of a cache from its tables and pixels, and the removal of images from it."""
+"""Writes the files of a cache from its tables and pixels, and removes images from it."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Pick = int | str  # a row of the cache as it is, or a key of the journal
 
 
 def write_tables(folder: Path, tables: Tables, size: int) -> None:
-    """Replace the tables alone: the images are as they were."""
+    """Replace the tables alone, without the images."""
     save(store.begin(folder), tables, size, with_images=(folder / "images.npy").exists())
     store.commit(folder)
 
@@ -26,14 +26,14 @@ def write_tables(folder: Path, tables: Tables, size: int) -> None:
 def write_all(
     folder: Path, tables: Tables, size: int, picks: Sequence[Pick], journal: Journal | None
 ) -> None:
-    """Replace the whole cache at once.
+    """Replace the whole cache atomically.
 
     Args:
         folder: the cache.
-        tables: as they will be; a row for every pick.
+        tables: the new tables; a row for every pick.
         size: pixels a side.
         picks: where the pixels of every row come from.
-        journal: needed where any pick is a key.
+        journal: needed if any pick is a key.
     """
     fresh = store.begin(folder)
     save(fresh, tables, size)
@@ -67,7 +67,7 @@ def remove(
     groups: Sequence[str] = (),
     images: Sequence[str] = (),
 ) -> int:
-    """Remove images from a cache, on a patient's request say; they do not come back unless asked for.
+    """Remove images from a cache, for example on a patient's request; they do not return unless asked for.
 
     Args:
         folder: the cache.
@@ -79,7 +79,7 @@ def remove(
         How many images were removed.
 
     Raises:
-        CacheError: no cache, or nothing in it matches; nothing is removed then.
+        CacheError: the folder is not a cache, or nothing in it matches; nothing is removed then.
     """
     folder = Path(folder)
     if not store.is_cache(folder):
@@ -104,7 +104,7 @@ def remove(
 
 
 def _as_public(tables: Tables, secret: store.Secret, patients: Sequence[str]) -> str:
-    """How to name a patient of a public corpus, where one of these ids is such a patient's; else empty."""
+    """Return how to name a patient of a public corpus, if one of these ids is such a patient's; else empty."""
     for patient in patients:
         for corpus in tables.sources:
             name = f"{corpus}:{normal_id(patient)}"
@@ -114,7 +114,7 @@ def _as_public(tables: Tables, secret: store.Secret, patients: Sequence[str]) ->
 
 
 def _leaving(tables: Tables, asked: set[str], groups: set[str], images: set[str]) -> set[str]:
-    """The images to remove; a patient's are all that any file of the patient shows."""
+    """Return the images to remove; a patient's are all images in any of the patient's files."""
     theirs = {
         entry["image"]
         for entry in tables.ledger.values()
@@ -128,7 +128,7 @@ def _leaving(tables: Tables, asked: set[str], groups: set[str], images: set[str]
 
 
 def _forget(tables: Tables, leaving: set[str], asked: set[str], *, whole_groups: bool) -> None:
-    """Note the removal, so that the next export does not bring the images back."""
+    """Record the removal, so that the next export does not bring the images back."""
     tables.removed |= leaving | asked
     for entry in tables.ledger.values():
         if entry.get("image") in leaving:

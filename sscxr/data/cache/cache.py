@@ -3,19 +3,19 @@
 A cache is a folder:
 
     images.npy      uint8 [N, S, S], grey, upright, padded to a square, never squashed
-    masks.npy       uint8 [N, S, S], where any image has one: 255 lung, 127 ignore, 0 background
-    index.csv       one row an image, the columns of `INDEX_COLUMNS`, then one `label:NAME` a label
-    index.safetensors  columns of it as arrays, to be read without parsing (`sscxr.data.cache.columns`)
+    masks.npy       uint8 [N, S, S], if any image has one: 255 lung, 127 ignore, 0 background
+    index.csv       one row per image, the columns of `INDEX_COLUMNS`, then one `label:NAME` per label
+    index.safetensors  its columns as arrays, to be read without parsing (`sscxr.data.cache.columns`)
     summary.json    format version, size, counts
-    quarantine.csv  what was refused and why; it alone names files or quotes headers, and never leaves the site
-    sheet.png       a contact sheet, to be looked at
+    quarantine.csv  refused files and the reasons; it alone names files or quotes headers, and never leaves the site
+    sheet.png       a contact sheet for visual checks
     salt            the secret of the hashes; it never leaves the site
-    ledger.jsonl    every file that was looked at, by salted hashes, so that it is not looked at again
-    removed.json    what was removed on request, by salted hashes, so that it does not come back
+    ledger.jsonl    every file that was read, by salted hashes, so that it is not read again
+    removed.json    images removed on request, by salted hashes, so that they do not return
 
-`sscxr.data.prepare` writes it, at any time: an open cache stays as it was when it was opened. What lasts longer
-than a process, such as a simulation, reads it through a view (`sscxr.data.cache.view` writes one): a folder with
-the index of one moment and the cache's place. What is removed on request is missing from the view, too.
+`sscxr.data.prepare` may write it at any time: an open cache stays as it was when it was opened. A simulation,
+which outlasts a process, reads it through a view (written by `sscxr.data.cache.view`): a folder with the index of
+one moment and the cache's place. Images removed on request are missing from the view, too.
 """
 
 import io
@@ -40,18 +40,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION = 1
-NEXT, COMMIT = "next", "COMMIT"  # files on their way into the cache, and the word that they are complete
+NEXT, COMMIT = (
+    "next",
+    "COMMIT",
+)  # new files before they are moved into place, and the mark that they are complete
 LABEL_PREFIX = "label:"
 
-# All that the index keeps of an image, in one place. Labels follow, 1 present, 0 absent, empty unknown.
+# All columns of the index. Labels follow, 1 present, 0 absent, empty unknown.
 INDEX_COLUMNS: dict[str, str] = {
     "image": "salted hash of the decoded pixels (16 hex digits)",
     "group": "salted hash of the patient group: patients who share an image are one group",
-    "source": "the corpus or hospital as a manifest or --source calls it, else local; no folder's name",
+    "source": "the corpus or hospital as a manifest or --source names it, else local; never a folder's name",
     "view": "PA, AP, AP supine, L, or empty: unknown",
     "sex": "F, M, or empty: unknown",
     "age_band": "0-4, 5-17, 18-39, 40-59, 60-79, 80+, paediatric, adult, or empty: unknown",
-    "licence": "of the image, as its manifest states it",
+    "licence": "of the image, as in its manifest",
     "spacing_mm": "pixel spacing of the original, mm a pixel; empty: unknown",
     "height": "of the original, px, after orientation",
     "width": "of the original, px, after orientation",
@@ -59,13 +62,13 @@ INDEX_COLUMNS: dict[str, str] = {
     "left": "first column of the image within the padded square, px of the cache",
     "content_height": "rows of the image within the padded square, px of the cache",
     "content_width": "columns of the image within the padded square, px of the cache",
-    "grey_range": "what set black and white: window, voi lut, percentiles, full range, 8 bit",
-    "has_mask": "1 where masks.npy holds this image's mask",
+    "grey_range": "the source of black and white: window, voi lut, percentiles, full range, 8 bit",
+    "has_mask": "1 if masks.npy has this image's mask",
     "split": "the patient group's place in 0..1, drawn with the salt, fixed when first seen; below the test "
     "share: never trained on; "
-    "less 1, and so below any share, where an image was published as one to test on",
+    "less 1, and so below any share, if an image was published as a test image",
     "warnings": "doubts about the image, separated by semicolons",
-    "hospital": "which hospital or machine of the source, as a corpus or a manifest tells; empty: unknown",
+    "hospital": "the hospital or machine within the source, from a corpus or a manifest; empty: unknown",
     "published": "train, valid, test: the part of a corpus that the image was published in; empty: none",
     "public_id": "the image's name within a public corpus; empty for everything else",
 }
@@ -73,14 +76,14 @@ TEXT_COLUMNS = (
     *("image", "group", "source", "view", "sex", "age_band", "licence", "grey_range", "warnings"),
     *("hospital", "published", "public_id"),
 )
-LATER_COLUMNS = ("hospital", "published", "public_id")  # caches written before have none of them
+LATER_COLUMNS = ("hospital", "published", "public_id")  # missing from caches of earlier versions
 LATERAL_VIEWS = ("L",)
 VIEWED = "cache"  # in the summary of a view: the cache's folder
-_PATIENCE = 10.0  # seconds to wait for a writer that is putting new files in their places
+_PATIENCE = 10.0  # seconds to wait for a writer that is moving new files into place
 
 
 class CacheError(SscxrError):
-    """A folder that is not a usable cache: one line that says what is wrong and what to do."""
+    """A folder is not a usable cache; one line states what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,12 @@ class Cache:
     """An open cache.
 
     Attributes:
-        folder: where it lies.
-        images: uint8 [N, S, S], memory-mapped, read only.
-        masks: uint8 [N, S, S], memory-mapped, read only; None where no image has one.
-        summary: what `summary.json` says.
-        columns: of the index, where they need no parsing.
-        text: `index.csv`, memory-mapped; like the images, it stays what it was when the cache was opened.
+        folder: its folder.
+        images: uint8 [N, S, S], memory-mapped, read-only.
+        masks: uint8 [N, S, S], memory-mapped, read-only; None if no image has one.
+        summary: the content of `summary.json`.
+        columns: those columns of the index that need no parsing.
+        text: `index.csv`, memory-mapped; like the images, it stays as it was when the cache was opened.
     """
 
     folder: Path
@@ -117,11 +120,11 @@ class Cache:
 
     @cached_property
     def index(self) -> "pd.DataFrame":
-        """One row an image, in the images' order; parsed when it is first asked for."""
+        """One row per image, in the images' order; parsed on first access."""
         return read_index(self.folder, self.text)
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """[N], one column of the index, without parsing where that can be; numbers, or text as objects."""
+        """Return one column of the index [N], without parsing if possible; numbers, or text as objects."""
         if self.columns is not None and name in self.columns:
             return self.columns[name]
         return self.index[name].to_numpy()
@@ -134,10 +137,10 @@ class Cache:
         return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def label(self, name: str) -> npt.NDArray[np.float32]:
-        """float32 [N]: 1 present, 0 absent, NaN unknown.
+        """Return float32 [N]: 1 present, 0 absent, NaN unknown.
 
         Raises:
-            CacheError: no such label, or one of other values.
+            CacheError: no such label, or a label with other values.
         """
         if name not in self.labels:
             known = ", ".join(self.labels) or "none"
@@ -146,13 +149,13 @@ class Cache:
         strange = values[~(np.isnan(values) | (values == 0) | (values == 1))]
         if len(strange):
             raise CacheError(
-                f"cache {self.folder} is damaged (label {name!r} has {strange[0]:g}, which is none of 1, 0 and "
+                f"cache {self.folder} is damaged (label {name!r} has {strange[0]:g}, not 1, 0 or "
                 "empty); prepare it again"
             )
         return values
 
     def rows(self, *, laterals: bool = False) -> npt.NDArray[np.int64]:
-        """The rows that may be used: all, or all but lateral views."""
+        """Return the rows that may be used: all, or all but lateral views."""
         keep = np.ones(len(self), dtype=bool)
         if not laterals:
             views = self.column("view")
@@ -161,25 +164,25 @@ class Cache:
         return np.flatnonzero(keep)
 
     def held_out(self, test_share: float) -> npt.NDArray[np.bool_]:
-        """bool [N]: images of the patient groups that are set aside for testing."""
+        """Return bool [N]: images of the patient groups that are set aside for testing."""
         return self.column("split").astype(np.float64) < test_share
 
 
 def read_index(folder: Path, text: mmap.mmap | None = None) -> "pd.DataFrame":
-    """The index of a cache, parsed: text as it stands, numbers as numbers.
+    """Parse the index of a cache: text unchanged, numbers as numbers.
 
     Args:
         folder: the cache's.
-        text: its `index.csv`, if that is open already.
+        text: its `index.csv`, if already open.
 
     Raises:
-        CacheError: it cannot be read.
+        CacheError: the index cannot be read.
     """
     import pandas as pd  # imported here: a site's message rarely needs it
 
     words = dict.fromkeys(TEXT_COLUMNS, str)
     try:
-        # Python reads the file, as pandas reports any failure, lack of memory included, as a damaged file.
+        # Python reads the file, since pandas reports any failure, lack of memory included, as a damaged file.
         content = (folder / columns.INDEX).read_bytes() if text is None else text[:]
         index = pd.read_csv(io.BytesIO(content), dtype=words, keep_default_na=False, na_values={})
     except (OSError, ValueError) as error:
@@ -201,10 +204,10 @@ def read_index(folder: Path, text: mmap.mmap | None = None) -> "pd.DataFrame":
 def open_cache(folder: str | Path) -> Cache:
     """Open a prepared cache, or a view of one, without reading its images.
 
-    All that is opened is of one version, and stays so while `prepare` adds to the cache.
+    All opened files are of one version, and stay so while `prepare` adds to the cache.
 
     Raises:
-        CacheError: no cache there, another format version, or files that do not belong together.
+        CacheError: the folder is not a cache, has another format version, or its files do not belong together.
     """
     folder, until = Path(folder), monotonic() + _PATIENCE
     check_readable(folder, ("summary.json", columns.INDEX, "images.npy", "masks.npy"))
@@ -222,7 +225,7 @@ def open_cache(folder: str | Path) -> Cache:
 
 
 def stamps(folder: Path) -> tuple[object, ...]:
-    """What differs between one state of a cache's files and the next; read without reading them."""
+    """Return values that change whenever a cache's files change, without reading the files."""
     found: list[object] = [(folder / NEXT / COMMIT).exists()]
     for name in ("summary.json", "images.npy", "masks.npy", "index.csv"):
         try:
@@ -238,7 +241,7 @@ def stamps(folder: Path) -> tuple[object, ...]:
 
 
 def _is_committing(folder: Path) -> bool:
-    """Whether a living process is putting new files in their places."""
+    """Return whether a running process is moving new files into place."""
     try:
         return (folder / NEXT / COMMIT).exists() and is_locked(folder / "lock")
     except OSError:
@@ -248,7 +251,7 @@ def _is_committing(folder: Path) -> bool:
 def _open(folder: Path) -> Cache:
     if (folder / NEXT / COMMIT).exists():
         raise CacheError(
-            f"cache {folder} is being written, or that was interrupted; `sscxr cache info {folder}` ends it"
+            f"cache {folder} is being written, or writing was interrupted; `sscxr cache info {folder}` completes it"
         )
     summary = _summary(folder)
     if VIEWED in summary:
@@ -259,21 +262,21 @@ def _open(folder: Path) -> Cache:
 
 
 def _through(folder: Path, summary: dict[str, Any]) -> Cache:
-    """A cache as a view has it: the rows of then, with the pixels of now.
+    """Open a cache through a view: the view's rows, with the cache's present pixels.
 
-    Masks that were corrected since are the corrected ones.
+    Masks that were corrected since the view was written are the corrected ones.
 
     Raises:
-        CacheError: images were removed since.
+        CacheError: images were removed since then.
     """
     source, count = open_cache(summary[VIEWED]), int(summary["images"])
     same = source.text[:] == (folder / columns.INDEX).read_bytes()
     then, now = ([], []) if same else (list(table["image"]) for table in (read_index(folder), source.index))
     if now[:count] != then:
-        gone = len(set(then) - set(now)) or "some"  # none: they were taken back, to another place
+        gone = len(set(then) - set(now)) or "some"  # none: they were restored, in other places
         raise CacheError(
             f"{gone} of the {count} images that {folder} began with were removed from cache {source.folder} "
-            "since; what began with them cannot go on: begin anew"
+            "since; a run that began with them cannot continue: start a new one"
         )
     masks = source.masks[:count] if source.masks is not None and summary["masks"] else None
     return _checked(folder, source.images[:count], masks, summary)
@@ -301,7 +304,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _checked(
     folder: Path, images: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8] | None, summary: dict[str, Any]
 ) -> Cache:
-    """The cache of these parts, which have to fit its index."""
+    """Return the cache of these parts, which must fit its index."""
     try:
         with (folder / columns.INDEX).open("rb") as opened:
             text = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -325,7 +328,7 @@ def _checked(
 
 
 def mapped(file: Path) -> npt.NDArray[np.uint8]:
-    """The images or masks of a cache, uint8 [N, S, S], memory-mapped, read only.
+    """Return the images or masks of a cache, uint8 [N, S, S], memory-mapped, read-only.
 
     Raises:
         CacheError: they cannot be read.

@@ -1,7 +1,7 @@
-"""The index's columns as plain arrays, so that opening a large cache does not mean parsing its text.
+"""The index's columns as plain arrays, so that opening a large cache does not require parsing its text.
 
-`index.csv` is the truth. `index.safetensors` repeats the columns that training looks at, with the SHA-256 of the
-text they were taken from, and has that text's time of change. Where the text is another by now, it is ignored.
+`index.csv` is authoritative. `index.safetensors` repeats the columns that training reads, with the SHA-256 of the
+text that they came from, and has that text's modification time. If the text has changed since, it is ignored.
 """
 
 import json
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 FILE, INDEX = "index.safetensors", "index.csv"
 _VERSION = "1"
-_UNIQUE = ("image", "group")  # left to the text: they have nearly as many values as there are images
-_MOST_WORDS = 1000  # different values; a column of text with more is left to the text, too
+_UNIQUE = ("image", "group")  # read from the text: they have nearly as many values as images
+_MOST_WORDS = 1000  # different values; a column of text with more is read from the text, too
 
 
 class Columns:
-    """Columns of an index; each is read from the file when it is asked for.
+    """Columns of an index; each is read from the file on access.
 
     Attributes:
-        names: all columns that the text has, in its order; `in` tells those that are here.
-        rows: how many the text has.
+        names: all columns of the text, in its order; `in` tests whether a column is here.
+        rows: how many rows the text has.
     """
 
     def __init__(self, opened: Any, about: dict[str, Any]) -> None:
-        """Take an open `index.safetensors`: it stays what it is while another takes its place, as the text does."""
+        """Take an open `index.safetensors`, which stays readable after the file is replaced, like the text."""
         self.names: list[str] = about["names"]
         self.rows = int(about["rows"])
         self._opened, self._words, self._kept = opened, about["words"], set(opened.keys())
@@ -43,7 +43,7 @@ class Columns:
         return name in self._kept
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        """[N], the column's own dtype; text as objects."""
+        """Return a column [N] in its own dtype; text as objects."""
         values: npt.NDArray[Any] = self._opened.get_tensor(name)
         if name not in self._words:
             return values
@@ -82,7 +82,7 @@ def write(folder: Path, index: "pd.DataFrame") -> None:
 
 
 def read(folder: Path) -> Columns | None:
-    """The columns of the folder's `index.csv`; None where they are absent, or were taken from another text."""
+    """Return the columns of the folder's `index.csv`; None if they are absent, or from another text."""
     try:
         opened: Any = safetensors.safe_open(folder / FILE, framework="np")
         about = json.loads((opened.metadata() or {})["about"])

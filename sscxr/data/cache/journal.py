@@ -1,8 +1,8 @@
-"""What a `prepare` has done so far, on disk: a killed one goes on where it stopped.
+"""The progress of a `prepare` on disk, so that it resumes where it was killed.
 
-`work/pixels.bin` holds image after image (each followed by its mask, if any), `work/journal.jsonl` one line a
-file. The pixels are written first, so a line whose end is there speaks of pixels that are there. Reasons of
-refusal, which may quote headers, stand in `work/quarantine.csv` alone: key, reason.
+`work/pixels.bin` has one image after another (each followed by its mask, if any), `work/journal.jsonl` one line
+per file. The pixels are written first, so a complete line implies complete pixels. Reasons of refusal, which may
+quote headers, are in `work/quarantine.csv` alone: key, reason.
 """
 
 import csv
@@ -24,14 +24,14 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Journal:
-    """The work of one `prepare`, open for more.
+    """The journal of one `prepare`.
 
     Attributes:
-        entries: what each file came to, by the file's key.
+        entries: the result for each file, by the file's key.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        """Open the journal in `folder`; one that was begun under another header is of no use and starts anew.
+        """Open the journal in `folder`; one with another header is discarded.
 
         Args:
             folder: the cache's `work/`.
@@ -42,7 +42,7 @@ class Journal:
         lines_end, pixels_end = self._read(header)
         if not lines_end:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700)  # for its owner alone: reasons quote headers, and pixels are patients'
+            folder.mkdir(mode=0o700)  # for its owner alone: it has quoted headers and patients' pixels
         reasons = {key: entry["reason"] for key, entry in self.entries.items() if entry.get("reason")}
         self._reasons = (folder / "quarantine.csv").open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
@@ -58,7 +58,7 @@ class Journal:
             self._write_line(header)
 
     def _read(self, header: dict[str, Any]) -> tuple[int, int]:
-        """Take over whole entries of an earlier process; how far both files are good."""
+        """Read complete entries of an earlier process; return up to where both files are valid."""
         try:
             lines = (self._folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
             there = (self._folder / "pixels.bin").stat().st_size
@@ -80,13 +80,13 @@ class Journal:
                 pixels_end = max(pixels_end, end)
                 if not entry.get("reason"):
                     self.entries[entry["key"]] = entry
-                elif entry["key"] in reasons:  # without its reason, the file is tried again
+                elif entry["key"] in reasons:  # without its reason, the file is read again
                     self.entries[entry["key"]] = entry | {"reason": reasons[entry["key"]]}
             lines_end += len(line)
         return lines_end, pixels_end
 
     def _read_reasons(self) -> dict[str, str]:
-        """The reasons by key, of whole lines."""
+        """Return the reasons by key, from complete lines."""
         try:
             text = (self._folder / "quarantine.csv").read_bytes().decode("utf-8", "replace")
             whole = text.split("\n")[:-1]
@@ -95,7 +95,7 @@ class Journal:
             return {}
 
     def add(self, entry: dict[str, Any], image: Bytes | None = None, mask: Bytes | None = None) -> None:
-        """Note what became of a file; `entry["key"]` names it."""
+        """Record the result for the file `entry["key"]`."""
         if image is not None:
             data = image.tobytes() + (b"" if mask is None else mask.tobytes())
             self._pixels.write(data)
@@ -116,10 +116,10 @@ class Journal:
         self._lines.flush()
 
     def pixels(self, entry: dict[str, Any]) -> tuple[Bytes, Bytes | None]:
-        """The image and the mask of an entry, each uint8 [S, S].
+        """Return the image and the mask of an entry, each uint8 [S, S].
 
         Raises:
-            CacheError: the disk gave back other bytes than were written (after a power failure).
+            CacheError: the disk returned other bytes than were written (after a power failure).
         """
         with (self._folder / "pixels.bin").open("rb") as file:
             file.seek(entry["end"] - entry["bytes"])
@@ -127,7 +127,7 @@ class Journal:
         if zlib.crc32(data) != entry["crc"]:
             self.discard()
             raise CacheError(
-                "what an earlier, interrupted run left is damaged and was discarded; run it again"
+                "the files of an earlier, interrupted run are damaged and were discarded; run it again"
             )
         parts = np.frombuffer(data, dtype=np.uint8).reshape(-1, self._size, self._size)
         return parts[0], parts[1] if len(parts) == 2 else None
@@ -138,6 +138,6 @@ class Journal:
         self._lines.close()
 
     def discard(self) -> None:
-        """Forget it all."""
+        """Delete the journal."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The contact sheet: what a person looks at to see that the images lie and hang right. It names nobody."""
+"""The contact sheet, on which a person checks the images' orientation. It names nobody."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ GAP = 4
 def draw(
     images: npt.NDArray[np.uint8], views: Sequence[str], masks: npt.NDArray[np.uint8] | None = None
 ) -> Image.Image:
-    """Up to 100 images, evenly picked, each with its view below, and its lungs filled with stripes.
+    """Draw up to 100 images, evenly picked, each with its view below, and its lungs filled with stripes.
 
     Args:
         images: uint8 [N, S, S].
         views: the view of each; empty: unknown, shown as "?".
-        masks: uint8 [N, S, S] of 255 lung, 127 ignored, 0 neither; None: there are none.
+        masks: uint8 [N, S, S] of 255 lung, 127 ignored, 0 neither; None without masks.
     """
     count = min(len(images), COLUMNS * ROWS)
     picked = np.linspace(0, max(len(images) - 1, 0), count).round().astype(np.int64)
@@ -40,7 +40,7 @@ def draw(
 
 
 def _striped(tile: Image.Image, mask: npt.NDArray[np.uint8]) -> Image.Image:
-    """A tile whose lung is striped, so that an inverted mask shows: the stripes lie outside of the lungs then."""
+    """Stripe the lungs of a tile, so that an inverted mask shows: its stripes are outside the lungs."""
     small = np.asarray(Image.fromarray(mask).resize(tile.size, Image.Resampling.NEAREST)) == MASK_LUNG
     rows, columns = np.indices(small.shape)
     return Image.fromarray(np.where(small & ((rows + columns) % 8 == 0), np.uint8(255), np.asarray(tile)))

@@ -1,8 +1,7 @@
-"""The cache's folder as a thing that is written whole or not at all, by one process at a time.
+"""Writes to the cache's folder atomically, by one process at a time.
 
-New files are made in `next/`. Once they are all on the disk, `next/COMMIT` says so, and they are moved to their
-places; a process killed before that leaves the cache as it was, one killed after it leaves moves that whoever
-comes next completes.
+New files are made in `next/`. Once they are all on disk, `next/COMMIT` is written, and they are moved into place.
+A process killed before that leaves the cache unchanged; after it, the next process completes the moves.
 """
 
 import hashlib
@@ -23,27 +22,27 @@ from sscxr.data.pixels.facts import normal_id
 from sscxr.files import locked, privately, sync
 
 SALT_BYTES = 32
-_FIRST = {"lock", "salt.part"}  # what lies in a cache's folder before its salt does
+_FIRST = {"lock", "salt.part"}  # files in a cache's folder before its salt
 
 
 class Secret:
-    """The salt of a cache: what turns identifiers into hashes that nobody else can make or compare."""
+    """The salt of a cache, which turns identifiers into hashes that nobody else can make or compare."""
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
 
     def hash(self, kind: str, text: str) -> str:
-        """16 hex digits of HMAC-SHA256; `kind` keeps the hashes of different things apart."""
+        """Return 16 hex digits of HMAC-SHA256; `kind` separates the hashes of different things."""
         message = f"{kind}\0{text}".encode("utf-8", "surrogateescape")
         return hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:16]
 
     def patient(self, identifier: str) -> list[str]:
-        """The hashes of a patient's identifier: as written, and where they differ as `normal_id` has it."""
+        """Return the hashes of a patient's identifier as written and, if different, as `normal_id` returns it."""
         return [self.hash("patient", name) for name in dict.fromkeys((identifier, normal_id(identifier)))]
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether a folder is a cache, be it unfinished: its salt is the first file written."""
+    """Return whether a folder is a cache, even an unfinished one: its salt is the first file written."""
     return (folder / "salt").is_file()
 
 
@@ -51,14 +50,14 @@ def create(folder: Path, salt: bytes | None) -> Secret:
     """Make a folder a cache, or open it as one; the salt is drawn once and readable by its owner alone.
 
     Raises:
-        CacheError: the folder holds other things, or another salt than the one given, or another process begins it.
+        CacheError: the folder has other files or another salt, or another process is creating it.
     """
     file = folder / "salt"
     if not file.is_file():
         if folder.exists() and not (folder.is_dir() and {name.name for name in folder.iterdir()} <= _FIRST):
-            raise CacheError(f"{folder} is there and is not a cache; give --out an empty or a new folder")
+            raise CacheError(f"{folder} exists and is not a cache; give --out an empty or a new folder")
         folder.mkdir(0o700, parents=True, exist_ok=True)
-        with _locked(folder):  # of two salts, one would be lost, and with it what was hashed by it
+        with _locked(folder):  # of two salts, one would be lost, and with it all hashes made with it
             if not file.is_file():
                 _draw(file, salt)
     stored = file.read_bytes()
@@ -78,7 +77,7 @@ def _draw(file: Path, salt: bytes | None) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the cache for writing, and complete what an earlier writer began.
+    """Lock the cache for writing, and complete an earlier writer's commit.
 
     Raises:
         CacheError: another process holds it.
@@ -96,7 +95,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def begin(folder: Path) -> Path:
-    """An empty `next/` to put new files in."""
+    """Return an empty `next/` for new files."""
     fresh = folder / NEXT
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -104,7 +103,7 @@ def begin(folder: Path) -> Path:
 
 
 def commit(folder: Path, *, delete: Iterable[str] = ()) -> None:
-    """Put everything in `next/` in its place, and delete the named files; all of it or nothing."""
+    """Move everything in `next/` into place, and delete the named files; atomically."""
     fresh = folder / NEXT
     for file in fresh.iterdir():
         sync(file)
@@ -117,7 +116,7 @@ def commit(folder: Path, *, delete: Iterable[str] = ()) -> None:
 
 
 def recover(folder: Path) -> None:
-    """Complete a commit that was decided, and forget one that was not."""
+    """Complete a commit that has its mark, and discard one that does not."""
     fresh = folder / NEXT
     marker = fresh / COMMIT
     if marker.exists():
@@ -134,7 +133,7 @@ def recover(folder: Path) -> None:
 def write_images(path: Path, count: int, size: int, images: Iterable[npt.NDArray[np.uint8] | None]) -> None:
     """Write uint8 [N, S, S] as .npy, image after image; None leaves a hole, which reads as zeros.
 
-    Plain writes, not a memory map: a full disk is then an error that can be told, and not a crash.
+    With plain writes, unlike a memory map, a full disk raises an error instead of a crash.
     """
     with path.open("wb") as out:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size)}

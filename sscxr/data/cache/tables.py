@@ -1,4 +1,4 @@
-"""The text of a cache (index, ledger, quarantine, summary): read as it lies, written as it will lie."""
+"""Reads and writes the text files of a cache: index, ledger, quarantine, summary."""
 
 import csv
 import json
@@ -24,22 +24,23 @@ from sscxr.printable import line, plain, table
 Entry = dict[str, Any]
 Row = dict[str, str]
 REMOVED = "removed on request"
-# Files that name the export's files, or quote them: for their owner alone, as the salt is. Training needs none.
+# Files that name the export's files, or quote them: for their owner alone, like the salt. Training needs
+# none.
 PRIVATE = ("quarantine.csv", "ledger.jsonl", "removed.json")
 
 
 @dataclass
 class Tables:
-    """What a cache says, besides its pixels.
+    """The content of a cache, besides its pixels.
 
     Attributes:
         rows: of the index, every cell as text; in the images' order.
         sources: in the order they were listed.
-        ledger: by key, what became of every file: `file` (hashed), and `image`, `links` and `patient` (all hashed)
-            of one that decodes, and `reason` of one that is not in the cache: the kind alone, since the rest of
-            a reason may name files or quote headers.
+        ledger: the result for every file, by key: `file` (hashed); for a file that decodes, `image`, `links` and
+            `patient` (all hashed); for a file that is not in the cache, `reason`: the kind alone, since the rest
+            of a reason may name files or quote headers.
         removed: hashes of images and patients that were removed on request.
-        quarantine: the whole reason by file; `quarantine.csv` is the one place that it is read back from.
+        quarantine: the whole reason by file, which only `quarantine.csv` has.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Tables:
 
     @property
     def label_columns(self) -> list[str]:
-        """Prefixed, sorted; a label that no row knows is none."""
+        """Return the label columns, prefixed and sorted, without labels that no row knows."""
         return sorted(
             {
                 name
@@ -62,7 +63,7 @@ class Tables:
 
 
 def load(folder: Path) -> Tables:
-    """The tables of a cache, empty where it was never finished.
+    """Read the tables of a cache; they are empty if it was never finished.
 
     Raises:
         CacheError: a file of the cache does not parse.
@@ -82,14 +83,14 @@ def load(folder: Path) -> Tables:
             tables.quarantine = {row["file"]: row["reason"] for row in _read_csv(folder / "quarantine.csv")}
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise CacheError(
-            f"cache {folder} is damaged ({type(error).__name__}: {error}); prepare it anew"
+            f"cache {folder} is damaged ({type(error).__name__}: {error}); prepare it again"
         ) from None
     return tables
 
 
 def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -> None:
-    """Write the tables into `folder`; without images there is no index and no summary, so it does not open yet."""
-    for name in PRIVATE:  # before there is anything in them
+    """Write the tables into `folder`; without images, it gets no index and no summary, so it does not open yet."""
+    for name in PRIVATE:  # before they have any content
         (folder / name).touch(mode=0o600)
     _write_csv(folder / "quarantine.csv", ("file", "reason"), sorted(tables.quarantine.items()))
     entries = sorted(tables.ledger.values(), key=lambda entry: str(entry["key"]))
@@ -105,7 +106,7 @@ def save(folder: Path, tables: Tables, size: int, *, with_images: bool = True) -
 
 
 def summarise(tables: Tables, size: int) -> dict[str, Any]:
-    """Counts of a cache; they stay at the site."""
+    """Return the counts of a cache; they stay at the site."""
     rows = tables.rows
     counts = {
         column: dict(sorted(Counter(row[column] for row in rows).items()))
@@ -131,30 +132,30 @@ def summarise(tables: Tables, size: int) -> dict[str, Any]:
 
 
 def unusable(cache: Cache) -> dict[str, int]:
-    """Files that could not be used, by the kind of reason (what stands before the colon), most frequent first."""
+    """Count the files that could not be used, by the kind of reason (before the colon), most frequent first."""
     if "unusable" in cache.summary:  # a view, or several caches as one
         return dict(cache.summary["unusable"])
     try:
         reasons = load(cache.folder).quarantine.values()
-    except (CacheError, NotReadableError):  # the reasons are for the owner of the cache alone
+    except (CacheError, NotReadableError):  # only the cache's owner may read the reasons
         total = int(cache.summary.get("quarantined", 0))
         return {"reason not readable by this account": total} if total else {}
     return dict(Counter(reason.split(":")[0] for reason in reasons).most_common())
 
 
 def doubts(cache: Cache) -> dict[str, int]:
-    """Images with each kind of warning."""
+    """Count the images with each kind of warning."""
     found = Counter(doubt for cell in cache.column("warnings") for doubt in str(cell).split("; ") if doubt)
     return dict(sorted(found.items()))
 
 
 def with_kind(entry: Entry) -> Entry:
-    """An entry whose reason, if it has one, is the kind alone: fixed words that stand before a colon."""
+    """Return an entry with its reason, if any, reduced to the kind: the fixed words before a colon."""
     return entry | {"reason": entry["reason"].split(":")[0]} if entry.get("reason") else entry
 
 
 def shown_path(path: Path) -> str:
-    """A path as text that any file can hold and any terminal show, whatever bytes its name has."""
+    """Return a path as text that any file and terminal can represent, whatever bytes its name has."""
     return line(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 

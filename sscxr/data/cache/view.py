@@ -1,6 +1,6 @@
-"""A cache as it is at one moment, for what lasts longer than a process; `cache.open_cache` opens a view as well.
+"""Views: a cache as of one moment, for work that outlasts a process; `cache.open_cache` opens a view as well.
 
-A view has the index and no pixels: `prepare` leaves the images of earlier rows as they are and appends.
+A view has the index but not the pixels: `prepare` leaves the images of earlier rows unchanged and appends.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Public corpora, from the folder that was downloaded to a manifest: `nih:/data/nih`.
 
 A corpus is an entry (`base.Corpus`) in one of the modules of this package, and a line in `CORPORA`. Its table has
-one row an image, as `sscxr.data.corpora.manifest` describes it; what is the same for all of them is done here.
+one row per image, as described in `sscxr.data.corpora.manifest`; this module does what is common to all.
 """
 
 import difflib
@@ -40,12 +40,12 @@ class Found:
     """A corpus in a folder.
 
     Attributes:
-        corpus: which.
-        folder: where, absolute.
-        table: `COLUMNS` and `label:NAME` columns, one row an image; sorted by `image`. `held_out` is true for what
-            results are published on; `patient_id` begins with the corpus that the patient is of.
-        missing: images that the corpus has and the folder has not; they are not in the table.
-        warnings: lines for a person.
+        corpus: the corpus.
+        folder: its folder, absolute.
+        table: `COLUMNS` and `label:NAME` columns, one row per image; sorted by `image`. `held_out` is true for
+            images that results are published on; `patient_id` begins with the patient's corpus.
+        missing: images of the corpus that the folder lacks; they are not in the table.
+        warnings: lines to show.
     """
 
     corpus: Corpus
@@ -56,12 +56,12 @@ class Found:
 
     @property
     def labels(self) -> list[str]:
-        """The label columns, prefixed."""
+        """Return the label columns, prefixed."""
         return [name for name in self.table.columns if name.startswith(LABEL_PREFIX)]
 
 
 def named(given: str | Path) -> tuple[Corpus, Path] | None:
-    """The corpus and the folder of `nih:/data/nih`; None for what is a path or another thing.
+    """Return the corpus and the folder of `nih:/data/nih`; None for a path or anything else.
 
     Raises:
         CorpusError: an unknown corpus, with the nearest known one.
@@ -74,29 +74,29 @@ def named(given: str | Path) -> tuple[Corpus, Path] | None:
 
 
 def known(name: str) -> Corpus:
-    """The corpus of a name.
+    """Return the corpus of a name.
 
     Raises:
-        CorpusError: there is none; with the nearest known one.
+        CorpusError: an unknown name, with the nearest known one.
     """
     if name.lower() not in CORPORA:
         near = difflib.get_close_matches(name.lower(), CORPORA, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise CorpusError(f"no corpus is called {name!r}; {hint}there are: {', '.join(CORPORA)}")
+        raise CorpusError(f"no corpus is called {name!r}; {hint}choose one of: {', '.join(CORPORA)}")
     return CORPORA[name.lower()]
 
 
 def find(corpus: Corpus, path: Path, *, uncertain: str = "ignore", absent: bool = False) -> Found:
-    """List a corpus from its folder: tables are read, no image is opened.
+    """List a corpus from its folder, reading tables but not images.
 
     Args:
-        corpus: which.
-        path: its folder, as it was downloaded and unpacked, or any folder above.
-        uncertain: what becomes of labels that the corpus calls uncertain: "ignore" (unknown), "zeros", "ones".
-        absent: list images that are not there too, without a file.
+        corpus: the corpus.
+        path: its folder, as downloaded and unpacked, or any folder above.
+        uncertain: treatment of labels that the corpus calls uncertain: "ignore" (unknown), "zeros", "ones".
+        absent: whether to list missing images too, without a file.
 
     Raises:
-        CorpusError: not a folder, or not this corpus: what was looked for, and which corpora it could be.
+        CorpusError: not a folder, or not this corpus; names the expected files, and corpora that it could be.
     """
     if uncertain not in UNCERTAIN:
         raise CorpusError(f"uncertain labels: {uncertain!r} is none of {', '.join(UNCERTAIN)}")
@@ -113,21 +113,21 @@ def find(corpus: Corpus, path: Path, *, uncertain: str = "ignore", absent: bool 
     there = (table["file"] != "").to_numpy()
     if not there.any() and not absent:
         raise CorpusError(
-            f"{path}: none of the {len(table):,} images of {corpus.title} is there; looked for "
+            f"{path}: none of the {len(table):,} images of {corpus.title} was found; looked for "
             f"{table['image'].iloc[0]} and the others. It has {corpus.layout}.{_could_be(folder, corpus)}"
         )
     missing = int((~there).sum())
     warnings = [f"{corpus.name}: {line}" for line in folder.warnings]
     if missing:
         share = f"{missing:,} of {len(table):,} images ({missing / len(table):.1%})"
-        going = "" if absent else "; going on with those that are"
+        going = "" if absent else "; continuing with those that are"
         warnings.append(f"{corpus.name}: {share} are not in the folder{going}")
     table = table if absent else table[there].reset_index(drop=True)
     return Found(corpus, folder.path, table, missing, warnings)
 
 
 def _completed(table: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
-    """Every column, in the cache's words, sorted by image."""
+    """Complete the columns, in the cache's words, sorted by image."""
     table = table.reset_index(drop=True)
     for name in COLUMNS:
         if name not in table.columns:
@@ -142,7 +142,7 @@ def _completed(table: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
     table["age_band"] = bands.where(
         bands != "", table["age_group"].where(table["age_group"] == "paediatric", "")
     )
-    if corpus.name != "covid19":  # whose images have licences of their own
+    if corpus.name != "covid19":  # whose images have individual licences
         table["licence"] = table["licence"].where(table["licence"] != "", corpus.licence)
     own = table["patient_id"].str.contains(r"^(?:nih|rsna|covid19):")
     named = (table["patient_id"] != "") & ~own
@@ -152,7 +152,7 @@ def _completed(table: pd.DataFrame, corpus: Corpus) -> pd.DataFrame:
 
 
 def _each(cells: "pd.Series[str] | pd.Series[float]", what: Callable[[Any], str]) -> "pd.Series[str]":
-    """A function of every cell, called once for each different one."""
+    """Apply a function to every cell, calling it once for each distinct value."""
     codes, values = pd.factorize(cells)
     return pd.Series(
         np.array([what(value) for value in values], dtype=object)[codes], index=cells.index, dtype=str
@@ -160,7 +160,7 @@ def _each(cells: "pd.Series[str] | pd.Series[float]", what: Callable[[Any], str]
 
 
 def _could_be(folder: Folder, but: Corpus) -> str:
-    """Which corpora the folder looks like, as a sentence; nothing where it looks like none."""
+    """Return a sentence with the corpora that the folder looks like; empty if none."""
     names = {part for file in folder.files[:200_000] for part in file.split("/")}
     alike = [
         corpus.name
@@ -171,7 +171,7 @@ def _could_be(folder: Folder, but: Corpus) -> str:
 
 
 def records(found: Found) -> Iterator[Record]:
-    """The rows as `prepare` wants them; labels that are alike are one object."""
+    """Return the rows as records for `prepare`; equal labels share one object."""
     table, labels = found.table, found.labels
     names = [column.removeprefix(LABEL_PREFIX) for column in labels]
     values = table[labels].to_numpy(dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What the entries of corpora share: a folder looked through once, tables read as text, images found by name."""
+"""Shared by the entries of corpora: a folder listed once, tables read as text, images found by name."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from sscxr.data.corpora.parts import TEST
 from sscxr.errors import SscxrError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".img")
-# What an entry's table may have besides `label:NAME`; the first is needed.
+# Columns that an entry's table may have besides `label:NAME`; the first is required.
 COLUMNS = (
     "image", "file", "patient_id", "study_id", "view", "age", "age_group", "sex", "hospital", "split", "mask",
     "boxes", "licence",
@@ -30,16 +30,16 @@ _NUMBER = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*[Yy]?\s*$")
 
 
 class CorpusError(SscxrError):
-    """A folder that is not the corpus it is said to be: one line that says what was looked for."""
+    """A folder is not the named corpus; one line states which files were expected."""
 
 
 @dataclass
 class Folder:
-    """A corpus's folder as it was downloaded, looked through once and without a look at any file.
+    """A corpus's folder as downloaded, listed once, without reading files.
 
     Attributes:
         path: the folder.
-        warnings: what the entry noticed, each one line without a file's or a patient's name.
+        warnings: the entry's warnings, each one line without a file's or a patient's name.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Folder:
 
     @cached_property
     def files(self) -> list[str]:
-        """Every file below the folder, relative, shallow ones first; links within it are followed once."""
+        """Return every file below the folder, relative, shallow ones first; links within it are followed once."""
         away, top = 0, os.path.realpath(self.path)
         found: list[tuple[int, str]] = []
         seen: set[tuple[int, int]] = set()
@@ -78,14 +78,14 @@ class Folder:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Base name -> file, the shallowest where several have it."""
+        """Return base name -> file, the shallowest if several have it."""
         names: dict[str, str] = {}
         for file in self.files:
             names.setdefault(file.rpartition("/")[2], file)
         return names
 
     def has(self, *names: str) -> Path | None:
-        """The first of these tables that is there, plain or packed, wherever it lies."""
+        """Return the first of these tables that exists, plain or packed, anywhere below the folder."""
         for name in names:
             for packed in (name, f"{name}.gz", f"{name}.zip"):
                 if packed in self.names:
@@ -93,27 +93,27 @@ class Folder:
         return None
 
     def table(self, *names: str, shipped: str = "") -> Path:
-        """A table that is needed: the folder's, or else the one that torchxrayvision brings.
+        """Return a required table: the folder's, or else the one in torchxrayvision.
 
         Raises:
-            CorpusError: neither; names what was looked for.
+            CorpusError: neither exists; names the expected files.
         """
         found = self.has(*names)
         if found is not None:
             return found
         wanted = " or ".join(names)
         if not shipped:
-            raise CorpusError(f"{self.path}: {wanted} was looked for and not found")
+            raise CorpusError(f"{self.path}: {wanted} was not found")
         brought = from_torchxrayvision(shipped)
         if brought is None:
             raise CorpusError(
-                f"{self.path}: {wanted} was looked for and not found; put it there, or install torchxrayvision, "
-                "which brings it: pip install 'sscxr[corpora]'"
+                f"{self.path}: {wanted} was not found; put it there, or install torchxrayvision, "
+                "which contains it: pip install 'sscxr[corpora]'"
             )
         return brought
 
     def below(self, *folders: str, suffixes: Sequence[str] = IMAGES) -> list[str]:
-        """Files with a suffix that have one of these folders above them; none given: all."""
+        """Return files with a suffix below one of these folders; without folders, all."""
         wanted = {name.lower() for name in folders}
         return [
             file
@@ -125,12 +125,12 @@ class Folder:
     def locate(
         self, wanted: "pd.Series[str]", *, parts: int = 1, suffixes: Sequence[str] = ("",)
     ) -> "pd.Series[str]":
-        """Where the images lie, by the last parts of their path; empty where they are not there.
+        """Find images by the last parts of their path; empty for missing ones.
 
         Args:
-            wanted: a path or name each.
-            parts: how many of its last parts tell an image from all others.
-            suffixes: tried in turn behind the name; "" the name as it is.
+            wanted: paths or names.
+            parts: how many of the last parts of a path identify an image.
+            suffixes: appended to the name and tried in turn; "": the name itself.
         """
         if parts == 1:
             known: Mapping[str, str] = self.names
@@ -150,12 +150,12 @@ class Corpus:
     """One entry.
 
     Attributes:
-        name: what is typed before the colon.
-        title, images, labels, licence, where, layout: for a person to read.
-        read: the folder, and what to make of uncertain labels -> a table of `COLUMNS` and `label:NAME` columns.
-        signs: names of files or folders by which the corpus is recognised, as glob patterns.
+        name: the name before the colon.
+        title, images, labels, licence, where, layout: descriptions.
+        read: the folder and the treatment of uncertain labels -> a table of `COLUMNS` and `label:NAME` columns.
+        signs: glob patterns of files or folders by which the corpus is recognised.
         held_out: the published parts that results are reported on; they are not trained on.
-        public: whether ids may be published: whoever has the corpus has them.
+        public: whether ids may be published, since everybody with the corpus has them.
     """
 
     name: str
@@ -172,7 +172,7 @@ class Corpus:
 
 
 def from_torchxrayvision(name: str) -> Path | None:
-    """A table that torchxrayvision brings; None where it is not installed. The package is not imported."""
+    """Return a table in torchxrayvision; None if it is not installed. The package is not imported."""
     package = find_spec("torchxrayvision")
     if package is None or not package.submodule_search_locations:
         return None
@@ -181,7 +181,7 @@ def from_torchxrayvision(name: str) -> Path | None:
 
 @contextmanager
 def reading_table(path: Path) -> Iterator[None]:
-    """Make one line of what pandas raises of a table that is damaged, packed or not."""
+    """Turn any error of pandas about a damaged table into one line."""
     try:
         yield
     except CorpusError:
@@ -193,10 +193,10 @@ def reading_table(path: Path) -> Iterator[None]:
 
 
 def column_names(path: Path, *, header: int = 0) -> list[str]:
-    """The columns of a table.
+    """Return the columns of a table.
 
     Raises:
-        CorpusError: no readable table.
+        CorpusError: the table is unreadable.
     """
     with reading_table(path):
         return csv_text.names(path, header=header)
@@ -205,10 +205,10 @@ def column_names(path: Path, *, header: int = 0) -> list[str]:
 def read_csv(
     path: Path, columns: Iterable[str], *, optional: Iterable[str] = (), header: int = 0
 ) -> pd.DataFrame:
-    """Some columns of a table as text, blanks before a cell left out; and `line`, the number of each row's line.
+    """Read some columns of a table as text, without blanks before a cell, and `line`, each row's line number.
 
     Raises:
-        CorpusError: no readable table, or a column that is not there.
+        CorpusError: the table is unreadable, or lacks a column.
     """
     needed = list(columns)
     wanted = {*needed, *optional}
@@ -224,7 +224,7 @@ def read_csv(
 
 
 def lines(path: Path) -> list[str]:
-    """A text list, empty lines left out.
+    """Read a text list without empty lines.
 
     Raises:
         CorpusError: not readable as text.
@@ -236,26 +236,26 @@ def lines(path: Path) -> list[str]:
 
 
 def number(cells: "pd.Series[str]") -> npt.NDArray[np.float32]:
-    """Numbers of a text column; NaN where there is none.
+    """Read the numbers of a text column; NaN for cells without one.
 
     A cell such as "058Y" is 58.
     """
-    codes, texts = pd.factorize(cells)  # a million rows have few different cells
+    codes, texts = pd.factorize(cells)  # a million rows have few distinct values
     values = [_NUMBER.match(str(text)) for text in texts]
     return np.array([float(found[1]) if found else np.nan for found in values], dtype=np.float32)[codes]
 
 
 def add_labels(table: pd.DataFrame, labels: Mapping[str, npt.NDArray[np.float32]]) -> pd.DataFrame:
-    """The table with a column a label."""
+    """Return the table with a column for each label."""
     columns = {f"{LABEL_PREFIX}{name}": np.asarray(values, np.float32) for name, values in labels.items()}
     return pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1)
 
 
 def boxes(table: pd.DataFrame, image: str, label: str, place: Sequence[str]) -> "pd.Series[str]":
-    """Boxes as text by image: `label x y width height`, px of the original; several separated by |.
+    """Return boxes as text by image: `label x y width height`, px of the original; several separated by |.
 
     Args:
-        table: one row a box, as text; a row without numbers is none.
+        table: one row per box, as text; a row without numbers is not a box.
         image, label: columns.
         place: columns of x, y, width and height.
     """
@@ -267,7 +267,7 @@ def boxes(table: pd.DataFrame, image: str, label: str, place: Sequence[str]) -> 
 
 
 def unknown_words(folder: Folder, words: Iterable[str]) -> None:
-    """Say that a table has findings that nobody has mapped yet."""
+    """Warn of findings in a table that have no mapping yet."""
     found = sorted(word[:40] for word in words)
     if found:
         shown = ", ".join(repr(word) for word in found[:5])
@@ -278,7 +278,7 @@ def unknown_words(folder: Folder, words: Iterable[str]) -> None:
 
 
 def first_rows(table: pd.DataFrame, folder: Folder, image: str = "image") -> pd.DataFrame:
-    """One row an image: of several the first, and say so."""
+    """Keep the first row of each image, and warn of others."""
     again = table.duplicated(image)
     if again.any():
         folder.warnings.append(f"{int(again.sum())} rows repeat an image; the first of each counts")

@@ -49,14 +49,14 @@ def covid19(folder: Folder, uncertain: str) -> pd.DataFrame:
         found["finding"], COVID_WORDS, _parts, silent=frozenset({"", "ards", "todo", "unknown"})
     )
     unknown_words(folder, unknown)
-    # A pneumonia whose cause is not told may be of any kind; a viral one may be COVID-19.
-    said = found["finding"].map(
+    # A pneumonia whose cause is not given may be of any kind; a viral one may be COVID-19.
+    parts_of = found["finding"].map(
         lambda text: {" ".join(part.lower().split()) for part in _parts(text)} - {"ards"}
     )
     for kind in PNEUMONIA_KINDS:
-        labels[kind][(said == {"pneumonia"}).to_numpy()] = np.nan
+        labels[kind][(parts_of == {"pneumonia"}).to_numpy()] = np.nan
     viral = {"pneumonia", "viral", "viral pneumonia"}
-    labels["covid19"][said.map(lambda parts: bool(parts) and parts <= viral).to_numpy()] = np.nan
+    labels["covid19"][parts_of.map(lambda parts: bool(parts) and parts <= viral).to_numpy()] = np.nan
     return add_labels(table, labels)
 
 
@@ -72,7 +72,7 @@ COVID19 = Corpus(
     signs=("metadata.csv",),
 )
 
-# Parts of COVIDx that are other corpora: patients who are in both are one.
+# Parts of COVIDx that are other corpora: a patient in both is one patient.
 _COVIDX_CORPORA = {"cohen": "covid19", "rsna": "rsna"}
 
 
@@ -83,9 +83,7 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
         if path is not None:
             parts.append(_covidx_rows(path).assign(split=split))
     if not any((part["split"] == TRAIN).any() for part in parts):
-        raise CorpusError(
-            f"{folder.path}: train.txt, train_COVIDx.txt or train_COVIDx9A.txt was looked for and not found"
-        )
+        raise CorpusError(f"{folder.path}: train.txt, train_COVIDx.txt or train_COVIDx9A.txt was not found")
     table = pd.concat(parts, ignore_index=True)
     table = first_rows(table.assign(image=table["split"] + "/" + table["name"]), folder)
     table["file"] = _covidx_files(folder, table)
@@ -103,7 +101,7 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _covidx_list(folder: Folder, kind: str) -> Path | None:
-    """A part's list: `train.txt`, or by version `train_COVIDx.txt`, `train_COVIDx9A.txt`; the last one counts."""
+    """Return a part's list: `train.txt`, or else the latest version, as in `train_COVIDx9A.txt`."""
     found = folder.has(f"{kind}.txt")
     if found is not None:
         return found
@@ -115,7 +113,7 @@ def _covidx_list(folder: Folder, kind: str) -> Path | None:
 
 
 def _covidx_rows(path: Path) -> pd.DataFrame:
-    """Patient, file, class, source, separated by blanks; some files have blanks in their names."""
+    """Read patient, file, class, source, separated by blanks; some files have blanks in their names."""
     rows = []
     for place, line in enumerate(lines(path), 1):
         words = line.split()
@@ -134,7 +132,7 @@ def _covidx_rows(path: Path) -> pd.DataFrame:
 
 
 def _covidx_files(folder: Folder, table: pd.DataFrame) -> "pd.Series[str]":
-    """In the folder of its part, or else anywhere."""
+    """Find files in the folder of their part, or else anywhere."""
     by_part = folder.locate(table["split"].replace({VALID: "val"}) + "/" + table["name"], parts=2)
     return by_part.where(by_part != "", folder.locate(table["name"]))
 
@@ -160,13 +158,13 @@ def stonybrook(folder: Folder, uncertain: str) -> pd.DataFrame:
     series = folder.has("metadata.csv")
     if series is None:
         raise CorpusError(
-            f"{folder.path}: ralo-dataset-metadata.csv (Zenodo) or metadata.csv (TCIA) was looked for and not found"
+            f"{folder.path}: ralo-dataset-metadata.csv (Zenodo) or metadata.csv (TCIA) was not found"
         )
     return _tcia(folder, series)
 
 
 def _ralo(folder: Folder, path: Path) -> pd.DataFrame:
-    """The scored subset: row n of its table, from 0, is CXR_images_scored/n.jpg."""
+    """Read the scored subset: row n of its table, from 0, is CXR_images_scored/n.jpg."""
     opacity = ("Total OPACITY", "Total OPACITY.1")  # two readers, 0 to 8 for each lung
     found = read_csv(path, ("Subject_ID", *opacity), header=1)
     names = pd.Series([f"{row}.jpg" for row in range(len(found))])
@@ -184,7 +182,7 @@ def _ralo(folder: Folder, path: Path) -> pd.DataFrame:
 
 
 def _tcia(folder: Folder, path: Path) -> pd.DataFrame:
-    """COVID-19-NY-SBU as the NBIA Data Retriever lays it out: a folder a series."""
+    """Read COVID-19-NY-SBU in the layout of the NBIA Data Retriever: a folder per series."""
     columns = ("Subject ID", "Study UID", "Modality", "Manufacturer", "File Location")
     found = read_csv(path, columns)
     found = found[found["Modality"].isin(["CR", "DX"])].reset_index(drop=True)

@@ -1,7 +1,7 @@
-"""The one reader of CSV files that others wrote: spreadsheets save them in many ways.
+"""The reader for all CSV files from others, which spreadsheets save in many ways.
 
-Understood: UTF-8 with or without a mark, UTF-16 with one, packed (.gz, .zip); commas, semicolons or tabs; a first
-line `sep=;`; empty rows. A file in another encoding is refused: guessing would change names without a word.
+It reads UTF-8 with or without a byte order mark, UTF-16 with one, packed (.gz, .zip); commas, semicolons or tabs;
+a first line `sep=;`; empty rows. A file in another encoding is refused: guessing would change names silently.
 """
 
 import csv
@@ -23,7 +23,7 @@ NOT_UNICODE = "not a CSV in UTF-8; save it as 'CSV UTF-8'"
 
 
 def names(path: Path, *, header: int = 0) -> list[str]:
-    """The columns as written, blanks around them left out.
+    """Return the columns as written, without surrounding blanks.
 
     Raises:
         As `frame`.
@@ -36,21 +36,21 @@ def names(path: Path, *, header: int = 0) -> list[str]:
 def frame(
     path: Path, *, header: int = 0, wanted: Callable[[str], bool] | None = None, blanks: bool = False
 ) -> pd.DataFrame:
-    """The rows as text, missing cells empty, rows without a cell left out.
+    """Read the rows as text, with missing cells empty and empty rows left out.
 
     Args:
         path: the file.
         header: lines above the header's.
-        wanted: which columns, by name; None: all.
+        wanted: columns by name; None: all.
         blanks: leave out blanks before a cell.
 
     Returns:
-        A table whose index is the number of each row's line, where no cell goes over several lines.
+        A table whose index is each row's line number, provided that no cell spans several lines.
 
     Raises:
         OSError: not readable.
-        UnicodeDecodeError: neither UTF-8 nor UTF-16 with a mark.
-        ValueError, EOFError, zlib.error, BadZipFile: no CSV, or damaged.
+        UnicodeDecodeError: neither UTF-8 nor UTF-16 with a byte order mark.
+        ValueError, EOFError, zlib.error, BadZipFile: not a CSV, or damaged.
     """
     text, separator, _, above = _opened(path, header)
     table = pd.read_csv(
@@ -67,22 +67,22 @@ def frame(
         raise TooManyCells("rows have more cells than the header has columns")
     table.columns = table.columns.map(str).str.strip()
     table.index = pd.RangeIndex(above + header + 2, above + header + 2 + len(table))
-    table = table.fillna("")  # of rows that are too short
+    table = table.fillna("")  # in rows that are too short
     empty = (table.map(str.strip) == "").all(axis=1) if len(table.columns) else table.index < 0
     return table[~empty]
 
 
 def _opened(path: Path, header: int) -> tuple[str, str, list[str], int]:
-    """The text below a line `sep=;`, the separator, the first lines, and how many lines were taken off."""
+    """Return the text below a line `sep=;`, the separator, the first lines, and how many lines were removed."""
     text = _decoded(_unpacked(path))
     first, _, rest = text.partition("\n")
-    told = re.fullmatch(r'"?sep=(.|\\t)"?[\s,;]*', first.strip("\r"), re.IGNORECASE)
-    if told:
+    stated = re.fullmatch(r'"?sep=(.|\\t)"?[\s,;]*', first.strip("\r"), re.IGNORECASE)
+    if stated:
         text = rest
     lines = text[: 1 << 20].splitlines()[: header + 2]
     head = lines[header] if len(lines) > header else ""
     best = max(",;\t", key=head.count)
-    return text, (told[1].replace("\\t", "\t") if told else best), lines, int(told is not None)
+    return text, (stated[1].replace("\\t", "\t") if stated else best), lines, int(stated is not None)
 
 
 def _unpacked(path: Path) -> bytes:

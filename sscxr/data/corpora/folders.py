@@ -10,7 +10,7 @@ from sscxr.data.corpora.parts import part_of
 from sscxr.data.corpora.vocabulary import LABELS, PARENTS
 
 MAX_CLASSES = 50  # folders; more are patients or studies, not classes (ours)
-# Folders that say what lies in them and not what it shows; `256x256` and `1024` as well.
+# Folders named for the kind of their files, not for a class; `256x256` and `1024` as well.
 _PICTURES = {
     "image", "images", "img", "imgs", "picture", "pictures", "png", "pngs", "jpg", "jpgs", "jpeg", "jpegs", "dcm",
     "dicom", "dicoms", "data", "xray", "xrays", "x-ray", "x-rays", "cxr", "cxrs", "original", "originals",
@@ -20,7 +20,7 @@ _MASKS = {
     "segmentation", "segmentations", "lung_mask", "lung_masks", "annotation", "annotations",
 }  # fmt: skip
 _RESOLUTION = re.compile(r"\d{2,4}(?:\s*[x_-]\s*\d{2,4})?(?:\s*px)?")
-# Words that class folders are commonly called by, and the label each is.
+# Common names of class folders -> label.
 _CLASSES = {
     "bacteria": "bacterial_pneumonia",
     "covid": "covid19",
@@ -34,35 +34,33 @@ _CLASSES = {
 
 
 def kermany(folder: Folder, uncertain: str) -> pd.DataFrame:
-    """The children of Guangzhou's hospital: train and test, NORMAL and PNEUMONIA; Kaggle's copy has a small val."""
+    """Read Guangzhou's children: train and test, NORMAL and PNEUMONIA; Kaggle's copy has a small val."""
     found = folder.below("NORMAL", "PNEUMONIA", suffixes=(".jpeg", ".jpg", ".png"))
     if not found:
-        raise CorpusError(
-            f"{folder.path}: train/NORMAL/*.jpeg and train/PNEUMONIA/*.jpeg were looked for and not found"
-        )
+        raise CorpusError(f"{folder.path}: train/NORMAL/*.jpeg and train/PNEUMONIA/*.jpeg were not found")
     table = pd.DataFrame({"file": sorted(found)})
     parts = table["file"].str.split("/")
     kind, part, name = parts.str[-2].str.upper(), parts.str[-3].fillna("").str.lower(), parts.str[-1]
     table["split"] = part.map(lambda word: part_of(word) or "")
     table["image"] = part + "/" + kind + "/" + name
     # person23_bacteria_78.jpeg, BACTERIA-1008087-0001.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-0518-0001.jpeg. Numbers
-    # begin anew with the test part, and whether person23 with a virus is person23 with bacteria is not said.
+    # start again in the test part, and whether person23 with a virus is person23 with bacteria is unknown.
     new = name.str.extract(r"^(person\d+)_")[0]
     old = name.str.extract(r"^((?:[A-Z0-9]+-)*?(?:IM-)?\d+)-\d+")[0]
     patient = new.fillna(old).fillna(name)
     table["patient_id"] = np.where(part == "test", "test/", "train/") + patient
-    table["age_group"] = "paediatric"  # one to five years; no image's own is told
+    table["age_group"] = "paediatric"  # one to five years; individual ages are not published
     ill = (kind == "PNEUMONIA").to_numpy()
     low = name.str.lower()
     bacteria, virus = low.str.contains("bacteria").to_numpy(), low.str.contains("virus").to_numpy()
-    told = ~ill | bacteria | virus
+    cause_known = ~ill | bacteria | virus
     return add_labels(
         table,
         {
             "normal": (~ill).astype(np.float32),
             "pneumonia": ill.astype(np.float32),
-            "bacterial_pneumonia": np.where(told, ill & bacteria, np.nan).astype(np.float32),
-            "viral_pneumonia": np.where(told, ill & virus, np.nan).astype(np.float32),
+            "bacterial_pneumonia": np.where(cause_known, ill & bacteria, np.nan).astype(np.float32),
+            "viral_pneumonia": np.where(cause_known, ill & virus, np.nan).astype(np.float32),
         },
     )
 
@@ -81,10 +79,10 @@ KERMANY = Corpus(
 
 
 def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
-    """A folder a class: `CLASS/image`, `train/CLASS/image`, or `CLASS/images/image` beside `CLASS/masks/image`."""
+    """Read class folders: `CLASS/image`, `train/CLASS/image`, or `CLASS/images/image` and `CLASS/masks/image`."""
     within = [file for file in folder.below() if "/" in file]
     if not within:
-        raise CorpusError(f"{folder.path}: folders of images, one a class, were looked for and not found")
+        raise CorpusError(f"{folder.path}: folders of images, one per class, were not found")
     masks = {file for file in within if any(name.lower() in _MASKS for name in file.split("/")[:-1])}
     found = sorted(set(within) - masks)
     if not found:
@@ -94,18 +92,18 @@ def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
     table["split"] = above.map(lambda names: next((part for n in names if (part := part_of(n))), ""))
     classes = above.map(lambda names: next((n for n in reversed(names) if _is_class(n)), ""))
     if (classes == "").any():
-        raise CorpusError(f"{folder.path}: images lie outside of any class's folder")
+        raise CorpusError(f"{folder.path}: some images are not in a class's folder")
     names = sorted(set(classes))
     if len(names) > MAX_CLASSES:
         raise CorpusError(
-            f"{folder.path}: {len(names)} folders hold images, more than {MAX_CLASSES}; they are no classes. "
+            f"{folder.path}: {len(names)} folders have images, more than {MAX_CLASSES}; they are not classes. "
             "Without `folders:` before it, the folder is read without labels"
         )
     if masks:
         table["mask"] = _masks(folder, table["file"], masks)
     label = classes.map({name: _label(name) for name in names})
     labels = {name: (label == name).to_numpy(dtype=np.float32) for name in sorted(set(label))}
-    for kind in set(label):  # a COVID-19 is a pneumonia too, where there is a class of those
+    for kind in set(label):  # a COVID-19 is a pneumonia too, if there is such a class
         for parent in set(PARENTS.get(kind, ())) & set(labels):
             labels[parent] = np.maximum(labels[parent], labels[kind])
     return add_labels(table, labels)
@@ -121,7 +119,7 @@ def _says_no_class(name: str) -> bool:
 
 
 def _masks(folder: Folder, images: "pd.Series[str]", masks: set[str]) -> "pd.Series[str]":
-    """The mask of each image: of the same path with `masks` for `images`, the name's ending and `_mask` aside."""
+    """Find each image's mask: the same path with `masks` for `images`, ignoring the suffix and `_mask`."""
     known = {_place(file): file for file in sorted(masks)}
     found = images.map(lambda file: known.get(_place(file), ""))
     left_out = len(masks) - int((found != "").sum())
@@ -139,7 +137,7 @@ def _place(file: str) -> str:
 
 
 def _label(name: str) -> str:
-    """A folder's name as a label: one of ours where it is one."""
+    """Return a folder's name as a label, ours if possible."""
     plain = " ".join(re.sub(r"[_]+", " ", name).lower().split())
     known = _CLASSES.get(plain) or _CLASSES.get(plain.replace(" ", "-")) or plain.replace(" ", "_")
     return known if known in LABELS else plain.replace(" ", "_")
@@ -153,7 +151,7 @@ FOLDERS = Corpus(
     licence="your own",
     where="-",
     layout="CLASS/image, or train/CLASS/image and test/CLASS/image, or CLASS/images/image and its mask "
-    "CLASS/masks/image; each image is a patient of its own unless its DICOM header says whose it is",
+    "CLASS/masks/image; each image counts as a separate patient unless its DICOM header names the patient",
     read=folders,
     signs=(),
     public=False,

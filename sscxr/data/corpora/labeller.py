@@ -23,7 +23,7 @@ def _labelled(table: pd.DataFrame, found: pd.DataFrame, uncertain: str) -> pd.Da
 
 def chexpert(folder: Folder, uncertain: str) -> pd.DataFrame:
     tables = [(TRAIN, folder.table("train.csv", shipped="chexpert_train.csv.gz"))]
-    # The test images came later, as CheXlocalize's; their table says nothing but the findings.
+    # The test images were published later, by CheXlocalize; their table has only the findings.
     more = ((VALID, folder.has("valid.csv")), (TEST, folder.has("test_labels.csv")))
     tables += [(split, path) for split, path in more if path is not None]
     views = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
@@ -47,7 +47,7 @@ def chexpert(folder: Folder, uncertain: str) -> pd.DataFrame:
             "patient_id": tail[1],
             "study_id": tail[1] + "/" + tail[2],
             "view": np.where(lateral, "L", found["AP/PA"]),
-            "age": np.where(age > 0, age, np.nan),  # 0 stands for unknown; 90 for older too
+            "age": np.where(age > 0, age, np.nan),  # 0 means unknown; 90 includes older
             "sex": found["Sex"],
             "split": found["split"],
         }
@@ -66,7 +66,7 @@ CHEXPERT = Corpus(
     "release in its batches as well",
     read=chexpert,
     signs=("patient[0-9][0-9][0-9][0-9][0-9]", "CheXpert-v1.0*", "chexpert*.csv"),
-    # The 200 patients of the validation set were read by radiologists; results are reported on them.
+    # Radiologists read the 200 patients of the validation set; results are reported on them.
     held_out=(VALID, TEST),
 )
 
@@ -74,7 +74,7 @@ CHEXPERT = Corpus(
 def _mimic_part(path: Path, word: str) -> str:
     part = part_of(word) if word else ""
     if part is None:
-        raise CorpusError(f"{path}: column 'split' holds {word!r}; it has train, validate, test")
+        raise CorpusError(f"{path}: column 'split' has {word!r}, not train, validate or test")
     return part
 
 
@@ -95,7 +95,7 @@ def mimic(folder: Folder, uncertain: str) -> pd.DataFrame:
         split = words.map({word: _mimic_part(parts, word) for word in set(words)})
     else:
         folder.warnings.append(
-            "mimic-cxr-2.0.0-split.csv.gz is not there, so the official test images are not held out"
+            "mimic-cxr-2.0.0-split.csv.gz is missing, so the official test images are not held out"
         )
     table = pd.DataFrame(
         {

@@ -1,20 +1,20 @@
-"""The CSV contract: one row an image, with what is known of it. What is not stated is unknown, never negative.
+"""The CSV contract: one row per image, with what is known of it. What is not stated is unknown, never negative.
 
-Columns, of which only the first is needed:
+Columns (only the first is required):
 
     file           the image, relative to the manifest's folder (`image` and `path` are understood too)
-    source         the corpus or hospital; where absent, as `--source` says
-    patient_id     whose image it is (`patient` is understood too, where there is no `patient_id`)
-    split_group    patients to be kept together; wins over `patient_id`
+    source         the corpus or hospital; default: `--source`
+    patient_id     the patient (`patient` is understood too, if there is no `patient_id`)
+    split_group    patients to keep together; overrides `patient_id`
     view, sex, age, age_group, licence
     mask           a lung mask, relative to the manifest's folder; several separated by | are joined
-    hospital       which hospital or machine of the source it comes from
-    split          train, valid or test, as published (see `parts`); what is test is never trained on
-    label          what it shows, by name; several separated by ; or |
+    hospital       the hospital or machine within the source
+    split          train, valid or test, as published (see `parts`); test images are never trained on
+    label          the names of its findings, separated by ; or |
     label:NAME     1 present, 0 absent, -1 or empty unknown
 
-`label` becomes one label a name: 1 where a row has it, 0 where the row has others, unknown where it has none.
-In a manifest without `label`, every column that is not listed here or in `OTHER_COLUMNS` is a label.
+Each name in `label` becomes a label: 1 if a row has it, 0 if the row has others, unknown if it has none. In a
+manifest without `label`, every column that is not listed here or in `OTHER_COLUMNS` is a label.
 """
 
 import csv
@@ -43,7 +43,7 @@ KNOWN_COLUMNS = (
     "source", "patient_id", "split_group", "view", "sex", "age", "age_group", "licence", "mask", "label",
     "hospital", "split",
 )  # fmt: skip
-# Seen in manifests, and not labels.
+# Other columns of manifests, which are not labels.
 OTHER_COLUMNS = (
     "patient", "labels_raw", "mask_kind", "original_file", "orig_width", "orig_height", "notes", "format",
     "redistributable", "use", "bytes", "sha256", "width", "height", "mode", "license", "study_id", "study_date",
@@ -55,7 +55,7 @@ MAX_CATEGORIES = 100  # more distinct names than this in `label` are free text, 
 
 
 class ManifestError(SscxrError):
-    """A manifest that cannot be used: one line that says what is wrong and what to do."""
+    """An invalid manifest; one line states what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ class Record:
 
     Attributes:
         file: the image, absolute.
-        name: the image as the manifest names it.
-        source: empty where the manifest does not say.
-        patient: identifier of the patient, empty where unknown.
-        group: identifier of the patient group, the patient's where no other is given.
+        name: the image's name in the manifest.
+        source: empty if the manifest has none.
+        patient: identifier of the patient, empty if unknown.
+        group: identifier of the patient group, by default the patient's.
         view, sex, age_band, licence: in the cache's words.
-        labels: name to 1 or 0; unknown ones are absent.
+        labels: name to 1 or 0; unknown ones are missing.
         mask, more_masks: absolute, or None; several are joined.
         problem: why the row cannot be used, or empty.
-        warning: a doubt about the row, which is used all the same, or empty.
-        hospital: which one of the source, or which machine; empty where unknown.
+        warning: a doubt about the row, which is still used, or empty.
+        hospital: the hospital or machine within the source; empty if unknown.
         published: train, valid, test or empty, as published.
-        held_out: never to be trained on.
-        public_id: the image's name within a public corpus; empty for a hospital's own, which have none.
-        place: what the patient's place among those set aside is drawn from, where a public name tells.
+        held_out: whether it is never trained on.
+        public_id: the image's name within a public corpus; empty for a hospital's own images.
+        place: the public name that the patient's place is drawn from, if there is one.
     """
 
     file: Path
@@ -93,7 +93,7 @@ class Record:
     mask: Path | None = None
     problem: str = ""
     warning: str = ""
-    # Not in the representation, which files of older caches are known by.
+    # Not in the representation, by which older caches identify files.
     more_masks: tuple[Path, ...] = field(default=(), repr=False)
     hospital: str = field(default="", repr=False)
     published: str = field(default="", repr=False)
@@ -102,7 +102,7 @@ class Record:
     place: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        """Make names fit to be shown and read back: on one line, without control characters."""
+        """Make names safe to show and read back: on one line, without control characters."""
         for name in ("source", "licence", "hospital", "public_id"):
             if not getattr(self, name).isprintable():
                 object.__setattr__(self, name, line(getattr(self, name)))
@@ -111,21 +111,21 @@ class Record:
 
     @property
     def added(self) -> str:
-        """What the representation leaves out; empty where there is nothing."""
-        told = (self.more_masks, self.hospital, self.published, self.held_out, self.public_id, self.place)
-        return repr(told) if any(told) else ""
+        """Return what the representation leaves out; empty if nothing."""
+        left_out = (self.more_masks, self.hospital, self.published, self.held_out, self.public_id, self.place)
+        return repr(left_out) if any(left_out) else ""
 
 
 def read(path: Path, warnings: list[str] | None = None) -> list[Record]:
-    """The rows of a manifest, in its order.
+    """Read the rows of a manifest, in its order.
 
     Args:
         path: the file.
-        warnings: takes a line for whatever was guessed.
+        warnings: gets a line for every guess.
 
     Raises:
-        ManifestError: no readable CSV, no file column, a file listed twice, or labels that are not numbers,
-            or a word in `split` that is not known.
+        ManifestError: an unreadable CSV, no file column, a file listed twice, labels that are not numbers, or an
+            unknown word in `split`.
     """
     table = _table(path)
     file_column = _file_column(path, table)
@@ -142,24 +142,24 @@ def read(path: Path, warnings: list[str] | None = None) -> list[Record]:
     ]
     away = sum(LINKED in (record.problem, record.warning.removeprefix("mask ")) for record in records)
     if away:
-        doubts.append(f"{away} rows name what lies outside of its folder by a link, which is left out")
+        doubts.append(f"{away} rows name files that a link leads out of its folder; they are left out")
     if warnings is not None:
         warnings += [f"{path.name}: {doubt}" for doubt in doubts]
     return records
 
 
 def _parts(path: Path, table: pd.DataFrame) -> list[str]:
-    """The published part of every row: train, valid, test or empty.
+    """Return the published part of every row: train, valid, test or empty.
 
     Raises:
-        ManifestError: a word that is none of them; taken for none, what it holds out would be trained on.
+        ManifestError: an unknown word; if it were ignored, images that it holds out would be trained on.
     """
     if "split" not in table.columns:
         return [""] * len(table)
     for number, word in table["split"].items():
         if word.lower() not in NO_VALUE and part_of(word) is None:
             raise ManifestError(
-                f"{path}: line {number}: column 'split' holds what is not a word for train, valid or test; "
+                f"{path}: line {number}: column 'split' has a word that does not mean train, valid or test; "
                 "write one of these, or call the column 'fold' if it is another cut"
             )
     return ["" if word.lower() in NO_VALUE else part_of(word) or "" for word in table["split"]]
@@ -169,7 +169,7 @@ _SCIENTIFIC = re.compile(r"[+-]?\d+(?:[.,]\d+)?[eE][+]?\d+")
 
 
 def _doubt_ids(table: pd.DataFrame, doubts: list[str]) -> None:
-    """Say what a spreadsheet may have done to the patients' ids; none of them is named."""
+    """Warn of changes that a spreadsheet may have made to patients' ids, without naming any."""
     for column in ("patient_id", "split_group"):
         ids = table[column][~table[column].str.lower().isin(NO_VALUE)] if column in table.columns else None
         if ids is None or ids.empty:
@@ -178,19 +178,19 @@ def _doubt_ids(table: pd.DataFrame, doubts: list[str]) -> None:
         if len(short):
             doubts.append(
                 f"{column} of {len(short)} rows (line {short.index[0]} the first) is a rounded number such as "
-                "1.2E+11: different patients may be one here; save the ids as text, and prepare anew"
+                "1.2E+11: different patients may be one here; save the ids as text, and prepare again"
             )
         written = ids.drop_duplicates()
         again = written[written.map(normal_id).duplicated(keep=False)]
         if len(again):
             doubts.append(
-                f"{len(again)} different {column}s (line {again.index[0]} the first) are others but for case, "
-                "zeros in front, '.0' or separators; each such set counts as one patient"
+                f"{len(again)} different {column}s (line {again.index[0]} the first) are equal except for case, "
+                "leading zeros, '.0' or separators; each such set counts as one patient"
             )
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """The file as text, every cell stripped."""
+    """Read the file as text, every cell stripped."""
     try:
         names = csv_text.names(path)
         table = csv_text.frame(path)
@@ -214,7 +214,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _column(name: str) -> str:
-    """A column's name; those that are known in whatever case a spreadsheet gave them, `FILE` and `Label:Edema`."""
+    """Return a column's name; known ones may have any case, as in `FILE` and `Label:Edema`."""
     low = name.strip().lower()
     if low.startswith(LABEL_PREFIX):
         return LABEL_PREFIX + name.strip()[len(LABEL_PREFIX) :]
@@ -235,12 +235,12 @@ def _refuse_repeats(path: Path, files: "pd.Series[str]") -> None:
     if len(repeats):
         first, second = names.index[names == repeats.iloc[0]][:2]
         raise ManifestError(
-            f"{path}: lines {first} and {second} name the same file {repeats.iloc[0]!r}; keep one row a file"
+            f"{path}: lines {first} and {second} name the same file {repeats.iloc[0]!r}; keep one row per file"
         )
 
 
 def _labels(path: Path, table: pd.DataFrame, file_column: str, doubts: list[str]) -> list[dict[str, int]]:
-    """Known labels of every row: the columns' and then the names' in `label`."""
+    """Return the known labels of every row, from the columns and then from the names in `label`."""
     columns = [name for name in table.columns if name.startswith(LABEL_PREFIX)]
     named = "label" in table.columns and not set(table["label"].str.lower()) <= UNKNOWN_LABELS | _NUMBERS
     if "label" in table.columns and not named:
@@ -272,12 +272,12 @@ _NUMBERS = {*_VALUES}
 
 
 def _key(name: str) -> str:
-    """What two spellings of one label have in common: case, blanks, `_` and `-` do not count."""
+    """Normalise a label's spelling: case, blanks, `_` and `-` do not count."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 def _doubt_names(names: list[str], doubts: list[str]) -> None:
-    """Say which labels differ by one letter: one may be a slip of the other, and each counts as its absence."""
+    """Warn of labels that differ by one letter: one may be a typo of the other, and each counts as its absence."""
     for place, one in enumerate(names):
         for other in names[place + 1 :]:
             if min(len(one), len(other)) >= 5 and _one_slip(_key(one), _key(other)):
@@ -287,7 +287,7 @@ def _doubt_names(names: list[str], doubts: list[str]) -> None:
 
 
 def _one_slip(one: str, other: str) -> bool:
-    """Whether one letter more, less or other, or two swapped, make one of the other; numbers are no slips."""
+    """Return whether the names differ by one letter, or by two swapped; differing numbers are not typos."""
     start = _alike(one, other)
     end = _alike(one[start:][::-1], other[start:][::-1])
     left, right = one[start : len(one) - end], other[start : len(other) - end]
@@ -297,7 +297,7 @@ def _one_slip(one: str, other: str) -> bool:
 
 
 def _alike(one: str, other: str) -> int:
-    """How many letters two words begin alike with."""
+    """Return the length of two words' common prefix."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),
@@ -309,18 +309,18 @@ def _label_value(path: Path, column: str, number: object, cell: str) -> int | No
         return None
     if cell.lower() not in _VALUES:
         near = get_close_matches(column, KNOWN_COLUMNS, n=1, cutoff=0.8)
-        hint = f"or did you mean {near[0]!r}?" if near else "remove the column if it is no label"
+        hint = f"or did you mean {near[0]!r}?" if near else "remove the column if it is not a label"
         raise ManifestError(
-            f"{path}: line {number}: label column {column!r} holds {cell!r}; labels are 1, 0, or -1 or empty "
+            f"{path}: line {number}: label column {column!r} has {cell!r}; labels are 1, 0, or -1 or empty "
             f"for unknown ({hint})"
         )
     return _VALUES[cell.lower()]
 
 
 def _add_names(path: Path, cells: "pd.Series[str]", labels: list[dict[str, int]], doubts: list[str]) -> None:
-    """One label a name in `label`: the row's own are 1, the manifest's others 0; empty cells leave all unknown.
+    """Add a label for each name in `label`: the row's own are 1, other rows' 0; an empty cell leaves all unknown.
 
-    Names that differ by case are one, by the spelling of a column or else the commonest.
+    Names that differ by case are one, in the spelling of a column or else the commonest.
     """
     rows = [
         [name.strip() for name in re.split(r"[;|]", cell) if name.strip().lower() not in UNKNOWN_LABELS]
@@ -332,14 +332,14 @@ def _add_names(path: Path, cells: "pd.Series[str]", labels: list[dict[str, int]]
     others = sorted(name for name in spelt if chosen[_key(name)] != name)
     if others:
         doubts.append(
-            f"label: {len(others)} names are others in another spelling, and joined: "
+            f"label: {len(others)} names are other spellings, and joined: "
             + ", ".join(f"{name!r} is {chosen[_key(name)]!r}" for name in others[:5])
         )
     rows = [[chosen[_key(name)] for name in row] for row in rows]
     names = sorted({name for row in rows for name in row})
     if len(names) > MAX_CATEGORIES:
         raise ManifestError(
-            f"{path}: column 'label' holds {len(names)} different names, more than {MAX_CATEGORIES}; free text "
+            f"{path}: column 'label' has {len(names)} different names, more than {MAX_CATEGORIES}; free text "
             "goes into 'labels_raw'"
         )
     for known, present in zip(labels, rows, strict=True):
@@ -378,14 +378,14 @@ def _record(
 
 
 def _masks(folder: Path, names: str) -> tuple[tuple[Path, ...], str]:
-    """The masks of a row, and what is wrong with one of them; then there are none."""
+    """Return the masks of a row; if one is wrong, return none, and what is wrong."""
     found = [inside(folder, name.strip()) for name in names.split("|") if name.strip()]
     warning = next((problem for _, problem in found if problem), "")
     return ((), warning) if warning else (tuple(path for path, _ in found), "")
 
 
 def inside(folder: Path, name: str) -> tuple[Path, str]:
-    """A path below a folder, and what is wrong with it: it must not lead out of the folder."""
+    """Return a path below a folder, and what is wrong with it: it must not lead out of the folder."""
     if not name:
         return folder, "no file named"
     if "\0" in name:
@@ -397,7 +397,7 @@ def inside(folder: Path, name: str) -> tuple[Path, str]:
 
 
 def within(folder: Path, path: Path) -> bool:
-    """Whether a path below a folder, which has no link in its own path, stays there when links are followed."""
+    """Return whether a path stays below a folder, whose own path has no link, when links are followed."""
     if not _real(path.parent).is_relative_to(folder):
         return False
     return not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(folder)
@@ -413,11 +413,11 @@ def _known(text: str) -> str:
 
 
 def _age_band(age: str, group: str) -> str:
-    """From the age in years or in DICOM's form, or else from the group; a cohort such as "1-5y" is not an age."""
+    """Return the band of the age, in years or DICOM's form, or else of the group; "1-5y" is not an age."""
     try:
         years: float | None = float(
             age.replace(",", ".")
-        )  # a comma, as spreadsheets in many languages write it
+        )  # a decimal comma, as spreadsheets in many languages write it
     except ValueError:
         years = dicom_age(age)
     band = "" if years is None else age_band(years)

@@ -34,7 +34,7 @@ def nih(folder: Folder, uncertain: str) -> pd.DataFrame:
     path = folder.table(
         "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", shipped="Data_Entry_2017_v2020.csv.gz"
     )
-    sexes = ("Patient Gender", "Patient Sex")  # the one became the other with v2020
+    sexes = ("Patient Gender", "Patient Sex")  # renamed in v2020
     found = read_csv(
         path,
         ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"),
@@ -63,12 +63,12 @@ def nih(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _official(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
-    """The published parts; without the lists, nothing is held out on their account, and that is said."""
+    """Return the published parts; without the lists, warn that the test images are not held out."""
     test = folder.has("test_list.txt", "test_list_NIH.txt")
     train = folder.has("train_val_list.txt", "train_val_list_NIH.txt")
     if test is None:
         folder.warnings.append(
-            "test_list.txt is not there, so the official test images are not known and not held out; it comes with "
+            "test_list.txt is missing, so the official test images are not known and not held out; it comes with "
             "the corpus"
         )
         return pd.Series("", index=images.index)
@@ -77,7 +77,7 @@ def _official(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
 
 
 def _nih_boxes(path: Path) -> "pd.Series[str]":
-    # The header is broken: `Bbox [x`, `y`, `w`, `h]`, and empty columns behind.
+    # The header is broken: `Bbox [x`, `y`, `w`, `h]`, followed by empty columns.
     with reading_table(path):
         table = csv_text.frame(path).iloc[:, :6].reset_index(drop=True)
         if table.shape[1] < 6:
@@ -125,7 +125,7 @@ def rsna(folder: Folder, uncertain: str) -> pd.DataFrame:
     table["file"] = folder.locate(table["image"], suffixes=(".dcm", ".jpg", ".png"))
     table["patient_id"] = _nih_patients(folder, table["image"])
     headers = from_torchxrayvision("kaggle_stage_2_train_images_dicom_headers.csv.gz")
-    if headers is not None:  # without it they are read from each file's own header, when that is prepared
+    if headers is not None:  # without it, each file's own header is read when the file is prepared
         names = {"ViewPosition": "view", "PatientAge": "age", "PatientSex": "sex"}
         known = read_csv(headers, ("PatientID", *names)).drop_duplicates("PatientID").set_index("PatientID")
         for name, column in names.items():
@@ -135,12 +135,12 @@ def rsna(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _nih_patients(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
-    """The patients of NIH whose images these are, where the published mapping tells."""
+    """Return the images' NIH patients by the published mapping, if it exists."""
     path = folder.has("pneumonia-challenge-dataset-mappings_2018.json")
     if path is None:
         folder.warnings.append(
-            "pneumonia-challenge-dataset-mappings_2018.json is not there, so each image counts as a patient of its "
-            "own, and none is known to be NIH's: do not use it beside nih"
+            "pneumonia-challenge-dataset-mappings_2018.json is missing, so each image counts as a separate "
+            "patient, and none is known to be NIH's: do not use it beside nih"
         )
         return images
     try:
@@ -166,7 +166,7 @@ RSNA = Corpus(
 )
 
 
-_NOT_DRAWN = ("-1", "-1.0")  # as published, and as a table saved again has it
+_NOT_DRAWN = ("-1", "-1.0")  # as published, and as in a table that was saved again
 
 
 def _check_runs(path: Path, rows: pd.DataFrame) -> None:
@@ -177,7 +177,7 @@ def _check_runs(path: Path, rows: pd.DataFrame) -> None:
                 raise ValueError("an empty cell, which may mean no mask or an unknown one")
             rle.box(cell)
         except ValueError as error:
-            raise CorpusError(f"{path}: line {line}, EncodedPixels: {error}; -1 stands for no mask") from None
+            raise CorpusError(f"{path}: line {line}, EncodedPixels: {error}; -1 means no mask") from None
 
 
 def siim(folder: Folder, uncertain: str) -> pd.DataFrame:
@@ -197,7 +197,7 @@ def siim(folder: Folder, uncertain: str) -> pd.DataFrame:
     ]
     table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
     table["file"] = folder.locate(table["image"], suffixes=(".dcm",))
-    # The patient of the header is a name made for each image; NIH's, whose images they are, was not published.
+    # The header's patient is a name made for each image; the NIH patient was not published.
     table["patient_id"] = table["image"]
     return table.fillna({"boxes": ""})
 

@@ -15,10 +15,10 @@ PARTS = {
 
 
 def part_of(word: str) -> str | None:
-    """The part that a word means, however it is spelled; None where the word is not known.
+    """Return the part that a word means, in any spelling; None for an unknown word.
 
-    Case, `_` and `-`, a number behind ("test2") and "set", "split", "data", "cohort" or "images" behind do not
-    count.
+    Case, `_` and `-`, a trailing number ("test2") and a trailing "set", "split", "data", "cohort" or "images" do
+    not count.
     """
     plain = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", word).casefold()).strip()
     plain = re.sub(r"\s*\d+$", "", plain)

@@ -34,7 +34,7 @@ from sscxr.data.corpora.vocabulary import (
 
 
 def _listed(text: str) -> Sequence[str]:
-    """The words of PadChest's `['pulmonary fibrosis', 'kyphosis']`; an empty cell is one empty word."""
+    """Split PadChest's `['pulmonary fibrosis', 'kyphosis']` into words; an empty cell is one empty word."""
     return [word.strip(" '\"") for word in text.strip("[]").split(",")]
 
 
@@ -105,20 +105,20 @@ def vindr(folder: Folder, uncertain: str) -> pd.DataFrame:
     table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
     table["file"] = folder.locate(table["image"], suffixes=(".dicom", ".dcm", ".png", ".jpg"))
     table["view"] = "PA"  # all of them (Nguyen et al. 2022, Methods)
-    # Nothing published tells patients apart; each image counts as one.
+    # Patients are not published; each image counts as one.
     table["patient_id"] = table["image"]
     return table.fillna({"boxes": ""})
 
 
 def _vindr_part(folder: Folder, whole: Path | None, local: Path | None) -> pd.DataFrame:
-    """One part; a finding counts where any of its readers named it."""
+    """Read one part; a finding counts if any of its readers named it."""
     rows = read_csv(local, ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")) if local else None
     if whole is not None:
         columns = [name for name in column_names(whole) if name.lower() in VINDR_WORDS]
         votes = read_csv(whole, ("image_id", *columns))
         values = pd.DataFrame({name: number(votes[name]) for name in columns})
-        said = values.groupby(votes["image_id"], sort=True).max() > 0
-        images, names, present = said.index.to_numpy(dtype=str), columns, said.to_numpy()
+        named = values.groupby(votes["image_id"], sort=True).max() > 0
+        images, names, present = named.index.to_numpy(dtype=str), columns, named.to_numpy()
     else:
         assert rows is not None
         codes, listed = pd.factorize(rows["image_id"], sort=True)
@@ -169,7 +169,7 @@ def openi(folder: Folder, uncertain: str) -> pd.DataFrame:
     reports = folder.below("ecgen-radiology", suffixes=(".xml",))
     if not reports:
         raise CorpusError(
-            f"{folder.path}: ecgen-radiology/*.xml was looked for and not found; NLMCXR_reports.tgz holds it"
+            f"{folder.path}: ecgen-radiology/*.xml was not found; NLMCXR_reports.tgz contains it"
         )
     rows = [row for report in reports for row in _openi_report(folder.path / report)]
     found = first_rows(pd.DataFrame(rows), folder)
@@ -185,7 +185,7 @@ def openi(folder: Folder, uncertain: str) -> pd.DataFrame:
     else:
         for column in ("view", "hospital", "sex"):
             table[column] = table["image"].map(headers[column]).fillna("")
-    # MeSH has some hundred heads that are no findings of the lung.
+    # MeSH has about a hundred heads that are not findings of the lung.
     labels, _ = spelled(
         found["codes"], OPENI_WORDS, lambda text: text.split("|"), silent=OPENI_SILENT, others=True
     )
@@ -193,7 +193,7 @@ def openi(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _openi_report(path: Path) -> list[dict[str, str]]:
-    """A row for each image of a report, with the heads of its manual MeSH codes."""
+    """Return a row for each image of a report, with the heads of its manual MeSH codes."""
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
@@ -218,7 +218,7 @@ def _openi_report(path: Path) -> list[dict[str, str]]:
 
 
 def _openi_headers() -> pd.DataFrame | None:
-    """What torchxrayvision read from the DICOM headers, by image; None where it is not installed."""
+    """Return facts that torchxrayvision has from the DICOM headers, by image; None if it is not installed."""
     path = from_torchxrayvision("nlmcxr_dicom_metadata.csv.gz")
     if path is None:
         return None
@@ -252,7 +252,7 @@ def jsrt(folder: Folder, uncertain: str) -> pd.DataFrame:
         and "mask" not in file.lower()
     ]
     if not found:
-        raise CorpusError(f"{folder.path}: JPCLN001.IMG and JPCNN001.IMG were looked for and not found")
+        raise CorpusError(f"{folder.path}: JPCLN001.IMG and JPCNN001.IMG were not found")
     table = pd.DataFrame({"file": found})
     table["image"] = table["file"].str.extract(r"(JPC[LN]N\d{3})", flags=re.I)[0].str.upper()
     table = first_rows(table.sort_values(["image", "file"], ignore_index=True), folder)
@@ -269,7 +269,7 @@ def jsrt(folder: Folder, uncertain: str) -> pd.DataFrame:
 
 
 def _jsrt_facts(folder: Folder) -> pd.DataFrame:
-    """Age, sex and nodule by image, from the two lists that come with the images."""
+    """Return age, sex and nodule by image, from the two lists beside the images."""
     rows = []
     path = folder.has("CLNDAT_EN.txt", "CLNDAT_EN.TXT")
     text = path.read_text(encoding="latin-1") if path else ""
@@ -295,7 +295,7 @@ def _jsrt_facts(folder: Folder) -> pd.DataFrame:
 
 
 def _jsrt_masks(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
-    """The lungs of the SCR database, left and right, where its folds lie beside the images."""
+    """Find the SCR database's masks, left and right, if its folds are beside the images."""
     sides: list[pd.Series[str]] = []
     for side in ("left lung", "right lung"):
         found = {
@@ -311,7 +311,7 @@ JSRT = Corpus(
     name="jsrt",
     title="JSRT (Japanese Society of Radiological Technology)",
     images="247 raw .IMG of 12 bits",
-    labels="nodule; lung masks of the SCR database, where they are",
+    labels="nodule; lung masks of the SCR database, if present",
     licence="JSRT terms: free for research, with citation",
     where="http://db.jsrt.or.jp/eng.php",
     layout="All247images/JPCLN001.IMG, CLNDAT_EN.txt, CNNDAT_EN.TXT; SCR: scratch/fold1/masks/left lung/*.gif, "

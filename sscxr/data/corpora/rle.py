@@ -1,7 +1,7 @@
-"""The run-length code of the SIIM-ACR pneumothorax masks, which is not the usual one.
+"""The run-length code of the SIIM-ACR pneumothorax masks, which differs from the usual one.
 
-Pairs of numbers: how many pixels to skip since the end of the last run, and how many are masked. Pixels are counted
-down the columns, column after column. Several masks of one image are separated by |.
+It has pairs of numbers: how many pixels to skip since the end of the last run, and how many are masked. Pixels
+are counted down the columns, column after column. Several masks of one image are separated by |.
 """
 
 import numpy as np
@@ -11,10 +11,10 @@ SIDE = 1024  # px; every image of the challenge is a square of it
 
 
 def decode(runs: str, side: int = SIDE) -> npt.NDArray[np.bool_]:
-    """bool [side, side]: the union of an image's masks.
+    """Return bool [side, side]: the union of an image's masks.
 
     Raises:
-        ValueError: no whole numbers, an odd number of them, or runs that lead out of the image.
+        ValueError: not whole numbers, an odd number of them, or runs that lead out of the image.
     """
     mask = np.zeros(side * side, dtype=bool)
     for start, end in _runs(runs, side):
@@ -28,7 +28,7 @@ def _runs(runs: str, side: int) -> npt.NDArray[np.int64]:
         try:
             numbers = np.array(one.split(), dtype=np.int64)
         except (ValueError, OverflowError):
-            raise ValueError("a run-length code with what is no whole number") from None
+            raise ValueError("a run-length code with text that is not a whole number") from None
         if len(numbers) % 2 or (numbers < 0).any():
             raise ValueError(f"a run-length code of {len(numbers)} numbers; it has pairs of skip and length")
         ends = np.cumsum(numbers)[1::2]
@@ -39,7 +39,7 @@ def _runs(runs: str, side: int) -> npt.NDArray[np.int64]:
 
 
 def box(runs: str, side: int = SIDE) -> str:
-    """The box around an image's masks, `pneumothorax x y width height`, without drawing them.
+    """Return the box around an image's masks, `pneumothorax x y width height`, without drawing them.
 
     Raises:
         ValueError: as for `decode`.
@@ -51,7 +51,7 @@ def box(runs: str, side: int = SIDE) -> str:
     first, last = pairs[:, 0], pairs[:, 1] - 1
     left, right = int(first.min() // side), int(last.max() // side)
     if (first // side != last // side).any():
-        top, bottom = 0, side - 1  # a run over the foot of a column goes on at the head of the next
+        top, bottom = 0, side - 1  # a run past the foot of a column continues at the head of the next
     else:
         top, bottom = int((first % side).min()), int((last % side).max())
     return f"pneumothorax {left} {top} {right - left + 1} {bottom - top + 1}"

@@ -12,7 +12,7 @@ from sscxr.data.corpora.parts import TEST, TRAIN, VALID
 
 
 def _named(folder: Folder, prefix: str) -> pd.DataFrame:
-    """The radiographs of a collection of the National Library of Medicine: their name ends in 0, or in 1 for TB."""
+    """Read a collection of the National Library of Medicine, whose names end in 0, or in 1 for TB."""
     pattern = re.compile(rf"({prefix}_(\d+)_([01]))\.png")
     rows = []
     for file in folder.below(suffixes=(".png",)):
@@ -20,7 +20,7 @@ def _named(folder: Folder, prefix: str) -> pd.DataFrame:
         if match and "mask" not in file.lower():
             rows.append((match[1], file, match[2], match[3] == "1"))
     if not rows:
-        raise CorpusError(f"{folder.path}: CXR_png/{prefix}_0001_0.png was looked for and not found")
+        raise CorpusError(f"{folder.path}: CXR_png/{prefix}_0001_0.png was not found")
     table = pd.DataFrame(rows, columns=["image", "file", "patient_id", "ill"]).drop_duplicates("image")
     table = table.sort_values("image", ignore_index=True)
     table["view"] = "PA"  # all of them (Jaeger et al. 2014)
@@ -90,10 +90,10 @@ SHENZHEN = Corpus(
     name="shenzhen",
     title="Shenzhen Hospital chest X-rays",
     images="662 PNG",
-    labels="tuberculosis, normal; lung masks of 566 where they lie beside",
+    labels="tuberculosis, normal; lung masks of 566, if present",
     licence="public domain (NLM), with citation",
     where="https://data.lhncbc.nlm.nih.gov/public/Tuberculosis-Chest-X-ray-Datasets/",
-    layout="ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png, ClinicalReadings/; masks, published apart: "
+    layout="ChinaSet_AllFiles/CXR_png/CHNCXR_0001_0.png, ClinicalReadings/; masks, published separately: "
     "mask/CHNCXR_0001_0_mask.png",
     read=shenzhen,
     signs=("CHNCXR_*",),
@@ -106,21 +106,19 @@ _TBX_KINDS = {
 
 
 def tbx11k(folder: Folder, uncertain: str) -> pd.DataFrame:
-    # imgs/extra holds Montgomery, Shenzhen and two more; they are corpora of their own.
+    # imgs/extra has Montgomery, Shenzhen and two more, which are separate corpora.
     found = [
         file
         for file in folder.below("health", "sick", "tb", "test", suffixes=(".png",))
         if "extra" not in file.split("/")
     ]
     if not found:
-        raise CorpusError(
-            f"{folder.path}: imgs/health/*.png, imgs/sick, imgs/tb were looked for and not found"
-        )
+        raise CorpusError(f"{folder.path}: imgs/health/*.png, imgs/sick, imgs/tb were not found")
     table = pd.DataFrame({"file": sorted(found)})
     parts = table["file"].str.split("/")
     kind = parts.str[-2].to_numpy()
     table["image"] = parts.str[-2] + "/" + parts.str[-1]
-    table["patient_id"] = table["image"]  # nothing published tells patients apart
+    table["patient_id"] = table["image"]  # patients are not published
     table["split"] = np.where(kind == "test", TEST, "")
     for split, name in ((TRAIN, "TBX11K_train.txt"), (VALID, "TBX11K_val.txt")):
         path = folder.has(name)
@@ -135,15 +133,15 @@ def tbx11k(folder: Folder, uncertain: str) -> pd.DataFrame:
     for name, there in kinds.items():
         # An uncertain case of TB has no box, and its kind is not known.
         drawn = kinds["active_tuberculosis"] | kinds["latent_tuberculosis"]
-        told = np.where((kind == "tb") & ~drawn, np.nan, there)
-        labels[name] = np.where(known, told, np.nan).astype(np.float32)
+        present = np.where((kind == "tb") & ~drawn, np.nan, there)
+        labels[name] = np.where(known, present, np.nan).astype(np.float32)
     return add_labels(table, labels)
 
 
 def _tbx_kinds(
     folder: Folder, images: "pd.Series[str]", tb: npt.NDArray[np.bool_]
 ) -> tuple[dict[str, npt.NDArray[np.bool_]], "pd.Series[str]"]:
-    """Which images have a box of active or latent TB, and the boxes as text; nothing without the annotations."""
+    """Return which images have a box of active or latent TB, and the boxes as text; empty without annotations."""
     boxes: dict[str, list[str]] = {}
     kinds: dict[str, set[str]] = {name: set() for name in _TBX_KINDS.values()}
     whole = folder.has("TBX11K_trainval.json")

@@ -1,8 +1,8 @@
-"""One vocabulary of labels, and how the words of each public corpus map to it.
+"""One vocabulary of labels, and the mapping from the words of each public corpus.
 
-A word means what the corpus says it means: nothing is guessed from parts of words ("subcutaneous emphysema" is no
-emphysema of the lung). Words that name no label of ours are listed as `UNMAPPED`, so that a word nobody has looked
-at is noticed. Where a corpus does not speak of a label, that is unknown, never absent.
+Words have the corpus's meaning: nothing is guessed from parts of words ("subcutaneous emphysema" is not an
+emphysema of the lung). Words without one of our labels are listed as `UNMAPPED`, so that new words are noticed. A
+label that a corpus does not cover is unknown, never absent.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,7 +53,7 @@ CHEXPERT_WORDS: Words = {
     "fracture": ("fracture",),
     "support devices": ("support_devices",),
 }
-# VinDr-CXR's classes. `Nodule/Mass` is what CheXpert calls a lung lesion.
+# VinDr-CXR's classes. `Nodule/Mass` is CheXpert's lung lesion.
 VINDR_WORDS: Words = {
     "no finding": (HEALTHY,),
     "atelectasis": ("atelectasis",),
@@ -150,7 +150,7 @@ _PADCHEST_DEVICES = (
     *("prosthesis", "reservoir central venous catheter", "single chamber device", "tracheostomy tube"),
     "ventriculoperitoneal drain tube",
 )
-# What says nothing of the image's findings: with nothing else beside them, every label is unknown.
+# Words about no finding: with nothing else beside them, every label is unknown.
 PADCHEST_SILENT = frozenset({"", "nan", "unchanged", "exclude", "suboptimal study"})
 _PADCHEST_UNMAPPED = (
     *("adenopathy", "air fluid level", "air trapping", "aortic aneurysm", "aortic atheromatosis"),
@@ -235,7 +235,7 @@ OPENI_WORDS: Words = {
     "tuberculosis": ("tuberculosis",),
 }
 OPENI_SILENT = frozenset({"", "no indexing", "technical quality of image unsatisfactory"})
-# What a kind of a finding is a kind of: who has it has these too.
+# Kind of a finding -> the more general findings that it implies.
 PARENTS: Words = {
     "bacterial_pneumonia": ("pneumonia",),
     "viral_pneumonia": ("pneumonia",),
@@ -258,8 +258,8 @@ _VIRUSES = (
     *("viral", "viral pneumonia", "h1n1", "herpes", "influenza", "mers", "mers-cov", "sars", "varicella"),
 )
 _FUNGI = ("fungal", "fungal pneumonia", "aspergillosis", "pneumocystis")
-# The parts of the COVID-19 collection's `finding`: "Pneumonia/Viral/COVID-19", before August 2020 "COVID-19, ARDS".
-# Any part alone says all that is above it.
+# The parts of the COVID-19 collection's `finding`: "Pneumonia/Viral/COVID-19", before August 2020 "COVID-19,
+# ARDS". Any part alone implies all that is above it.
 COVID_WORDS: Words = (
     {
         "no finding": (HEALTHY,),
@@ -274,7 +274,7 @@ COVID_WORDS: Words = (
     | dict.fromkeys(_FUNGI, _kind("fungal_pneumonia"))
     | dict.fromkeys(("ards", "todo", "unknown"), UNMAPPED)
 )
-# COVIDx: three classes (the A lists), or two (the B lists), which say no more than COVID-19 or not.
+# COVIDx: three classes (the A lists), or two (the B lists): COVID-19 or not.
 COVIDX_CLASSES: Mapping[str, Mapping[str, float]] = {
     "normal": {HEALTHY: 1, "pneumonia": 0, "viral_pneumonia": 0, "covid19": 0},
     "pneumonia": {HEALTHY: 0, "pneumonia": 1, "covid19": 0},
@@ -292,16 +292,17 @@ def spelled(
     silent: frozenset[str] = frozenset({""}),
     others: bool = False,
 ) -> tuple[dict[str, Matrix], set[str]]:
-    """Labels of rows whose findings are listed by name: 1 where named, 0 where others are, NaN where none is said.
+    """Return labels from lists of named findings: 1 if named, 0 if only others are, NaN if none is.
 
-    A word that nobody has looked at leaves unknown what is not named beside it: it may be another spelling of that.
+    An unknown word leaves findings that are not named beside it unknown: it may be another spelling of one of
+    them.
 
     Args:
         cells: the lists as text.
         words: lower-case word -> labels.
-        split: a cell into its words.
-        silent: words that say nothing; a cell of these alone leaves every label unknown.
-        others: the words that are not in `words` are known to name other findings.
+        split: splits a cell into its words.
+        silent: words about no finding; a cell of these alone leaves every label unknown.
+        others: whether words that are not in `words` are known to name other findings.
 
     Returns:
         label -> float32 [N], and the words that are not in `words`.
@@ -328,20 +329,22 @@ UNCERTAIN = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
 
 
 def from_labeller(columns: Mapping[str, Matrix], uncertain: str) -> dict[str, Matrix]:
-    """Labels from the CheXpert labeller's columns: 1, 0, -1 uncertain, NaN not mentioned.
+    """Return labels from the CheXpert labeller's columns: 1, 0, -1 uncertain, NaN not mentioned.
 
-    "No Finding" says that the findings, though not support devices, are absent (CheXpert, section 3.1); any finding
-    that is present says that the image is not normal.
+    "No Finding" means that the findings, though not support devices, are absent (CheXpert, section 3.1); any
+    present finding means that the image is not normal.
 
     Args:
         columns: a column of `CHEXPERT_WORDS` -> float [N].
-        uncertain: what becomes of -1: "ignore" (unknown), "zeros" or "ones" (CheXpert's U-Ignore, U-Zeros, U-Ones).
+        uncertain: treatment of -1: "ignore" (unknown), "zeros" or "ones" (CheXpert's U-Ignore, U-Zeros, U-Ones).
     """
-    said = {CHEXPERT_WORDS[name.lower()][0]: np.asarray(cells, np.float32) for name, cells in columns.items()}
-    healthy = said.pop(HEALTHY, np.zeros(0, np.float32)) == 1
+    by_label = {
+        CHEXPERT_WORDS[name.lower()][0]: np.asarray(cells, np.float32) for name, cells in columns.items()
+    }
+    healthy = by_label.pop(HEALTHY, np.zeros(0, np.float32)) == 1
     labels: dict[str, Matrix] = {}
-    ill = np.zeros(len(next(iter(said.values()), healthy)), dtype=bool)
-    for name, cells in said.items():
+    ill = np.zeros(len(next(iter(by_label.values()), healthy)), dtype=bool)
+    for name, cells in by_label.items():
         if name != "support_devices":
             ill |= cells == 1
         values = np.where(cells == -1, np.float32(UNCERTAIN[uncertain]), cells)

@@ -1,1 +1,1 @@
-"""Drawn chest X-rays in the manner of several hospitals."""
+"""Drawn chest X-rays in the styles of several hospitals."""

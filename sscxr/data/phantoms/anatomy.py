@@ -1,4 +1,4 @@
-"""A procedural thorax: what an X-ray beam meets on its way through a patient who was made up.
+"""A procedural thorax: the attenuation of an X-ray beam through an artificial patient.
 
 Lengths are in half-widths of the inner rib cage: x runs from -1 (the patient's right, on the viewer's left) to
 1, y downwards from 0 at the lungs' apices to `Patient.lung_height` at the costophrenic angles. Attenuation is
@@ -21,7 +21,7 @@ _CAGE = _CAGE.astype(np.float32)
 
 @dataclass(frozen=True)
 class Patient:
-    """Proportions that stay the same over all images of one patient (lengths: see the module)."""
+    """Proportions that are the same in all images of one patient (lengths: see the module)."""
 
     child: bool
     age: int
@@ -44,7 +44,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Pose:
-    """How one image was taken: the view, where pixels lie on the patient, how deep the breath was."""
+    """How one image was taken: the view, the pixels' places on the patient, the depth of the breath."""
 
     view: str
     height: int
@@ -57,7 +57,7 @@ class Pose:
     arms: float
 
     def grid(self) -> tuple[Field, Field]:
-        """Where each pixel lies on the patient: x and y, float32 [H, W]."""
+        """Return each pixel's place on the patient: x and y, float32 [H, W]."""
         rows = (np.arange(self.height, dtype=np.float32) - (self.height - 1) / 2)[:, None] * self.scale
         columns = (np.arange(self.width, dtype=np.float32) - (self.width - 1) / 2)[None] * self.scale
         sin, cos = math.sin(self.roll), math.cos(self.roll)
@@ -71,9 +71,9 @@ class Thorax:
     """The maps of one image, float32 [H, W]; findings change `air`, devices and bones add to `dense`.
 
     Attributes:
-        x, y: where each pixel lies on the patient.
-        lung: 1 inside the lungs, those behind the heart included, 0 outside.
-        inside: distance to the chest wall, for what lies at the lungs' edge.
+        x, y: each pixel's place on the patient.
+        lung: 1 inside the lungs, including behind the heart, 0 outside.
+        inside: distance to the chest wall, for findings at the lungs' edge.
         air: share of the depth that is air, 0..1.
         body: depth of the body.
         dense: attenuation by bone and the like, beyond soft tissue.
@@ -88,12 +88,12 @@ class Thorax:
     dense: Field
 
     def attenuation(self) -> Field:
-        """float32 [H, W], 0 in open air, about 1 behind the heart, more behind bone and the abdomen."""
+        """Return float32 [H, W]: 0 in open air, about 1 behind the heart, more behind bone and the abdomen."""
         return self.body * (1 - 0.72 * self.air) + self.dense
 
 
 def draw_patient(rng: np.random.Generator, child: bool) -> Patient:
-    """A patient with an age, a sex and proportions that go with them."""
+    """Draw a patient with an age, a sex and matching proportions."""
     age = int(rng.integers(1, 13)) if child else int(np.clip(rng.normal(56, 17), 18, 95))
     sex = "F" if rng.random() < 0.48 else "M"
     young = float(np.clip((13 - age) / 12, 0, 1)) if child else 0.0
@@ -120,7 +120,7 @@ def draw_patient(rng: np.random.Generator, child: bool) -> Patient:
 
 
 def draw_pose(rng: np.random.Generator, patient: Patient, *, size: int, aspect: float, bedside: bool) -> Pose:
-    """A pose for an image whose longer side is `size` px and whose width is `aspect` times its height."""
+    """Draw a pose for an image whose longer side is `size` px and whose width is `aspect` times its height."""
     height, width = (size, round(size * aspect)) if aspect <= 1 else (round(size / aspect), size)
     breath = rng.normal(0.9, 0.07) if bedside or patient.child else rng.normal(1, 0.05)
     lungs = patient.lung_height * breath
@@ -134,9 +134,9 @@ def draw_pose(rng: np.random.Generator, patient: Patient, *, size: int, aspect: 
 
 
 def thorax(rng: np.random.Generator, patient: Patient, pose: Pose) -> Thorax:
-    """The healthy thorax of a patient in a pose."""
+    """Draw the healthy thorax of a patient in a pose."""
     x, y = pose.grid()
-    # The spine bends with y; a patient turned about the long axis shows the front displaced against it.
+    # The spine bends with y; turning the patient about the long axis displaces the front against it.
     bend = patient.scoliosis * np.sin(y * 1.8 + patient.age)
     back, front = x - bend, x - pose.turn
     height = patient.lung_height * pose.breath
@@ -156,7 +156,7 @@ def thorax(rng: np.random.Generator, patient: Patient, pose: Pose) -> Thorax:
 
 
 def _cage(t: Field) -> Field:
-    """Half-width of the inner rib cage by height `t` (0 apex, 1 costophrenic angle)."""
+    """Return the half-width of the inner rib cage by height `t` (0 apex, 1 costophrenic angle)."""
     index = np.clip(t * _CAGE_STEPS, 0, _CAGE_STEPS).astype(np.int32)
     return _CAGE.take(index)
 
@@ -164,7 +164,7 @@ def _cage(t: Field) -> Field:
 def _lungs(
     patient: Patient, x: Field, side: Field, y: Field, height: float, cage: Field
 ) -> tuple[npt.NDArray[np.bool_], Field, Field]:
-    """The lungs' outline, the distance to their outer edge, and their depth as a share of the body's."""
+    """Return the lungs' outline, the distance to their outer edge, and their depth as a share of the body's."""
     t = y / height
     inner = 0.15 + 0.16 * np.exp(-np.clip(t, 0, None) / 0.05)
     dome = sided(x, *patient.domes)
@@ -179,7 +179,7 @@ def _lungs(
 
 
 def _heart(patient: Patient, x: Field, y: Field, height: float) -> Field:
-    """Depth of the heart, the great vessels and a child's thymus, 0..1. The apex points to the viewer's right."""
+    """Return the depth of heart, vessels and a child's thymus, 0..1. The apex points to the viewer's right."""
     size, low = patient.heart, height
     left = ball(x, y, (0.17 * size, 0.72 * low), (0.45 * size, 0.31 * size), patient.heart_tilt)
     right = ball(x, y, (-0.07, 0.7 * low), (0.22 * size, 0.3 * size))
@@ -192,7 +192,7 @@ def _heart(patient: Patient, x: Field, y: Field, height: float) -> Field:
 
 
 def _body(patient: Patient, pose: Pose, side: Field, y: Field, height: float, cage: Field) -> Field:
-    """Depth of the body: trunk, neck, shoulders and arms."""
+    """Return the depth of the body: trunk, neck, shoulders and arms."""
     shoulder = 1.5 if patient.child else 1.6
     trunk = 1 + patient.wall + 0.05 * ramp((y - height) / 0.5)
     neck = 0.34 if patient.child else 0.42
@@ -202,7 +202,7 @@ def _body(patient: Patient, pose: Pose, side: Field, y: Field, height: float, ca
     depth = depth + 0.22 * ramp((y - height * 0.75) / (height * 0.5))
     round_ = np.clip(1 - (side / edge) ** 2, 0, None)
     body = depth * np.sqrt(round_)
-    # Outside the cage the beam meets skin, fat and muscle only.
+    # Outside the cage the beam passes only through skin, fat and muscle.
     body = body * (1 - 0.22 * ramp((side - cage) / 0.25))
     lean = 0.1 + 0.5 * pose.arms
     middle = shoulder - 0.12 + lean * (y - 0.15)
@@ -214,7 +214,7 @@ def _body(patient: Patient, pose: Pose, side: Field, y: Field, height: float, ca
 
 
 def _ribs(rng: np.random.Generator, patient: Patient, x: Field, side: Field, y: Field, cage: Field) -> Field:
-    """Attenuation by the ribs. The field `number` counts ribs along the cage, so that one pass draws all."""
+    """Return the attenuation by the ribs. The field `number` counts ribs along the cage, so one pass draws all."""
     spacing, slope = patient.rib_spacing, patient.rib_slope
     jitter = rng.normal(0, 0.05, 48).astype(np.float32)
     near = np.clip(side, 0, 1.1)
@@ -232,7 +232,7 @@ def _ribs(rng: np.random.Generator, patient: Patient, x: Field, side: Field, y: 
 
 
 def _tubes(number: Field, jitter: Field, half: float) -> Field:
-    """Profiles of tubes with a denser cortex, one a whole number of `number`, `half` their half-thickness."""
+    """Return profiles of tubes with a denser cortex, at the whole numbers of `number`, of half-thickness `half`."""
     index = np.floor(number)
     away = number - index - 0.5 + jitter[np.clip(index, -20, 20).astype(np.int64) + 20]
     away = np.abs(away) / half
@@ -240,7 +240,7 @@ def _tubes(number: Field, jitter: Field, half: float) -> Field:
 
 
 def _spine(patient: Patient, x: Field, y: Field) -> Field:
-    """Attenuation by the vertebrae; discs between them show as thin darker bands."""
+    """Return the attenuation by the vertebrae; the discs are thin darker bands."""
     phase = np.abs((y / (patient.rib_spacing * 1.03)) % 1 - 0.5) * 2
     discs = 1 - 0.45 * ramp((phase - 0.78) / 0.2)
     width = (0.105 if patient.child else 0.12) + 0.02 * ramp(phase)
@@ -248,7 +248,7 @@ def _spine(patient: Patient, x: Field, y: Field) -> Field:
 
 
 def _girdle(rng: np.random.Generator, patient: Patient, x: Field, side: Field, y: Field) -> Field:
-    """Attenuation by clavicles, shoulder blades and the heads of the humeri."""
+    """Return the attenuation by clavicles, shoulder blades and the heads of the humeri."""
     lift, bow = rng.normal(0.16, 0.05), rng.normal(0.045, 0.01)
     line = 0.14 - lift * (side - 0.1)
     line = line + bow * np.sin((side - 0.1) * 5.2) + 0.04 * x
@@ -265,7 +265,7 @@ def _girdle(rng: np.random.Generator, patient: Patient, x: Field, side: Field, y
 
 def _vessels(rng: np.random.Generator, patient: Patient, picture: Thorax, height: float) -> None:
     """Fill the lungs with vessels that run out of the hila: noise in polar coordinates around each hilum."""
-    # At half the resolution: vessels are smooth at this scale, and the arc tangent is dear.
+    # At half the resolution: vessels are smooth at this scale, and the arc tangent is slow.
     x, y = picture.x[::2, ::2], picture.y[::2, ::2]
     dx, dy = np.abs(x) - 0.17, y - height * 0.46
     radius = np.sqrt(dx * dx + dy * dy)
@@ -286,7 +286,7 @@ def _vessels(rng: np.random.Generator, patient: Patient, picture: Thorax, height
 
 
 def _airways(picture: Thorax, bend: Field, height: float) -> None:
-    """Trachea and main bronchi: air in front of the spine, so less body."""
+    """Draw trachea and main bronchi: air in front of the spine, so less body."""
     x, y = picture.x - 0.5 * bend, picture.y
     carina = height * 0.36
     trachea = np.clip(1 - (x / 0.06) ** 2, 0, None) * ramp((carina - y) / 0.06)
@@ -298,7 +298,7 @@ def _airways(picture: Thorax, bend: Field, height: float) -> None:
 
 
 def _below(rng: np.random.Generator, patient: Patient, picture: Thorax, height: float) -> None:
-    """Gas in the stomach and the gut below the diaphragm, and the breasts' shadows."""
+    """Draw gas in the stomach and the gut below the diaphragm, and the breasts' shadows."""
     x, y, low = picture.x, picture.y, height
     gas = np.zeros_like(x)
     if rng.random() < 0.6:

@@ -1,7 +1,7 @@
-"""What illness and treatment add to a phantom's thorax: opacities, fluid, and devices. Strengths are ours.
+"""Findings and devices of a phantom's thorax: opacities, fluid, tubes and lines. Strengths are ours.
 
-Opacities take away air and so show only where there is lung. They are drawn from faint to plain, and healthy
-lungs get faint haze too, so that a label cannot be read from one pixel's brightness.
+Opacities replace air and so show only within the lungs. They range from faint to obvious, and healthy lungs get
+faint haze too, so that a label cannot be read from one pixel's brightness.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ LABELS = ("normal", "pneumonia", "covid19", "other")
 def add_finding(
     rng: np.random.Generator, label: str, patient: Patient, pose: Pose, picture: Thorax
 ) -> list[str]:
-    """Draw what `label` stands for into the picture and name it as a report would."""
+    """Draw the finding `label` into the picture and return its names as in a report."""
     haze(rng, picture)
     height = patient.lung_height * pose.breath
     if label == "pneumonia":
@@ -32,7 +32,7 @@ def add_finding(
 
 
 def haze(rng: np.random.Generator, picture: Thorax) -> None:
-    """Uneven transparency that any lung has: skin folds, muscle, scatter."""
+    """Add the uneven transparency of any lung: skin folds, muscle, scatter."""
     amount = rng.uniform(0.02, 0.08)
     picture.air = picture.air * np.clip(1 - amount * (1 + noise(rng, picture.x.shape, 6)), 0, 1)
 
@@ -46,7 +46,7 @@ def _where(side: int, place: float) -> str:
 
 
 def _pneumonia(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """One to three consolidations with ragged edges."""
+    """Draw one to three consolidations with ragged edges."""
     names = []
     texture = noise(rng, picture.x.shape, 14)
     for _ in range(1 + int(rng.random() < 0.4) + int(rng.random() < 0.15)):
@@ -63,7 +63,7 @@ def _pneumonia(rng: np.random.Generator, picture: Thorax, height: float) -> list
 
 
 def _covid(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """Ground glass on both sides, patchy, at the periphery and low rather than high."""
+    """Draw patchy ground glass on both sides, at the periphery and mostly low."""
     rim = 1 - 0.85 * ramp((picture.inside - 0.1) / rng.uniform(0.25, 0.5))
     low = 0.35 + 0.65 * ramp(picture.y / height * 2 - 0.55)
     patches = ramp(noise(rng, picture.x.shape, 7) * 0.6 + rng.uniform(0.3, 0.8))
@@ -74,7 +74,7 @@ def _covid(rng: np.random.Generator, picture: Thorax, height: float) -> list[str
 
 
 def _effusion(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """Fluid in one costophrenic angle, with a meniscus that rises towards the chest wall."""
+    """Draw fluid in one costophrenic angle, with a meniscus that rises towards the chest wall."""
     side = -1 if rng.random() < 0.5 else 1
     level = height * rng.uniform(0.62, 0.93) - 0.3 * np.clip(np.abs(picture.x), 0, 1) ** 3
     fluid = ramp((picture.y - level) / 0.1) * (picture.x * side > 0)
@@ -83,7 +83,7 @@ def _effusion(rng: np.random.Generator, picture: Thorax, height: float) -> list[
 
 
 def _nodules(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """One to four round nodules."""
+    """Draw one to four round nodules."""
     for _ in range(int(rng.integers(1, 5))):
         at = (float(rng.choice((-1, 1))) * rng.uniform(0.3, 0.8), rng.uniform(0.2, 0.85) * height)
         radius = rng.uniform(0.05, 0.11)
@@ -92,14 +92,14 @@ def _nodules(rng: np.random.Generator, picture: Thorax, height: float) -> list[s
 
 
 def _cardiomegaly(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """A heart much too wide, to the left above all."""
+    """Draw a heart that is much too wide, mainly to the left."""
     at, radii = (0.2, 0.72 * height), (rng.uniform(0.6, 0.75), rng.uniform(0.36, 0.45))
     _opacify(picture, np.minimum(1.6 * ball(picture.x, picture.y, at, radii, 0.5), 0.88))
     return ["Cardiomegaly"]
 
 
 def _pneumothorax(rng: np.random.Generator, picture: Thorax, height: float) -> list[str]:
-    """Air outside one lung: a bare dark rim, and the lung within it a little denser."""
+    """Draw air outside one lung: a dark rim without vessels, and the lung within it a little denser."""
     side = -1 if rng.random() < 0.5 else 1
     edge = picture.inside - rng.uniform(0.1, 0.3) * (1 - picture.y / (1.2 * height))
     here = (picture.x * side > 0) & picture.lung
@@ -112,7 +112,7 @@ def _pneumothorax(rng: np.random.Generator, picture: Thorax, height: float) -> l
 
 
 def add_devices(rng: np.random.Generator, picture: Thorax, height: float, burden: float) -> list[str]:
-    """ECG leads, tubes and lines; `burden` (0..1) is how likely each is."""
+    """Draw ECG leads, tubes and lines; `burden` (0..1) is the probability of each."""
     names = []
     if rng.random() < burden:
         names.append("ECG leads")
@@ -151,7 +151,7 @@ def add_devices(rng: np.random.Generator, picture: Thorax, height: float, burden
 
 
 def _wire(picture: Thorax, start: Field, bend: Field, end: Field, strength: float) -> None:
-    """A thin wire along a quadratic Bézier curve through patient coordinates, in place."""
+    """Draw a thin wire along a quadratic Bézier curve through patient coordinates, in place."""
     rows, columns = picture.x.shape
     along = np.linspace(0, 1, 3 * max(rows, columns))[:, None]
     points = (1 - along) ** 2 * start + 2 * along * (1 - along) * bend + along**2 * end

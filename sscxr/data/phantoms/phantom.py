@@ -1,13 +1,13 @@
-"""Procedural thorax phantoms written as DICOM: chest X-rays of nobody, and data that needs no download.
+"""Procedural thorax phantoms written as DICOM: chest X-rays without patients, and without a download.
 
 The anatomy is in `phantom_anatomy`, illness and devices in `phantom_findings`, the machine's look in
 `phantom_scanner`. Everything follows from the seed: the same parameters give the same bytes, in any process.
 
     folder/
-        phantoms.json       the parameters, and whether all is written
-        site-0/manifest.csv the columns of `COLUMNS`, one row an image
+        phantoms.json       the parameters, and whether all files are written
+        site-0/manifest.csv the columns of `COLUMNS`, one row per image
         site-0/images/*.dcm CR or DX for presentation
-        site-0/masks/*.png  255 lung, the part behind the heart included, 0 background
+        site-0/masks/*.png  255 lung, including behind the heart, 0 background
 """
 
 import csv
@@ -37,7 +37,7 @@ from sscxr.data.phantoms.shapes import Field
 from sscxr.errors import SscxrError
 from sscxr.files import write_atomically
 
-# Raised whenever the pictures change, so that a folder of an older look is not taken for a current one.
+# Increased whenever the pictures change, so that a folder of an older version is not reused.
 VERSION = 1
 COLUMNS = (
     "file", "source", "patient_id", "view", "age", "age_group", "sex", "label", "labels_raw", "mask", "mask_kind",
@@ -45,17 +45,17 @@ COLUMNS = (
 )  # fmt: skip
 MASK_KIND = "lungs incl. retrocardiac, drawn by the phantom; 255=lung"
 LICENCE = "CC0-1.0 (procedural phantom, nobody's image)"
-# Prefixes of the hashes that make identifiers; UIDs live under pydicom's root.
+# Prefixes of the hashes that make identifiers; UIDs are under pydicom's root.
 _NAME = "sscxr phantom"
 
 
 class PhantomError(SscxrError):
-    """Phantoms that cannot be written: one line that says what is wrong and what to do."""
+    """Phantoms cannot be written; one line states what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one phantom: `findings` as a report would name them, spacing in mm a pixel."""
+    """The facts of one phantom: `findings` as in a report, spacing in mm per pixel."""
 
     label: str
     findings: tuple[str, ...]
@@ -65,7 +65,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Site:
-    """A hospital: its machine, whom it treats, and how often it sees each of `LABELS`."""
+    """A hospital: its machine, its patients, and how often it sees each of `LABELS`."""
 
     name: str
     style: Style
@@ -74,10 +74,10 @@ class Site:
 
 
 def draw_site(rng: np.random.Generator, name: str) -> Site:
-    """A hospital of its own kind; about one in four treats children only."""
+    """Draw a hospital; about one in four treats only children."""
     children = 1.0 if rng.random() < 0.25 else float(rng.choice([0.0, 0.05, 0.15]))
     share = rng.dirichlet([6.0, 5.0, 1.0 if children == 1 else 4.0, 2.5])
-    # No site is without some of each: a label seen at one site only would be that site's style.
+    # Every site has some of each: a label at one site only could be recognised by that site's style.
     share = 0.8 * share + 0.2 / len(LABELS)
     return Site(name, draw_style(rng), children, tuple(float(value) for value in share))
 
@@ -90,10 +90,10 @@ def draw(
     label: str | None = None,
     size: int = 256,
 ) -> tuple[Field, npt.NDArray[np.uint8], Facts]:
-    """One phantom; what is not given is drawn.
+    """Draw one phantom; omitted arguments are drawn at random.
 
     Args:
-        rng: the source of everything that is drawn.
+        rng: the source of all random numbers.
         style: the machine. patient: proportions, for several images of one patient.
         label: one of `LABELS`.
         size: px of the longer side.
@@ -104,7 +104,7 @@ def draw(
     style = style or draw_style(rng)
     patient = patient or draw_patient(rng, child=bool(rng.random() < 0.25))
     label = label or str(rng.choice(LABELS))
-    # The ill are X-rayed in bed, with cables on them, more often than the well; but not always.
+    # The ill are X-rayed in bed, with cables on them, more often than the healthy; but not always.
     ill = label != "normal"
     bedside = bool(rng.random() < style.bedside * (1.1 if ill else 0.8))
     pose = draw_pose(rng, patient, size=size, aspect=style.aspect, bedside=bedside)
@@ -126,25 +126,25 @@ def write(
     size: int = 256,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[Path]:
-    """Write phantoms of several hospitals; a finished folder with the same parameters is left as it is.
+    """Write phantoms of several hospitals; a finished folder with the same parameters is left unchanged.
 
     Args:
-        folder: where to; one sub-folder a site.
+        folder: the folder to write; it gets one sub-folder per site.
         images: how many in all. sites: how many hospitals; they differ in size, machine, patients and labels.
-        seed: everything follows from it.
+        seed: determines everything.
         size: px of an image's longer side.
-        on_image: called after each that is drawn.
+        on_image: called after each image.
 
     Returns:
-        The manifests, one a site, in the sites' order.
+        The manifests, one per site, in the sites' order.
 
     Raises:
-        PhantomError: parameters out of range, or a folder that holds something else.
+        PhantomError: parameters out of range, or a folder with other files.
     """
     folder = Path(folder)
     if not (1 <= sites <= images):
         raise PhantomError(
-            f"{images} phantoms cannot make {sites} sites; give 1 or more sites, each an image"
+            f"{images} phantoms are too few for {sites} sites; give at least 1 site, and an image for each"
         )
     if not 32 <= size <= 4096:
         raise PhantomError(f"size={size} px; phantoms are 32 to 4096 px")
@@ -162,7 +162,7 @@ def write(
 
 
 def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
-    """Whether these very phantoms are there in full; False where they are to be written, or written again."""
+    """Return whether these phantoms are complete; if not, they must be written, or written again."""
     note = folder / "phantoms.json"
     if not note.exists():
         if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
@@ -173,7 +173,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     found = json.loads(note.read_text())
     finished = bool(found.pop("finished", False))
     if found != parameters:
-        raise PhantomError(f"{folder} holds other phantoms ({found}); remove it or choose another")
+        raise PhantomError(f"{folder} has other phantoms ({found}); remove it or choose another")
     return finished
 
 
@@ -183,7 +183,7 @@ def _note(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:
 
 
 def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
-    """How many images each site has: one at least, and the largest several times the smallest."""
+    """Return the number of images of each site: at least one, and the largest several times the smallest."""
     rng = np.random.default_rng([seed, 0])
     share = rng.uniform(0.4, 1.6, sites)
     ends = np.round(np.cumsum(share / share.sum()) * (images - sites)).astype(int)
@@ -199,7 +199,7 @@ def _write_site(
     site = draw_site(np.random.default_rng([seed, 1, index]), f"phantom_site_{index}")
     rows = []
     for number, (person, visit) in enumerate(_visits(np.random.default_rng([seed, 2, index]), count)):
-        # Streams of their own: an image does not depend on how many came before it.
+        # Separate streams: an image does not depend on how many came before it.
         who = np.random.default_rng([seed, 3, index, person])
         patient = draw_patient(who, child=bool(who.random() < site.children))
         label = str(who.choice(LABELS, p=site.labels))
@@ -221,7 +221,7 @@ def _write_site(
 
 
 def _visits(rng: np.random.Generator, count: int) -> Iterator[tuple[int, int]]:
-    """(patient, visit) for `count` images: a third of the patients come back once or more."""
+    """Yield (patient, visit) for `count` images: a third of the patients return at least once."""
     person, visit = 0, 0
     for _ in range(count):
         yield person, visit
@@ -264,13 +264,13 @@ def to_dicom(
     key: str,
     rng: np.random.Generator,
 ) -> Dataset:
-    """The image as this site's machine stores it (PS3.3 A.2 and A.26), with made-up but well-formed tags.
+    """Return the image as this site's machine stores it (PS3.3 A.2 and A.26), with artificial, well-formed tags.
 
     Args:
         image: float32 [H, W] in 0..1.
-        facts, site, patient: what the tags say.
+        facts, site, patient: for the tags.
         identity: the patient's identifier.
-        key: unlike any other image's; UIDs and dates follow from it.
+        key: unique to the image; UIDs and dates follow from it.
         rng: draws the exposure that the stored values start from.
     """
     style = site.style
@@ -318,7 +318,7 @@ def to_dicom(
 
 
 def _store_pixels(data: Dataset, image: Field, style: Style, rng: np.random.Generator) -> None:
-    """Grey levels into the stored range, with the window that brings them back (PS3.3 C.11.2.1.2)."""
+    """Store grey levels, with the window that restores them (PS3.3 C.11.2.1.2)."""
     highest = 2**style.bits - 1
     lowest, top = (0.0, float(highest))
     if style.window != "none":

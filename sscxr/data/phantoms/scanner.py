@@ -1,7 +1,7 @@
 """How a site's machine shows a thorax: tone curve, noise, blur, collimation, side markers. Constants are ours.
 
-Two hospitals' pictures of one patient differ as much as two patients' in one hospital; federated learning has
-to live with that, so every phantom site gets a style of its own.
+Two hospitals' pictures of one patient differ as much as those of two patients in one hospital. Federated learning
+has to cope with that, so every phantom site gets its own style.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from sscxr.data.phantoms.shapes import Field, ramp
 
 MAKERS = ("Northlight Imaging", "Cassini Medical", "Brandt & Vogel", "Aster Roentgen", "Kestrel Systems")
-# 5 x 7 dot glyphs, a row a number, for what technicians put on the film.
+# 5 x 7 dot glyphs, a number per row, for technicians' marks.
 _GLYPHS = {
     "L": (16, 16, 16, 16, 16, 16, 31),
     "R": (30, 17, 17, 30, 20, 18, 17),
@@ -38,7 +38,7 @@ class Style:
         noise, blur: standard deviation of the noise in grey levels of 0..1; blur in px at 256 px.
         collimation: how often the shutters show. tilt: how often the cassette does.
         aspect: width over height.
-        marker: the side the marker stands on, L, R or both. boxed: the marker is dark on a bright plate.
+        marker: the marker's side, L, R or both. boxed: whether the marker is dark on a bright plate.
         bedside: share of images taken in bed.
     """
 
@@ -62,7 +62,7 @@ class Style:
 
 
 def draw_style(rng: np.random.Generator) -> Style:
-    """A machine and its habits."""
+    """Draw a machine and its habits."""
     pick = rng.choice
     return Style(
         maker=str(pick(MAKERS)),
@@ -86,7 +86,7 @@ def draw_style(rng: np.random.Generator) -> Style:
 
 
 def expose(rng: np.random.Generator, style: Style, attenuation: Field, view: str) -> Field:
-    """The picture of an attenuation map as this machine shows it, float32 [H, W] in 0..1, bone bright."""
+    """Return this machine's picture of an attenuation map, float32 [H, W] in 0..1, bone bright."""
     size = max(attenuation.shape)
     if style.blur:
         attenuation = _smooth(attenuation, style.blur * size / 256 * rng.uniform(0.7, 1.4))
@@ -98,7 +98,7 @@ def expose(rng: np.random.Generator, style: Style, attenuation: Field, view: str
     bright = 1 / (1 + np.exp(gain * (centre - attenuation) * 2))
     image = bright ** (style.gamma * rng.normal(1, 0.06))
     grain = rng.standard_normal(image.shape, dtype=np.float32)
-    # Fewer photons come through dense parts, so these are noisier.
+    # Fewer photons pass dense parts, so these are noisier.
     image = image + (style.noise * rng.uniform(0.6, 1.6)) * grain * (0.5 + bright)
     lowest, highest = np.percentile(image[::3, ::3], (1, 99.9))
     image = (image - lowest) / max(highest - lowest, 1e-3)
@@ -110,7 +110,7 @@ def expose(rng: np.random.Generator, style: Style, attenuation: Field, view: str
 
 
 def _smooth(image: Field, sigma: float) -> Field:
-    """Gaussian blur of a few pixels, edges repeated."""
+    """Blur by a Gaussian of a few pixels, with repeated edges."""
     reach = max(1, int(2.5 * sigma + 0.5))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
@@ -123,7 +123,7 @@ def _smooth(image: Field, sigma: float) -> Field:
 
 
 def _coarse(image: Field, cell: int) -> Field:
-    """Local mean over cells, drawn out smoothly again to the image's size."""
+    """Return local means over cells, interpolated to the image's size."""
     rows, columns = (max(2, side // cell) for side in image.shape)
     height, width = image.shape
     top = image[: height // rows * rows, : width // columns * columns]
@@ -138,7 +138,7 @@ def _coarse(image: Field, cell: int) -> Field:
 
 
 def _shutters(rng: np.random.Generator, shape: tuple[int, ...], tilt: float) -> Field:
-    """1 within the collimated field, 0 beyond it; the field may stand askew."""
+    """Return 1 within the collimated field, 0 beyond it; the field may be tilted."""
     rows = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
     columns = np.linspace(-1, 1, shape[1], dtype=np.float32)[None]
     angle = rng.normal(0, 0.05) if rng.random() < tilt else 0
@@ -151,7 +151,7 @@ def _shutters(rng: np.random.Generator, shape: tuple[int, ...], tilt: float) -> 
 
 
 def _mark(rng: np.random.Generator, style: Style, image: Field, view: str) -> None:
-    """Burn in the side marker, at the patient's side that it names, and now and then a word."""
+    """Burn in the side marker, at the patient's side that it names, and sometimes a word."""
     size = max(image.shape)
     for side in ("R", "L") if style.marker == "both" else (style.marker,):
         dot = max(1, round(size / 256 * rng.uniform(1.2, 2.4)))
@@ -164,7 +164,7 @@ def _mark(rng: np.random.Generator, style: Style, image: Field, view: str) -> No
 
 
 def _write(image: Field, word: str, dot: int, top: float, left: float, boxed: bool) -> None:
-    """Burn a word of `_GLYPHS` into the image, in place; what would leave the image is cut off."""
+    """Burn a word of `_GLYPHS` into the image, in place; parts beyond the image are cut off."""
     rows = [" ".join(f"{_GLYPHS[letter][row]:05b}" for letter in word) for row in range(7)]
     dots = np.array([[character == "1" for character in row] for row in rows])
     if boxed:

@@ -1,1 +1,1 @@
-"""One file to one grey image: decoders, greyscale, orientation, and what is refused."""
+"""One file to one grey image: decoders, greyscale, orientation, and refusals."""

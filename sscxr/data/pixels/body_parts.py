@@ -1,8 +1,8 @@
 """Body Part Examined in the words of many languages: a chest, something else, not stated, or not known.
 
-The standard's terms are English capitals (PS3.16 Annex L); devices write what their operators read. A word that
-is not known is refused rather than trusted: a knee in the training set would never be noticed. A site adds its own
-words with `sscxr prepare --chest-word`.
+The standard's terms are English capitals (PS3.16 Annex L), but devices write the operators' language. An
+unknown word is refused rather than trusted: a knee in the training set would never be noticed. A site adds
+its own `sscxr prepare --chest-word`.
 """
 
 import re
@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from sscxr.data.pixels import elements
 
-# Any of these as a word makes a chest. German BRUST and Danish BRYST are the breast as well; mammograms are another
+# Each of these words means a chest. German BRUST and Danish BRYST are the breast as well; mammograms are another
 # modality.
 CHEST = {
     "CHEST", "THORAX", "THORACE", "LUNG", "LUNGS", "MEDIASTINUM", "CXR", "PECTUS", "THX", "BRUST", "BRUSTKORB",
@@ -29,9 +29,9 @@ CHEST = {
     "ΠΝΕΥΜΟΝΕΣ", "ΠΝΕΎΜΟΝΕΣ", "الصدر", "صدر", "الرئة", "חזה", "ריאות", "سینه", "ریه", "NGỰC", "PHỔI", "DADA",
     "PARU", "THORAKS",
 }  # fmt: skip
-# Scripts written without spaces, or with signs that are no letters: anywhere in the text.
+# Scripts written without spaces, or with signs that are not letters: anywhere in the text.
 CHEST_SIGNS = re.compile("[胸肺]|흉부|흉곽|가슴|폐|ทรวงอก|ปอด|छाती|वक्ष")
-# What is written where no part is meant: unknown, or how it was taken.
+# Words that name no part: unknown, or how the image was taken.
 NOT_STATED = {
     "UNKNOWN", "UNDEFINED", "UNSPECIFIED", "OTHER", "NONE", "XX", "XXX", "NA", "PORT", "PORTABLE", "PORTATIL",
     "PORTÁTIL", "BED", "BEDSIDE", "ПОРТ", "ПОРТАТИВНЫЙ",
@@ -55,7 +55,7 @@ THORACIC_SPINE = re.compile("[胸腰頸颈]椎|脊柱")
 
 
 def written(dataset: Dataset) -> str:
-    """Body Part Examined in capitals; letters beyond ASCII by the header's character set, or else as UTF-8."""
+    """Return Body Part Examined in capitals; non-ASCII letters by the header's character set, or else as UTF-8."""
     text = elements.text(dataset, "BodyPartExamined")
     if text and not text.isascii():
         # A code string has no character set (PS3.5 6.1.2.2), so pydicom reads its bytes as Latin 1.
@@ -83,11 +83,11 @@ def _encodings(dataset: Dataset) -> list[str]:
 
 
 def kind(part: str, chest_words: Collection[str] = ()) -> str:
-    """What a body part counts as: "chest", "not stated", "other" or "not known".
+    """Classify a body part as "chest", "not stated", "other" or "not known".
 
     Args:
         part: as written, in any case.
-        chest_words: what a site calls a chest as well.
+        chest_words: a site's further words for a chest.
     """
     part = _plain(part)
     words = set(re.findall(r"[^\W\d_]+", part))
@@ -104,5 +104,5 @@ def kind(part: str, chest_words: Collection[str] = ()) -> str:
 
 
 def _plain(text: str) -> str:
-    """Capitals, single spaces, and one code point a letter."""
+    """Normalise to capitals, single spaces, and one code point per letter."""
     return " ".join(unicodedata.normalize("NFC", text).upper().split())

@@ -1,6 +1,6 @@
-"""What the compressed pixels of a file say of themselves, held against its header before a decoder sees them.
+"""Checks a file's compressed pixels against its header before they are decoded.
 
-Decoders allocate by the code stream's numbers, and GDCM ends the process over another number of components.
+Decoders allocate by the code stream's numbers, and GDCM ends the process on an unexpected number of components.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"  # how a JP2 file begins (ISO 15444-1 I.5.1)
 
 
 def checked(dataset: Dataset) -> bytes:
-    """The one compressed frame of a dataset, without what stands around its code stream; so is the dataset's.
+    """Return the one compressed frame of a dataset without the bytes around its code stream, in the dataset too.
 
     Raises:
-        Refused: there is none or no end of it, or it is not what the header says.
+        Refused: the frame is missing or incomplete, or differs from the header.
     """
     frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
     if len(frames) != 1 or not frames[0]:
@@ -41,10 +41,10 @@ def checked(dataset: Dataset) -> bytes:
 
 
 def _to_its_end(stream: bytes) -> bytes:
-    """A JPEG, JPEG-LS or JPEG 2000 code stream up to its end marker, behind which writers pad with anything.
+    """Cut a JPEG, JPEG-LS or JPEG 2000 code stream at its end marker, after which writers pad with anything.
 
-    No marker stands within coded data (T.81 B.1.1.5, T.87 A.1, ISO 15444-1 A.1), so the last EOI or EOC behind the
-    start of the data is the end. GDCM shows as much as there is of a stream that was cut off.
+    Coded data contain no marker (T.81 B.1.1.5, T.87 A.1, ISO 15444-1 A.1), so the last EOI or EOC after the start
+    of the data is the end. GDCM would show part of a truncated stream.
     """
     start = _data_start(stream)
     if start is None:
@@ -57,7 +57,7 @@ def _to_its_end(stream: bytes) -> bytes:
 
 
 def _data_start(stream: bytes) -> int | None:
-    """Where the coded data begin, behind the headers; None for what is not such a code stream."""
+    """Return where the coded data begin, after the headers; None if it is not such a code stream."""
     if stream.startswith(b"\xff\x4f"):
         return 2
     if not stream.startswith(b"\xff\xd8"):
@@ -69,7 +69,7 @@ def _data_start(stream: bytes) -> int | None:
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
-    """The marker segments of a JPEG(-LS) up to its first scan: marker, where it stands, length (T.81 B.1.1.4)."""
+    """Yield the marker segments of a JPEG(-LS) up to its first scan: marker, position, length (T.81 B.1.1.4)."""
     at = 2
     while at + 4 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
@@ -85,7 +85,7 @@ def _segments(stream: bytes) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a code stream says of its image."""
+    """A code stream's description of its image."""
 
     rows: int
     columns: int
@@ -94,7 +94,7 @@ class Frame:
 
 
 def _frame_header(stream: bytes) -> Frame | None:
-    """What a JPEG, JPEG-LS or JPEG 2000 code stream states; None where it does not."""
+    """Read a JPEG, JPEG-LS or JPEG 2000 code stream's description; None if it has none."""
     if stream.startswith(SOC_SIZ) and len(stream) > 42:  # ISO 15444-1 A.5.1
         across, down, left, top = (int.from_bytes(stream[at : at + 4], "big") for at in (8, 12, 16, 20))
         bits, samples = (stream[42] & 0x7F) + 1, int.from_bytes(stream[40:42], "big")
@@ -112,7 +112,7 @@ def _frame_header(stream: bytes) -> Frame | None:
 
 
 def _check_against_header(inside: Frame, dataset: Dataset) -> None:
-    """Refuse a code stream of another size, depth or number of samples than the header's."""
+    """Refuse a code stream whose size, depth or number of samples differ from the header's."""
     rows, columns, samples = int(dataset.Rows), int(dataset.Columns), int(dataset.SamplesPerPixel)
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if (inside.rows, inside.columns) != (rows, columns):
@@ -130,18 +130,18 @@ def _check_against_header(inside: Frame, dataset: Dataset) -> None:
         return
     if stored > 8:
         raise Refused("unreadable", f"{stored} bits stored in the header, {inside.bits} in the image")
-    dataset.BitsAllocated = 8  # what a decoder makes of it, whatever room the header leaves
+    dataset.BitsAllocated = 8  # the decoder's output, whatever the header allocates
 
 
 def starts_at_origin(stream: bytes) -> bool:
-    """Whether a JPEG 2000 image begins at the origin of its grid, as all do but what was cut out of others."""
+    """Return whether a JPEG 2000 image begins at the origin of its grid, as all do except cut-outs of others."""
     return stream[16:24] == bytes(8)
 
 
 def _unwrapped(frame: bytes) -> bytes:
-    """The code stream of a JP2 file, which DICOM does not allow as pixel data (PS3.5 A.4.4) and some write.
+    """Return the code stream of a JP2 file, which DICOM does not allow as pixel data (PS3.5 A.4.4) but some write.
 
-    The header tells what the samples mean; a decoder that reads the file's boxes would have its colours instead.
+    The DICOM header defines the samples; a decoder that reads the file's boxes would use their colours instead.
     """
     at = 0
     while at + 8 <= len(frame):
@@ -156,7 +156,7 @@ def _unwrapped(frame: bytes) -> bytes:
 
 
 def _check_components(stream: bytes) -> None:
-    """Refuse JPEG 2000 whose components (ISO 15444-1 A.5.1) are not each like the others."""
+    """Refuse JPEG 2000 whose components (ISO 15444-1 A.5.1) differ from each other."""
     count = int.from_bytes(stream[40:42], "big")
     if not stream.startswith(SOC_SIZ) or not 0 < 3 * count <= len(stream) - 42:
         raise Refused("unreadable", "no JPEG 2000 code stream")

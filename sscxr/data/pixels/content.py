@@ -1,7 +1,7 @@
-"""What the pixels themselves show to be no radiograph, or a damaged one, however good the header is.
+"""Refuses pixels that are not a radiograph, or a damaged one, however good the header is.
 
-The bounds are ours. Each is far outside what 2,500 radiographs of five public collections show at 256 px; the
-figures stand beside them.
+The bounds are ours. Each is far outside the range of 2,500 radiographs of five public collections at 256 px,
+which is given beside it.
 """
 
 import numpy as np
@@ -14,13 +14,13 @@ from sscxr.data.pixels.greyrange import LOW_USED, MIN_USED, used
 Bytes = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.float32]
 
-MIN_SIDE = 48  # px of the shorter side; below it no lung field shows
+MIN_SIDE = 48  # px of the shorter side; below it, lung fields are not visible
 MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text
 MAX_IN_FEW_LEVELS = 0.98  # of the pixels in the four commonest levels: the same, with blurred edges
 
 
 def check(levels: Bytes) -> list[str]:
-    """Refuse what is no radiograph; doubts.
+    """Refuse an image that is not a radiograph; return doubts.
 
     Args:
         levels: uint8 [H, W] of the whole image.

@@ -1,6 +1,6 @@
-"""One file to one square 8-bit image of the cache: what a worker does, and what it refuses.
+"""One file to one square 8-bit image of the cache: the work of a worker process, and its refusals.
 
-Nothing here knows of caches, patients' hashes or other files, so that it runs anywhere in any order.
+This module does not depend on caches, patients' hashes or other files, so it runs anywhere in any order.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from sscxr.data.pixels.greyscale import AS_STORED, Turning, bands, turn
 from sscxr.data.pixels.quiet import quiet
 
 # Log odds of the posture detector that laterals, which it was not made for, do not reach (27 tried, 3.8 at most),
-# and some 98 % of turned frontal views do.
+# and that about 98 % of turned frontal views do.
 LATERAL_ODDS = 4.0
 NOT_READABLE = "not readable"  # rights, a network drive
-# The refusals that may pass, with rights or another word for a chest: such a file is tried again.
+# Refusals that rights or another word for a chest may resolve: such a file is tried again.
 PASSING = (NOT_READABLE, header.BODY_PART_NOT_KNOWN)
 
 Bytes = npt.NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Prepared:
         digest: SHA-256 of the decoded, upright 8-bit grey levels and their shape: equal images, equal digest.
         image: uint8 [S, S].
         mask: uint8 [S, S], or None.
-        facts: what the file says of itself, with every warning.
+        facts: the file's facts, with every warning.
         height, width: of the original after orientation, px.
         top, left, content_height, content_width: where the image lies within the square, px.
         turning: how the stored pixels were turned to be upright.
@@ -74,9 +74,9 @@ class Prepared:
 
 
 def attempt(task: Task) -> Prepared | Refused:
-    """`prepare_file`, with whatever goes wrong as a refusal."""
+    """Call `prepare_file` and return any error as a refusal."""
     try:
-        with quiet():  # what a library frowns at and reads all the same
+        with quiet():  # warnings of libraries about files that they read nevertheless
             return prepare_file(task)
     except Refused as refusal:
         return refusal
@@ -84,7 +84,7 @@ def attempt(task: Task) -> Prepared | Refused:
         return Refused("too large", "not enough memory to decode it")
     except OSError as error:
         return Refused(NOT_READABLE, str(error.strerror or error))
-    except Exception:  # hostile bytes may raise anything from any depth; one file never stops the rest
+    except Exception:  # hostile bytes may raise anything anywhere; one file must not stop the others
         return Refused("unreadable", "damaged, or its parts contradict each other")
 
 
@@ -105,7 +105,7 @@ def prepare_file(task: Task) -> Prepared:
     doubts = [*facts.warnings, *seen]
     if has_heavy_text(levels):
         doubts.append("burnt-in text")
-    if "L" not in (task.view, facts.view):  # the detector knows frontal views alone
+    if "L" not in (task.view, facts.view):  # the detector is for frontal views only
         doubts += _check_posture(small, bool(task.view or facts.view))
     mask, doubt = _mask(task, (height, width), turning)
     doubts += [doubt] if doubt else []
@@ -126,7 +126,7 @@ def prepare_file(task: Task) -> Prepared:
 
 @quiet()
 def read(file: Path, max_pixels: int, chest_words: tuple[str, ...] = ()) -> tuple[Grey, Facts, Turning]:
-    """A file's grey levels, float32 [H, W] in 0..1, upright; its facts; how it was turned to be upright.
+    """Return a file's grey levels, float32 [H, W] in 0..1, upright; its facts; how it was turned to be upright.
 
     Raises:
         Refused: with the reason.
@@ -148,7 +148,7 @@ def read(file: Path, max_pixels: int, chest_words: tuple[str, ...] = ()) -> tupl
 
 
 def _levels(grey: Grey) -> Bytes:
-    """Grey levels of 0..1 in 8 bits."""
+    """Convert grey levels of 0..1 to 8 bits."""
     levels = np.empty(grey.shape, np.uint8)
     for rows in bands(grey.shape):
         levels[rows] = np.rint(grey[rows] * np.float32(255))
@@ -156,11 +156,11 @@ def _levels(grey: Grey) -> Bytes:
 
 
 def _check_posture(small: Grey, frontal: bool) -> list[str]:
-    """Refuse what confidently lies or hangs wrong; a mirrored look is a doubt, since dextrocardia is real.
+    """Refuse a confidently turned or inverted picture; a mirrored one is a doubt, since dextrocardia exists.
 
     Args:
         small: float32 [H, W] in 0..1.
-        frontal: whether the view is known; where it is not, the picture may be a lateral.
+        frontal: whether the view is known; if not, the picture may be a lateral.
     """
     seen = posture.look(small)
     if not seen.problems():
@@ -172,20 +172,20 @@ def _check_posture(small: Grey, frontal: bool) -> list[str]:
 
 
 def resized(grey: Grey, size: int) -> Grey:
-    """[H, W] to a longer side of `size` px, antialiased, the aspect ratio kept; smaller images are enlarged."""
+    """Resize [H, W] to a longer side of `size` px, antialiased, keeping the aspect ratio; small images grow."""
     height, width = grey.shape
     scale = size / max(height, width)
     if scale == 1:
         return grey
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR
-    # reducing_gap: a box filter first where the reduction is large; three keeps Lanczos' result to a grey level.
+    # reducing_gap: a box filter first for large reductions; three keeps Lanczos' result to a grey level.
     image = Image.fromarray(grey).resize(shape, method, reducing_gap=3.0 if scale < 1 else None)
     return np.clip(np.asarray(image, dtype=np.float32), 0, 1)
 
 
 def _mask(task: Task, shape: tuple[int, int], turning: Turning) -> tuple[Bytes | None, str]:
-    """The mask of an upright image of `shape`, several joined, and a doubt; or None and what was wrong."""
+    """Return the mask of an upright image of `shape`, several joined, and a doubt; or None and what is wrong."""
     joined: Bytes | None = None
     for file in filter(None, (task.mask, *task.more_masks)):
         mask, problem = _one_mask(file, shape, turning, task.max_pixels)
@@ -207,7 +207,7 @@ def _one_mask(
         return None, "mask missing"
     except (OSError, Refused):
         return None, "mask not readable"
-    # Drawn on the pixels as stored, or else on the image as shown; or on one reduced by a whole number.
+    # Masks are drawn on the pixels as stored or on the image as shown, or on one reduced by a whole number.
     stored = shape[::-1] if turning[0] else shape
     factor = stored[0] // mask.shape[0]
     if factor > 1 and (mask.shape[0] * factor, mask.shape[1] * factor) == stored:
@@ -218,10 +218,10 @@ def _one_mask(
 
 
 def has_heavy_text(levels: Bytes) -> bool:
-    """Whether lines of text are burnt in, by strong jumps that repeat along many rows (ours).
+    """Return whether lines of text are burnt in, judging by strong jumps that repeat along many rows (ours).
 
     Anatomy hardly has steps of a quarter of the grey range from one pixel to the next; an edge of collimation has
-    one in a row, a side marker a few in few rows; letters have many, in every row of a line.
+    one per row, a side marker a few in few rows; letters have many, in every row of a line.
     """
     step = max(1, max(levels.shape) // 1024)
     view = np.ascontiguousarray(levels[::step, ::step])

@@ -1,6 +1,6 @@
-"""One DICOM file to one grey image in 0..1, and what is known about it; or the reason why not.
+"""One DICOM file to one grey image in 0..1 and its facts, or the reason for a refusal.
 
-The header decides first: modality, body part, intent, frames and size are checked before anything is decoded.
+The header is checked first: modality, body part, intent, frames and size, before anything is decoded.
 `greyscale.py` has the arithmetic of the pixel pipeline.
 """
 
@@ -23,9 +23,9 @@ from sscxr.data.pixels.parsing import MAX_HEADER_BYTES, parse
 from sscxr.data.pixels.pictures import colour_to_grey
 
 MAX_PIXELS = 50_000_000  # twice the largest chest detectors; more is a mistake or a bomb
-MAX_PIXEL_BYTES = 8  # a pixel, uncompressed: three channels of 16 bits, and to spare
-MAX_HIDDEN = 0.95  # no padding and no shutter leaves less of an image (ours)
-# What an image cannot be without (PS3.3 C.7.6.3), and what it is where a file does not say it.
+MAX_PIXEL_BYTES = 8  # a pixel, uncompressed: more than three channels of 16 bits
+MAX_HIDDEN = 0.95  # the largest share of an image that padding or a shutter may hide (ours)
+# Required attributes of an image (PS3.3 C.7.6.3), and their values if a file lacks them.
 _UNSTATED = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "PlanarConfiguration": 0}
 
 Grey = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def read(
     Args:
         path: a DICOM file.
         max_pixels: rows times columns above which an image is refused before it is decoded.
-        chest_words: words for a chest beside those of `body_parts`.
+        chest_words: further words for a chest, beside those of `body_parts`.
 
     Returns:
         float32 [H, W] in 0..1, upright as a viewer shows it; the facts of the header; how it was turned.
@@ -69,14 +69,14 @@ def read(
 
 
 def _pixel_bytes(head: Dataset) -> int:
-    """Bytes of uncompressed pixels, as the header says."""
+    """Return the bytes of uncompressed pixels, according to the header."""
     numbers = (get(head, name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
     rows, columns, samples, bits = (number if isinstance(number, int) else 1 for number in numbers)
     return rows * columns * samples * bits // 8 + 1
 
 
 def _check_size(head: Dataset, max_pixels: int) -> None:
-    """Refuse by the header's numbers alone, before any pixel is read."""
+    """Check the header's numbers before any pixel is read."""
     rows, columns = get(head, "Rows"), get(head, "Columns")
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise Refused("not an image", "DICOM without rows and columns")
@@ -93,24 +93,24 @@ def _check_size(head: Dataset, max_pixels: int) -> None:
 
 
 def _completed(dataset: Dataset) -> list[str]:
-    """Put right what describes the pixels where it is absent or in small letters; warnings."""
+    """Complete a missing or lower-case description of the pixels; return warnings."""
     allocated = get(dataset, "BitsAllocated")
     if not isinstance(allocated, int):
-        raise Refused("unreadable", "the header does not say how many bits a pixel has")
+        raise Refused("unreadable", "the header does not state how many bits a pixel has")
     if "NumberOfFrames" in dataset and get(dataset, "NumberOfFrames") != 1:
-        del dataset.NumberOfFrames  # blank or no number: more than one was refused
+        del dataset.NumberOfFrames  # blank or not a number: more than one was refused
     warnings: list[str] = []
     for keyword, value in {"BitsStored": allocated, **_UNSTATED}.items():
         if not isinstance(get(dataset, keyword), int):
             setattr(dataset, keyword, value)
-            if keyword != "PlanarConfiguration":  # which grey has no use for
+            if keyword != "PlanarConfiguration":  # which grey images do not need
                 warnings = ["description of the pixels not complete"]
     dataset.PhotometricInterpretation = word(dataset, "PhotometricInterpretation")
     return warnings
 
 
 def _check_pixel_data(dataset: Dataset) -> tuple[bytes, list[str]]:
-    """Refuse pixel data that are not of the size the header says; the compressed frame, or nothing; warnings."""
+    """Check the size of pixel data against the header; return the compressed frame, or nothing, and warnings."""
     if not isinstance(get(dataset, "PixelData"), bytes):
         raise Refused("unreadable", "no pixel data")
     syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
@@ -119,19 +119,20 @@ def _check_pixel_data(dataset: Dataset) -> tuple[bytes, list[str]]:
     if syntax.is_compressed:
         return codestream.checked(dataset), []
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    said = (rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) + 7) // 8
+    expected = (rows * columns * int(dataset.SamplesPerPixel) * int(dataset.BitsAllocated) + 7) // 8
     there = len(dataset.PixelData)
     if dataset.PhotometricInterpretation == "YBR_FULL_422":
-        said = said * 2 // 3
-    # A few bytes of padding are common, and some write a whole row; more means that the header is of another image.
-    if there < said or there > said + max(2, said // rows):
-        state = "truncated" if there < said else "unreadable"
-        raise Refused(state, f"{there} bytes of pixels, the header says {said}")
-    return b"", ["one row of pixels more than the header says"] if there > said + 2 else []
+        expected = expected * 2 // 3
+    # A few bytes of padding are common, and some write a whole row; more means that the header is another
+    # image's.
+    if there < expected or there > expected + max(2, expected // rows):
+        state = "truncated" if there < expected else "unreadable"
+        raise Refused(state, f"{there} bytes of pixels, the header states {expected}")
+    return b"", ["one row of pixels more than the header states"] if there > expected + 2 else []
 
 
 def _decode(dataset: Dataset, stream: bytes) -> npt.NDArray[Any]:
-    """Stored samples, [H, W] of integers or [H, W, 3] of 8 bits, unused bits and sign put right.
+    """Return stored samples, [H, W] of integers or [H, W, 3] of 8 bits, with unused bits and sign corrected.
 
     Args:
         dataset: with its pixels.
@@ -161,18 +162,18 @@ def _decode(dataset: Dataset, stream: bytes) -> npt.NDArray[Any]:
 
 
 def _plugin(syntax: UID, stored: int, stream: bytes) -> str:
-    """The one of pydicom's plug-ins to decode by; pydicom's own order if it is empty."""
-    # GDCM, which pydicom asks first, decodes in as many threads as there are cores, and takes more time in all.
+    """Return the pydicom plug-in to decode with; empty: pydicom's own order."""
+    # GDCM, which pydicom tries first, decodes in one thread per core, and takes more time in all.
     if syntax in JPEG2000TransferSyntaxes and codestream.starts_at_origin(stream):
         return "pylibjpeg"
-    # For JPEG of 12 bits there is no other; of 8 bits and less pydicom has others and their special cases.
+    # For JPEG of 12 bits it is the only one; for 8 bits and less pydicom has others and their special cases.
     if syntax in (JPEGLossless, JPEGLosslessSV1) or (syntax in gdcm_jpeg.SYNTAXES and stored > 8):
         return gdcm_jpeg.NAME
     return ""
 
 
 def _stored_bits(samples: npt.NDArray[Any], dataset: Dataset, stored: int) -> npt.NDArray[Any]:
-    """The stored bits alone, wherever High Bit puts them (PS3.5 8.1.1); the rest may hold overlays."""
+    """Return the stored bits alone, wherever High Bit puts them (PS3.5 8.1.1); the rest may hold overlays."""
     width = samples.dtype.itemsize * 8
     high = int(get(dataset, "HighBit") or stored - 1)
     if not stored - 1 <= high < width:
@@ -180,13 +181,13 @@ def _stored_bits(samples: npt.NDArray[Any], dataset: Dataset, stored: int) -> np
     plain = samples.dtype.kind == "u" and high == stored - 1  # nothing below to drop, no sign to extend
     if stored == width or (plain and int(samples.max(initial=0)) < 1 << stored):
         return samples
-    # Up until the high bit is the topmost, then down: this drops what lies above and below, and extends the sign.
+    # Shift up until the high bit is the topmost, then down: this drops other bits, and extends the sign.
     shifted: npt.NDArray[Any] = np.right_shift(np.left_shift(samples, width - 1 - high), width - stored)
     return shifted
 
 
 def _displayed(samples: npt.NDArray[Any], dataset: Dataset) -> tuple[Grey, str, list[str]]:
-    """Grey levels with padding and shutters black and out of the statistics; warnings."""
+    """Return grey levels, with padding and shutters black and out of the statistics, and warnings."""
     warnings: list[str] = []
     hidden = np.zeros(samples.shape, dtype=bool)
     for name, find in (("padding", greyscale.padding), ("shutter", greyscale.shuttered)):

@@ -12,7 +12,7 @@ _NO_CODE = re.compile(r"[\x00-\x1f\x7f^]")
 
 
 def get(dataset: Dataset, keyword: str) -> Any:
-    """An element's value, or None where it is absent, empty or does not parse."""
+    """Return an element's value, or None if it is absent, empty or does not parse."""
     try:
         value = dataset.get(keyword)
     except Exception:  # pydicom converts values on access, and may raise anything on hostile ones
@@ -21,7 +21,7 @@ def get(dataset: Dataset, keyword: str) -> Any:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """An element as text, several values separated by backslashes; empty where it is absent."""
+    """Return an element as text, several values separated by backslashes; empty if absent."""
     value = get(dataset, keyword)
     if value is None:
         return ""
@@ -32,36 +32,36 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def word(dataset: Dataset, keyword: str) -> str:
-    """An element as upper-case text; empty where it is absent."""
+    """Return an element as upper-case text; empty if absent."""
     return text(dataset, keyword).upper()
 
 
 def told(code: str) -> str:
-    """A code of a header as it may be repeated.
+    """Return a code of a header, if it is safe to repeat.
 
-    A damaged header has anything in its place, and a length that is wrong brings in the elements behind it, the
-    patient's name among them. So nothing is repeated that has what no code has: control characters, the ^ between
+    A damaged header may have anything in its place, and a wrong length includes the elements that follow, such as
+    the patient's name. So a text is not repeated if it has what no code has: control characters, the ^ between
     the parts of a name, more than 64 characters (PS3.5 6.2).
     """
     return code if len(code) <= _LONGEST and not _NO_CODE.search(code) else "that is damaged"
 
 
 def numbers(dataset: Dataset, keyword: str, doubts: list[str] | None = None) -> list[float]:
-    """The finite numbers of an element; none where it is absent or blank. A decimal comma counts as a point.
+    """Return the finite numbers of an element; none if absent or blank. A decimal comma counts as a point.
 
     Args:
         dataset: the header.
         keyword: the element's.
-        doubts: where a decimal comma is noted.
+        doubts: a decimal comma is recorded here.
 
     Raises:
-        ValueError: it holds anything else.
+        ValueError: it has anything else.
     """
     if keyword not in dataset:
         return []
     try:
         value = dataset.get(keyword)
-    except Exception:  # as written, where pydicom does not read it as numbers
+    except Exception:  # pydicom cannot read it as numbers: take it as written
         value = getattr(dataset.get_item(keyword), "value", None)
     if isinstance(value, bytes):
         value = value.decode("latin-1")

@@ -1,6 +1,6 @@
-"""What is known of an image besides its pixels, in the cache's vocabulary, and the refusal of a file.
+"""The facts of an image besides its pixels, in the cache's vocabulary, and the refusal of a file.
 
-DICOM headers and manifests spell the same facts in many ways; here is the one place that reads them.
+DICOM headers and manifests spell the same facts in many ways; this module reads them all.
 """
 
 import re
@@ -8,7 +8,7 @@ import unicodedata
 from dataclasses import dataclass
 
 AGE_BANDS = ((5, "0-4"), (18, "5-17"), (40, "18-39"), (60, "40-59"), (80, "60-79"), (131, "80+"))
-# Ids that exports write where they mean "none". Taken at their word they would make one patient of a whole site.
+# Ids that exports write to mean "none". Used as ids, they would make one patient of a whole site.
 PLACEHOLDER_IDS = {
     "", "0", "00000000", "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "na",
     "nan", "nil", "noid", "none", "null", "patient", "phantom", "removed", "test", "unknown", "unk", "xxx",
@@ -17,11 +17,11 @@ NO_VALUE = {"", "na", "n/a", "#n/a", "<na>", "nan", "none", "null", "unknown", "
 
 
 class Refused(ValueError):  # noqa: N818 - a verdict on a file, which travels as a value as well
-    """A file that does not enter the cache.
+    """A file that is refused.
 
     Attributes:
-        kind: the class of the reason, free of anything about the file; it is counted and printed.
-        detail: more about this file; it goes to `quarantine.csv` alone.
+        kind: the class of the reason, without anything about the file; it is counted and printed.
+        detail: more about this file, only for `quarantine.csv`.
     """
 
     def __init__(self, kind: str, detail: str = "") -> None:
@@ -35,7 +35,7 @@ class Refused(ValueError):  # noqa: N818 - a verdict on a file, which travels as
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of itself; empty or None where it says nothing.
+    """The facts of a file; empty or None if unknown.
 
     Attributes:
         view: PA, AP, AP supine, L.
@@ -44,7 +44,7 @@ class Facts:
         spacing_mm: millimetres a pixel of the original.
         patient: the patient's identifier as written; it is hashed before anything is stored.
         body_part: as written.
-        grey_range: what set black and white.
+        grey_range: the source of black and white.
         warnings: doubts, each a few words.
     """
 
@@ -63,14 +63,14 @@ _NEITHER = {"decubitus", "decub", "oblique", "lld", "rld", "llo", "rlo"}
 
 
 def normal_view(text: str, *, supine: bool = False) -> str:
-    """PA, AP, AP supine, L, or empty for what is none of them.
+    """Return PA, AP, AP supine, L, or empty for any other view.
 
     Reads DICOM's View Position (PS3.3 C.8.11.1: AP, PA, LL, RL; obliques and decubitus views are left unknown),
     the manifests' words, and series descriptions such as "Thorax a.p. liegend".
 
     Args:
         text: the view as written.
-        supine: the patient is known to lie on the back.
+        supine: whether the patient is known to lie on the back.
     """
     words = re.sub(r"\b([ap])\W{1,2}([ap])\b\.?", r"\1\2", text.lower())
     tokens = set(re.split(r"[^a-z0-9]+", words))
@@ -89,20 +89,20 @@ def normal_view(text: str, *, supine: bool = False) -> str:
 
 
 def normal_sex(text: str) -> str:
-    """F, M, or empty: unknown or other."""
+    """Return F, M, or empty: unknown or other."""
     letter = text.strip().upper()
     return {"F": "F", "FEMALE": "F", "W": "F", "M": "M", "MALE": "M"}.get(letter, "")
 
 
 def age_band(years: float) -> str:
-    """The index's band of an age in years; empty outside 0..130."""
+    """Return the index's band of an age in years; empty outside 0..130."""
     if not 0 <= years < AGE_BANDS[-1][0]:
         return ""
     return next(band for below, band in AGE_BANDS if years < below)
 
 
 def dicom_age(text: str) -> float | None:
-    """Years from DICOM's Age String (PS3.5 6.2: nnnD, nnnW, nnnM, nnnY) or a bare number of years."""
+    """Return years from DICOM's Age String (PS3.5 6.2: nnnD, nnnW, nnnM, nnnY) or a bare number of years."""
     match = re.fullmatch(r"\s*(\d{1,3})\s*([DWMY]?)\s*", text.upper())
     if match is None:
         return None
@@ -111,7 +111,7 @@ def dicom_age(text: str) -> float | None:
 
 
 def is_placeholder(patient: str) -> bool:
-    """Whether an identifier, in any script, stands for no identifier."""
+    """Return whether an identifier, in any script, means that none is known."""
     plain = unicodedata.normalize("NFKC", patient).casefold()
     bare = "".join(letter for letter in plain if letter.isalnum())
     zeros = all(unicodedata.decimal(letter, None) == 0 for letter in bare)
@@ -119,10 +119,11 @@ def is_placeholder(patient: str) -> bool:
 
 
 def normal_id(patient: str) -> str:
-    """What spellings of one identifier have in common: Unicode's form, case, and what spreadsheets do to numbers.
+    """Normalise an identifier in Unicode form, case, and what spreadsheets do to numbers.
 
-    Taken off are blanks around, zeros in front, ".0" behind ("00012", "12.0": "12") and separators of thousands.
-    Two patients whose ids are alike then count as one, which is safer than one who counts as two.
+    This removes surrounding blanks, leading zeros, a trailing ".0" ("00012", "12.0": "12") and thousands
+    separators. Two patients with the same normalised id count as one, which is safer than one patient who counts
+    as two.
     """
     plain = " ".join(unicodedata.normalize("NFKC", patient).casefold().split())
     if re.fullmatch(r"\d{1,3}(?:[,.' \u2019]\d{3})+", plain):

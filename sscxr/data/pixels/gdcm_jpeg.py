@@ -1,6 +1,6 @@
-"""JPEG and JPEG-LS decoded by GDCM, whose Python binding hands pixels over as text: here they are copied instead.
+"""Decodes JPEG and JPEG-LS by GDCM and copies the pixels, which GDCM's Python binding would return as text.
 
-A plug-in for pydicom's decoders, beside pydicom's own for GDCM and by its rules; all else of decoding is pydicom's.
+This is a plug-in for pydicom's decoders, beside pydicom's own for GDCM; pydicom does the rest of the decoding.
 """
 
 import zlib  # noqa: F401, I001 - before gdcm: its own zlib, if it is loaded first, breaks Python's
@@ -19,28 +19,28 @@ from pydicom.uid import (
 
 NAME = "gdcm-jpeg"
 SYNTAXES = (JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless)
-DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("gdcm",))  # what pydicom asks of a plug-in
+DECODER_DEPENDENCIES = dict.fromkeys(SYNTAXES, ("gdcm",))  # required by pydicom of a plug-in
 
 
 def is_available(uid: str) -> bool:
-    """Whether a transfer syntax is decoded here."""
+    """Return whether this plug-in decodes a transfer syntax."""
     return uid in SYNTAXES
 
 
 def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
-    """The pixels of one code stream, as `runner` describes them.
+    """Return the pixels of one code stream, as `runner` describes them.
 
     Raises:
-        ValueError: it is not decodable, or to less or more than that.
+        ValueError: it is not decodable, or not to that many bytes.
     """
     stored, signed = runner.bits_stored, runner.pixel_representation
     if runner.transfer_syntax in JPEGLSTransferSyntaxes:
-        codec = gdcm.JPEGLSCodec()  # which gives samples by pixel, as wide as the code stream's are
+        codec = gdcm.JPEGLSCodec()  # interleaves samples by pixel, in the code stream's width
         stored = runner.get_option("jls_precision", stored)
         runner.set_option("planar_configuration", 0)
         runner.set_option("bits_allocated", 8 if stored <= 8 else 16)
         codec.SetBufferLength(int(runner.frame_length(unit="bytes")))
-    elif runner.bits_allocated > 16:  # GDCM ends the process over some of these
+    elif runner.bits_allocated > 16:  # GDCM ends the process on some of these
         raise ValueError(f"{runner.bits_allocated} bits allocated, JPEG has at most 16")
     else:
         codec = gdcm.JPEGCodec()
@@ -57,14 +57,14 @@ def decode_frame(src: bytes, runner: DecodeRunner) -> bytes:
     if not codec.Decode(_element(src), decoded):
         raise ValueError("not decodable")
     value = decoded.GetByteValue()  # lives as long as `decoded`
-    length, said = int(str(value.GetLength())), int(runner.frame_length(unit="bytes"))
-    if not said <= length <= said + 1:  # one of padding
-        raise ValueError(f"{length} bytes of pixels, the header says {said}")
-    return ctypes.string_at(int(value.GetVoidPointer()), said)
+    length, expected = int(str(value.GetLength())), int(runner.frame_length(unit="bytes"))
+    if not expected <= length <= expected + 1:  # one of padding
+        raise ValueError(f"{length} bytes of pixels, the header states {expected}")
+    return ctypes.string_at(int(value.GetVoidPointer()), expected)
 
 
 def _element(stream: bytes) -> gdcm.DataElement:
-    """Pixel data of one fragment."""
+    """Return pixel data of one fragment."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(stream)
     fragments = gdcm.SequenceOfFragments.New()

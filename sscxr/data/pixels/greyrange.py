@@ -1,7 +1,7 @@
-"""How much of black to white an image uses, and which values to call black and white where nothing says it.
+"""How much of the range from black to white an image uses, and default values for black and white.
 
-Of 2,500 radiographs of five public collections the one that uses least shows 67 of 255 grey levels. What shows less
-than half of that was given a range that is not its own: 12 bits in a table or a picture of 16, a white border.
+Of 2,500 radiographs of five public collections, the one that uses least shows 67 of 255 grey levels. An image
+that shows less than half of that has a wrong range: 12 bits in a table or a picture of 16, or a white border.
 """
 
 import numpy as np
@@ -10,19 +10,19 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-# Where nothing says what is black and white: the middle 99 % of the true pixels (ours).
+# Black and white by default: the middle 99 % of the true pixels (ours).
 PERCENTILES = (0.5, 99.5)
-MIN_USED = 0.125  # of the range; below it, an image shows next to nothing (ours)
+MIN_USED = 0.125  # of the range; below it, an image shows almost nothing (ours)
 LOW_USED = 0.25  # below it, the image is doubtful (ours)
-_INSIDE = (1.0, 99.0)  # percentiles that count as used, of what is neither black nor white (ours)
+_INSIDE = (1.0, 99.0)  # percentiles of the used range, among pixels neither black nor white (ours)
 _ONE_GREY = (
-    0.005  # a single one of many values with more of the pixels is a border, a marker or padding (ours)
+    0.005  # a single value of many with a larger share of the pixels is a border, a marker or padding (ours)
 )
 _MANY = 64  # values (ours)
 
 
 def used(greys: Floats, counts: Counts) -> float:
-    """The share of black to white that an image uses, without what is wholly black or white.
+    """Return the share of black to white that an image uses, without fully black or white pixels.
 
     Args:
         greys: [N] grey levels, 0 black and 1 white.
@@ -38,7 +38,7 @@ def used(greys: Floats, counts: Counts) -> float:
 def percentiles(
     values: Floats, counts: Counts, shares: tuple[float, float] = PERCENTILES
 ) -> tuple[float, float]:
-    """The values [N] below which two shares, in percent, of the pixels counted lie."""
+    """Return the values at two percentiles of the counted pixels."""
     order = np.argsort(values, kind="stable")
     cumulative = np.cumsum(counts[order])
     ranks = np.searchsorted(cumulative, np.asarray(shares) / 100 * cumulative[-1], side="left")
@@ -47,7 +47,7 @@ def percentiles(
 
 
 def content(values: Floats, counts: Counts) -> tuple[float, float] | None:
-    """Black and white of an image whose percentiles lie in a border or a marker; None where that does not help."""
+    """Return black and white for an image whose percentiles lie in a border or a marker; None if that fails."""
     without = np.where(counts > _ONE_GREY * counts.sum(), 0, counts)
     if np.count_nonzero(without) < _MANY:
         return None

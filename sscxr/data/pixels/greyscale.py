@@ -1,8 +1,8 @@
 """Stored DICOM samples to grey levels as a viewer shows them: functions over arrays, no files.
 
 The order is the standard's (PS3.3 C.11.1, C.11.2, C.7.6.3.1.2; PS3.4 N.2): stored value, modality, values of
-interest, polarity, orientation. Every step up to the polarity maps a sample on its own, so it is computed once
-for each stored value that occurs, not once a pixel.
+interest, polarity, orientation. Every step up to the polarity maps samples independently, so it is computed once
+for each stored value that occurs, not once per pixel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ _BAND = 1 << 16  # pixels worked on at a time
 def displayed(
     stored: npt.NDArray[Any], true_pixels: npt.NDArray[np.bool_], header: Dataset
 ) -> tuple[Grey, str, list[str]]:
-    """Grey levels from stored samples.
+    """Convert stored samples to grey levels.
 
     Args:
         stored: integers [H, W], sign and unused bits already corrected.
@@ -40,7 +40,7 @@ def displayed(
         header: the image's attributes.
 
     Returns:
-        float32 [H, W] in 0..1, 0 where not a true pixel; what set the range; warnings.
+        float32 [H, W] in 0..1, 0 outside true pixels; the source of the range; warnings.
 
     Raises:
         Refused: no true pixel, or a range of values that no radiograph has.
@@ -69,7 +69,7 @@ def displayed(
 
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
-    """The rows of an image in bands, so that what is in between stays in the processor's cache."""
+    """Yield the rows of an image in bands, so that intermediates stay in the processor's cache."""
     step = max(1, _BAND // max(1, shape[1]))
     return (slice(first, first + step) for first in range(0, shape[0], step))
 
@@ -77,10 +77,10 @@ def bands(shape: tuple[int, ...]) -> Iterator[slice]:
 def _counts(
     stored: npt.NDArray[Any], true_pixels: npt.NDArray[np.bool_], low: int, span: int
 ) -> npt.NDArray[np.int64]:
-    """How many true pixels have each of `span` stored values from `low`."""
+    """Count the true pixels with each of `span` stored values from `low`."""
     first, every = _first_index(low, span), bool(true_pixels.all())
     counts = np.zeros(low - first + span, np.int64)
-    # Many possible values: their counts would be added up too often.
+    # Many possible values: adding up their counts for each band would take too long.
     parts = bands(stored.shape) if len(counts) <= _BAND else [slice(None)]
     for rows in parts:
         indices = _indices(stored[rows], first)
@@ -89,17 +89,17 @@ def _counts(
 
 
 def _first_index(low: int, span: int) -> int:
-    """The stored value of a table's first entry: 0 where the table stays small, as then samples are indices."""
+    """Return the stored value of a table's first entry: 0 if the table stays small, so that samples are indices."""
     return 0 if 0 <= low <= _BAND - span else low
 
 
 def _indices(stored: npt.NDArray[Any], first: int) -> npt.NDArray[Any]:
-    """Where samples stand in a table that begins with the stored value `first`."""
+    """Return the indices of samples in a table that begins with the stored value `first`."""
     return stored if first == 0 else np.subtract(stored, first, dtype=np.int64)
 
 
 def is_inverse(header: Dataset) -> bool:
-    """Whether the lowest value is white: MONOCHROME1 (PS3.3 C.7.6.3.1.2) or Presentation LUT Shape INVERSE.
+    """Return whether the lowest value is white: MONOCHROME1 (PS3.3 C.7.6.3.1.2) or Presentation LUT Shape INVERSE.
 
     In a digital X-ray INVERSE goes with MONOCHROME1 and means the same (C.8.11.3.1.2), so it is one inversion.
     """
@@ -108,9 +108,9 @@ def is_inverse(header: Dataset) -> bool:
 
 
 def _values_of_interest(values: Floats, counts: Counts, header: Dataset) -> tuple[Floats, str, list[str]]:
-    """VOI LUT, else window, else percentiles; 8 bits without either keep their range (PS3.3 C.11.2).
+    """Apply VOI LUT, else window, else percentiles; 8 bits without either keep their range (PS3.3 C.11.2).
 
-    What hides the image, or leaves it nearly black, is passed over with a warning.
+    A table or window that hides the image, or leaves it nearly black, is skipped with a warning.
     """
     warnings: list[str] = []
     for name, apply in (("voi lut", _voi_luts), ("window", _windows), ("8 bit", _eight_bits)):
@@ -138,7 +138,7 @@ def _values_of_interest(values: Floats, counts: Counts, header: Dataset) -> tupl
 
 
 def _shows(greys: Floats, values: Floats, counts: Counts) -> bool:
-    """Whether grey levels show the image: not clipped, not of one grey, not within a small part of the range."""
+    """Return whether grey levels show the image: not clipped, not constant, not in a small part of the range."""
     occurs = counts > 0
     if np.ptp(greys[occurs]) == 0:
         return bool(np.ptp(values[occurs]) == 0)
@@ -146,18 +146,18 @@ def _shows(greys: Floats, values: Floats, counts: Counts) -> bool:
 
 
 def _voi_luts(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
-    """The first table, by the bits that it states, then by those that its entries use: some state 16, use 12."""
+    """Yield the first table, by its stated bits, then by those that its entries use: some state 16 and use 12."""
     sequence = elements.get(header, "VOILUTSequence")
     if not sequence:
         return
     mapped, (stated, held), warnings = luts.lookup(values, sequence[0], header, "voi lut")
     yield mapped / stated, warnings
     if held < stated:
-        yield mapped / held, [*warnings, "voi lut of fewer bits than it says"]
+        yield mapped / held, [*warnings, "voi lut of fewer bits than it states"]
 
 
 def _windows(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
-    """The first window, by its function: LINEAR, LINEAR_EXACT or SIGMOID (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
+    """Yield the first window, by its function: LINEAR, LINEAR_EXACT or SIGMOID (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
     doubts: list[str] = []
     stated = [elements.numbers(header, name, doubts) for name in ("WindowCenter", "WindowWidth")]
     if not all(stated):
@@ -174,7 +174,7 @@ def _windows(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str
 
 
 def _eight_bits(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[str]]]:
-    """The range of at most 8 bits, where the values are as stored."""
+    """Yield the range of at most 8 bits, if the values are as stored."""
     bits = int(elements.get(header, "BitsStored") or 16)
     if bits > 8 or elements.get(header, "ModalityLUTSequence"):
         return
@@ -188,13 +188,13 @@ def _eight_bits(values: Floats, header: Dataset) -> Iterator[tuple[Floats, list[
 
 
 def _clipped(greys: Floats, counts: Counts) -> float:
-    """The share of true pixels at either end of the range."""
+    """Return the share of true pixels at either end of the range."""
     ends = (greys <= 0) | (greys >= 1)
     return float(counts[ends].sum() / counts.sum())
 
 
 def padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
-    """bool [H, W]: samples that pad the image to a rectangle (PS3.3 C.7.5.1.1.2), a value or a range of values."""
+    """Return bool [H, W]: samples that pad the image to a rectangle (PS3.3 C.7.5.1.1.2), a value or a range."""
     value = elements.get(header, "PixelPaddingValue")
     if not isinstance(value, int):
         return np.zeros(stored.shape, dtype=bool)
@@ -207,7 +207,7 @@ def padding(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
 
 
 def shuttered(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_]:
-    """bool [H, W]: pixels that a display shutter hides (PS3.3 C.7.6.11); several shapes hide what any hides.
+    """Return bool [H, W]: pixels that any display shutter hides (PS3.3 C.7.6.11).
 
     Rows and columns of the attributes count from 1.
     """
@@ -234,13 +234,14 @@ def shuttered(stored: npt.NDArray[Any], header: Dataset) -> npt.NDArray[np.bool_
 
 
 def upright(patient_orientation: Sequence[str]) -> Turning:
-    """How to turn an image so that it shows as a viewer hangs it, from Patient Orientation (PS3.3 C.7.6.1.1.1).
+    """Return how to turn an image as a viewer shows it, from Patient Orientation (PS3.3 C.7.6.1.1.1).
 
-    The attribute says where the rows point, then where the columns point: L\\F is an upright frontal view with the
-    patient's left on the right of the picture. R\\F is its mirror image. A lateral's rows point A or P, both right.
+    The attribute gives the direction of the rows, then of the columns: L\\F is an upright frontal view with the
+    patient's left on the right of the picture. R\\F is its mirror image. A lateral's rows point A or P; both are
+    right.
 
     Returns:
-        transpose, then flip left and right, then flip top and bottom.
+        Whether to transpose, then flip left and right, then flip top and bottom.
     """
     rows, columns = (str(direction).strip().upper()[:1] for direction in patient_orientation)
     vertical, sideways = {"F", "H"}, {"L", "R", "A", "P"}
@@ -267,7 +268,7 @@ def turn(image: npt.NDArray[Any], turning: Turning) -> npt.NDArray[Any]:
 
 
 def turn_back(image: npt.NDArray[Any], turning: Turning) -> npt.NDArray[Any]:
-    """Undo `turn`: from the image as shown to the pixels as stored."""
+    """Undo `turn`, from the image as shown to the pixels as stored."""
     transpose, mirror, flip = turning
     image = image[::-1] if flip else image
     image = image[:, ::-1] if mirror else image

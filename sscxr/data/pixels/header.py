@@ -1,4 +1,4 @@
-"""What a DICOM header says: whether the file may be a chest radiograph at all, and the facts about it."""
+"""Reads a DICOM header: whether the file may be a chest radiograph, and the facts about it."""
 
 import re
 from collections.abc import Collection
@@ -18,16 +18,16 @@ from sscxr.data.pixels.facts import (
 )
 from sscxr.data.pixels.greyscale import Turning
 
-# Projection radiography (PS3.3 C.7.3.1.1.1); OT and SC are how pictures of radiographs are often wrapped.
+# Projection radiography (PS3.3 C.7.3.1.1.1); OT and SC are common for pictures of radiographs.
 RADIOGRAPHS = ("CR", "DX", "DR", "RG", "XR")
 WRAPPED = ("OT", "SC")
 FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
-BODY_PART_NOT_KNOWN = "body part not known"  # the next preparation may know it
+BODY_PART_NOT_KNOWN = "body part not known"  # the next `prepare` may know it
 DICOMDIR = "1.2.840.10008.1.3.10"
 
 
 def _meanings(dataset: Dataset, keyword: str) -> str:
-    """The code meanings of a code sequence, as one text."""
+    """Return the code meanings of a code sequence, as one text."""
     items = get(dataset, keyword) or []
     return " ".join(str(get(item, "CodeMeaning") or "") for item in items)
 
@@ -37,7 +37,7 @@ def check_kind(header: Dataset, chest_words: Collection[str] = ()) -> None:
 
     Args:
         header: of the file.
-        chest_words: what a site's devices call a chest, beside the words that are known.
+        chest_words: the site's words for a chest, beside the known ones.
     """
     meta = getattr(header, "file_meta", None) or Dataset()
     if str(get(meta, "MediaStorageSOPClassUID")) == DICOMDIR or "DirectoryRecordSequence" in header:
@@ -61,7 +61,7 @@ def check_kind(header: Dataset, chest_words: Collection[str] = ()) -> None:
 
 
 def turning(dataset: Dataset) -> Turning:
-    """How Patient Orientation says that the image is to be turned; as stored where it says nothing."""
+    """Return how to turn the image by Patient Orientation; unturned if that is not stated."""
     directions = get(dataset, "PatientOrientation")
     if directions is None or isinstance(directions, str) or len(directions) != 2:
         return greyscale.AS_STORED
@@ -69,10 +69,10 @@ def turning(dataset: Dataset) -> Turning:
 
 
 def doubts(dataset: Dataset) -> list[str]:
-    """Warnings that the header gives rise to."""
+    """Return warnings about the header."""
     found = []
     if word(dataset, "BurnedInAnnotation") == "YES":
-        found.append("burnt-in annotation (as the header says)")
+        found.append("burnt-in annotation (stated in the header)")
     modality = word(dataset, "Modality")
     if not modality or modality in WRAPPED:
         found.append(f"modality {modality or 'not stated'}")
@@ -80,7 +80,7 @@ def doubts(dataset: Dataset) -> list[str]:
 
 
 def _view(dataset: Dataset) -> str:
-    """The view by the most direct attribute that tells it; `PatientPosition` holds it in rewrapped NIH files."""
+    """Return the view by the most direct attribute that has it: `PatientPosition` in rewrapped NIH files."""
     position = word(dataset, "PatientPosition")
     lying = "supine recumbent" in _meanings(dataset, "PatientOrientationCodeSequence").lower()
     stated = word(dataset, "ViewPosition")
@@ -98,7 +98,7 @@ def _view(dataset: Dataset) -> str:
 
 
 def _years(dataset: Dataset) -> float | None:
-    """Age at the study, from Patient's Age or else from the two dates."""
+    """Return the age at the study, from Patient's Age or else from the two dates."""
     years = dicom_age(str(get(dataset, "PatientAge") or ""))
     born, taken = str(get(dataset, "PatientBirthDate") or ""), str(get(dataset, "StudyDate") or "")
     if years is None and re.fullmatch(r"\d{8}", born) and re.fullmatch(r"\d{8}", taken):
@@ -107,7 +107,7 @@ def _years(dataset: Dataset) -> float | None:
 
 
 def _spacing(dataset: Dataset) -> float | None:
-    """Millimetres a pixel: Pixel Spacing, else that of the detector (PS3.3 10.7.1.3); None where odd."""
+    """Return millimetres per pixel: Pixel Spacing, else that of the detector (PS3.3 10.7.1.3); None if invalid."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
         spacing = get(dataset, keyword)
         try:
@@ -120,7 +120,7 @@ def _spacing(dataset: Dataset) -> float | None:
 
 
 def facts(dataset: Dataset, grey_range: str, warnings: list[str]) -> Facts:
-    """The facts of the header, with what the pixels' way to grey levels added."""
+    """Return the facts of the header, with the grey range and the warnings of the pixels."""
     patient = str(get(dataset, "PatientID") or "").strip()
     years = _years(dataset)
     return Facts(

@@ -1,6 +1,6 @@
 """The raw radiographs of the JSRT database: 2048 x 2048 samples of 12 bits, big-endian, without a header.
 
-They are densities of digitised film turned around: a large value is dark (Shiraishi et al. 2000).
+They are densities of digitised film: a large value is dark (Shiraishi et al. 2000).
 """
 
 import re
@@ -19,12 +19,12 @@ _NAME = re.compile(r"JPC[LN]N\d{3}\.IMG", re.IGNORECASE)
 
 
 def is_jsrt(file: Path) -> bool:
-    """Whether a file is one of the database's, by its name and its size: there is no header."""
+    """Return whether a file is one of the database's, by its name and size, as it has no header."""
     return _NAME.fullmatch(file.name) is not None and file.stat().st_size == 2 * SIDE * SIDE
 
 
 def read(file: Path) -> tuple[npt.NDArray[np.float32], Facts, Turning]:
-    """Grey levels, float32 [2048, 2048] in 0..1, bone bright; the facts; turned in no way.
+    """Return grey levels, float32 [2048, 2048] in 0..1, bone bright; the facts; the turning, which is none.
 
     Raises:
         Refused: samples of more than 12 bits.

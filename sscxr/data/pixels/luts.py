@@ -1,7 +1,7 @@
 """Lookup tables of a header, and the modality's values: the first step from stored samples to grey levels.
 
-Writers get descriptors wrong in many ways. A table is used where what it says is clear, if short by a little; a
-table that is not clear is left out, with a warning.
+Writers make many errors in descriptors. A table is used if it is unambiguous, even if a little short; otherwise
+it is left out, with a warning.
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ ERRORS = (
     KeyError,
     TypeError,
     ValueError,
-)  # what odd elements raise
+)  # raised by malformed elements
 
 
 def modality(values: Floats, header: Dataset) -> tuple[Floats, list[str]]:
-    """Stored values to the modality's, by Modality LUT or else rescale (PS3.3 C.11.1); warnings.
+    """Convert stored values to the modality's, by Modality LUT or else rescale (PS3.3 C.11.1); return warnings too.
 
-    A table or a rescale that is empty, does not parse or gives no finite values is left out.
+    A table or a rescale that is empty, does not parse or gives values that are not finite is left out.
     """
     warnings: list[str] = []
     try:
@@ -49,7 +49,7 @@ def modality(values: Floats, header: Dataset) -> tuple[Floats, list[str]]:
 
 
 def rescale(header: Dataset, doubts: list[str] | None = None) -> tuple[float, float]:
-    """Rescale Slope and Intercept; 1 and 0 where they are not stated.
+    """Return Rescale Slope and Intercept; 1 and 0 if not stated.
 
     Raises:
         ValueError: they are not one number each, or the slope is 0.
@@ -68,16 +68,15 @@ def rescale(header: Dataset, doubts: list[str] | None = None) -> tuple[float, fl
 def lookup(
     values: Floats, item: Dataset, header: Dataset, name: str
 ) -> tuple[Floats, list[float], list[str]]:
-    """A Modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1): first entry below its range, last above.
+    """Apply a Modality or VOI LUT (PS3.3 C.11.1.1, C.11.2.1.1): first entry below its range, last above.
 
-    pydicom's own functions count the index in the type of the LUT's output, which wraps for 8-bit output.
+    pydicom's own functions compute the index in the type of the LUT's output, which wraps for 8-bit output.
 
     Returns:
-        The mapped values; the largest value that the LUT's bits allow, and that as many bits allow as its entries
-        use; warnings.
+        The mapped values; the largest value of the stated bits, and of as many bits as the entries use; warnings.
 
     Raises:
-        ValueError: its entries are not what the descriptor says.
+        ValueError: its entries do not match the descriptor.
     """
     described = elements.numbers(item, "LUTDescriptor")
     if len(described) != 3:
@@ -99,7 +98,7 @@ def lookup(
 
 
 def _table(data: Any, entries: int, bits: int, little_endian: bool) -> npt.NDArray[Any]:
-    """The entries that are there: words, or bytes where there are as many bytes as entries of up to 8 bits."""
+    """Return the present entries: words, or bytes if there are as many bytes as entries of up to 8 bits."""
     order = "<"
     if isinstance(data, bytes):
         order = "<" if little_endian else ">"
@@ -111,6 +110,6 @@ def _table(data: Any, entries: int, bits: int, little_endian: bool) -> npt.NDArr
 
 
 def is_little_endian(header: Dataset) -> bool:
-    """Whether the header was written so."""
+    """Return whether the header is little-endian."""
     encoding = getattr(header, "original_encoding", (None, True))[1]
     return encoding is not False

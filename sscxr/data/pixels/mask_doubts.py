@@ -1,4 +1,4 @@
-"""What a lung mask's shape shows to be wrong with it: inverted, the whole image, half of it ignored."""
+"""Finds errors in a lung mask by its shape: inverted, the whole image, half of it ignored."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ MAX_IGNORED = 0.3  # of the lung
 
 
 def refusal(mask: npt.NDArray[np.uint8]) -> str:
-    """Why a mask cannot be one of lungs, or empty. Brightness is not looked at: lungs may be white.
+    """Return why a mask cannot be one of lungs, or empty. Brightness is not used: lungs may be white.
 
     Args:
         mask: uint8 [H, W] of 255 lung, 127 ignored, 0 neither.
@@ -28,8 +28,8 @@ def refusal(mask: npt.NDArray[np.uint8]) -> str:
 
 
 def doubt(mask: npt.NDArray[np.uint8]) -> str:
-    """What is odd about a mask that is used all the same, or empty. `mask` is as for `refusal`."""
+    """Return a doubt about a mask that is still used, or empty. `mask` is as for `refusal`."""
     lung, ignored = (int((mask == value).sum()) for value in (MASK_LUNG, MASK_IGNORE))
     if ignored > MAX_IGNORED * lung:
-        return "mask ignores much: grey values of about half are no lung"
+        return "mask ignores much: grey values of about half are not lung"
     return "mask of hardly any lung" if lung < MIN_COVERED * mask.size else ""

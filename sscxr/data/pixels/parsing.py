@@ -1,7 +1,7 @@
-"""The bytes of a DICOM file to pydicom's dataset: bounded in what is inflated, and in the number of elements.
+"""The bytes of a DICOM file to pydicom's dataset, with limits on inflated bytes and on the number of elements.
 
-Files that lack what PS3.10 asks of them (preamble, meta information, transfer syntax) are read as far as their
-elements explain themselves.
+Files without the parts that PS3.10 requires (preamble, meta information, transfer syntax) are read as far as
+their elements are self-explanatory.
 """
 
 import zlib
@@ -22,9 +22,9 @@ from pydicom.uid import (
 
 from sscxr.data.pixels.facts import Refused
 
-MAX_HEADER_BYTES = 64 << 20  # of a file beside its pixels, and of what of it is deflated
-MAX_ELEMENTS = 100_000  # before the pixels; radiographs have some hundred (ours)
-CHUNK = 1 << 20  # bytes of a deflated file that are read at once
+MAX_HEADER_BYTES = 64 << 20  # of a file beside its pixels, also when inflated
+MAX_ELEMENTS = 100_000  # before the pixels; radiographs have about a hundred (ours)
+CHUNK = 1 << 20  # bytes of a deflated file to read at a time
 PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 ENDINGS = (".dcm", ".dicom", ".dic")
 
@@ -32,14 +32,14 @@ Stop = Callable[[int, str | None, int], bool]
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is to be read as DICOM: by its magic (PS3.10 7.1), its first element, or its name."""
+    """Return whether to read a file as DICOM: by its magic (PS3.10 7.1), its first element, or its name."""
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or begins_with_an_element(head) or path.suffix.lower() in ENDINGS
 
 
 def begins_with_an_element(head: bytes) -> bool:
-    """Whether bytes begin as a dataset without a preamble does: with a short element of group 2 or 8."""
+    """Return whether bytes begin like a dataset without a preamble: with a short element of group 2 or 8."""
     if head[:2] in (b"\0\2", b"\0\x08"):  # big-endian, which is always explicit
         return head[4:6].isalpha() and head[4:6].isupper()
     if head[:2] not in (b"\2\0", b"\x08\0"):
@@ -51,15 +51,15 @@ def begins_with_an_element(head: bytes) -> bool:
 
 
 def parse(path: Path, *, stop_before_pixels: bool = False, pixel_bytes: int = 0) -> Dataset:
-    """The elements of a file, with a transfer syntax in its `file_meta`; nothing behind the pixels is looked at.
+    """Return the elements of a file up to its pixels, with a transfer syntax in its `file_meta`.
 
     Args:
         path: a file that `is_dicom`.
         stop_before_pixels: whether to leave the pixels out.
-        pixel_bytes: of uncompressed pixels, as the header says; a deflated file may inflate to no more.
+        pixel_bytes: of uncompressed pixels, from the header; a deflated file may inflate to at most that.
 
     Raises:
-        Refused: it is not DICOM, or more than a radiograph has.
+        Refused: it is not DICOM, or larger than a radiograph.
         OSError: the file cannot be opened.
     """
     try:
@@ -98,7 +98,7 @@ def _dataset(file: BinaryIO, stop_before_pixels: bool, pixel_bytes: int) -> Data
 
 
 class _Stop:
-    """pydicom's question, at each element, whether to stop: at the pixels, or behind them."""
+    """pydicom's callback, at each element, that decides whether to stop: at the pixels, or after them."""
 
     def __init__(self, before_pixels: bool) -> None:
         self.before_pixels, self.at_pixels, self._elements = before_pixels, False, 0
@@ -114,7 +114,7 @@ class _Stop:
 
 
 def _read(file: BinaryIO, implicit: bool, little: bool, stop: Stop) -> Dataset:
-    """pydicom's dataset; without the character set where Python has no answer to its name."""
+    """Read pydicom's dataset; without the character set if Python does not know it."""
     start = file.tell()
     try:
         return read_dataset(file, implicit, little, stop_when=stop)
@@ -133,18 +133,18 @@ def _read(file: BinaryIO, implicit: bool, little: bool, stop: Stop) -> Dataset:
 
 
 def _encoding(file: BinaryIO, syntax: UID | None) -> tuple[bool, bool]:
-    """Whether the elements that follow lack value representations; whether they are little-endian (PS3.5 7.1)."""
+    """Return whether the following elements lack value representations, and are little-endian (PS3.5 7.1)."""
     if syntax:
         return syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     head = file.read(8)
     file.seek(-len(head), 1)
     implicit = not (head[4:6].isalpha() and head[4:6].isupper())
-    # Groups of a header are small numbers: 8 read the wrong way round is 2048.
+    # Groups of a header are small numbers: 8 in the wrong byte order is 2048.
     return implicit, implicit or int.from_bytes(head[:2], "little") < 1024
 
 
 def _plain_syntax(dataset: Dataset) -> UID:
-    """The transfer syntax of a dataset whose file names none, as its elements were read."""
+    """Return the transfer syntax in which the elements of a file without a stated one were read."""
     if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
         raise Refused("unreadable", "compressed pixels without a transfer syntax")
     implicit, little = dataset.original_encoding
@@ -154,15 +154,15 @@ def _plain_syntax(dataset: Dataset) -> UID:
 
 
 def _inflated(file: BinaryIO, stop: _Stop, pixel_bytes: int) -> Dataset:
-    """The dataset of a deflated file (PS3.5 A.5).
+    """Read the dataset of a deflated file (PS3.5 A.5).
 
-    pydicom would inflate all of it, a thousand times the file's size, before it shows the header. Here no more is
-    inflated than a header may have, and than the header says that the pixels have.
+    pydicom would inflate all of it, up to a thousand times the file's size, before it returns the header. This
+    inflates at most the largest header, and the pixels' size according to the header.
     """
     limit = MAX_HEADER_BYTES + pixel_bytes
     inflated, whole = inflate(file, limit)
     if not whole and not stop.before_pixels:
-        raise Refused("too large", f"inflates to more than {limit >> 20} MB, its header says less")
+        raise Refused("too large", f"inflates to more than {limit >> 20} MB, its header states less")
     dataset = _read(BytesIO(inflated), False, True, stop)
     if not whole and not stop.at_pixels:
         raise Refused("too large", f"its header inflates to more than {limit >> 20} MB")
@@ -170,7 +170,7 @@ def _inflated(file: BinaryIO, stop: _Stop, pixel_bytes: int) -> Dataset:
 
 
 def _read_meta(file: BinaryIO) -> Dataset:
-    """The elements of group 2 (PS3.10 7.1); the file is left behind them."""
+    """Read the elements of group 2 (PS3.10 7.1); the file's position is then after them."""
     start, count = file.tell(), 0
 
     def stop(tag: int, vr: str | None, length: int) -> bool:
@@ -190,7 +190,7 @@ def _read_meta(file: BinaryIO) -> Dataset:
 
 
 def inflate(file: BinaryIO, limit: int) -> tuple[bytes, bool]:
-    """What the rest of a file inflates to, at most `limit` bytes of it; whether that is all."""
+    """Inflate the rest of a file, at most `limit` bytes; also return whether that is all."""
     inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
     while not inflater.eof and len(inflated) < limit:
         chunk = inflater.unconsumed_tail or file.read(CHUNK)
@@ -199,7 +199,7 @@ def inflate(file: BinaryIO, limit: int) -> tuple[bytes, bool]:
         inflated += inflater.decompress(chunk, limit - len(inflated))
     if inflater.eof:
         return bytes(inflated), True
-    # The end of the stream may still be to come when the last byte is there; one byte more tells.
+    # The end of the stream may follow the last byte; one byte more decides.
     more = inflater.decompress(inflater.unconsumed_tail + file.read(CHUNK), 1)
     if not more and not inflater.eof:
         raise Refused("truncated", "the deflated data have no end")

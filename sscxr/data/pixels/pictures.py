@@ -16,7 +16,8 @@ from sscxr.data.pixels.greyscale import AS_STORED, BORDER, Turning, turn
 PNG = b"\x89PNG\r\n\x1a\n"
 FORMATS = ("PNG", "JPEG")
 MASK_FORMATS = (*FORMATS, "GIF")  # the SCR database's
-# A radiograph may be tinted, or carry a coloured arrow; a photograph or an overlay is coloured all over (ours).
+# A radiograph may be tinted, or have a coloured arrow; a photograph or an overlay is coloured all over
+# (ours).
 COLOURED = 64 / 255  # between the largest and the smallest channel
 MAX_COLOURED = 0.2  # of the pixels
 MASK_LUNG, MASK_IGNORE = 255, 127
@@ -35,17 +36,17 @@ Grey = npt.NDArray[np.float32]
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file begins as a PNG or a JPEG does."""
+    """Return whether a file begins like a PNG or a JPEG."""
     with path.open("rb") as file:
         head = file.read(8)
     return head == PNG or head[:3] == b"\xff\xd8\xff"
 
 
 def read(path: Path, *, max_pixels: int) -> tuple[Grey, Facts, Turning]:
-    """Read a whole picture as grey levels, turned as its EXIF orientation says.
+    """Read a whole picture as grey levels, turned by its EXIF orientation.
 
-    Transparency is composited on black. 16 bits are stretched between percentiles, as nothing says what is black
-    and white; 8 bits keep their range. Of the pictures of a phone's JPEG (MPO) the first is read.
+    Transparency is composited on black. 16 bits are stretched between percentiles, as black and white are not
+    stated; 8 bits keep their range. The first picture of a phone's JPEG (MPO) is read.
 
     Args:
         path: a PNG or JPEG file.
@@ -77,7 +78,7 @@ def read(path: Path, *, max_pixels: int) -> tuple[Grey, Facts, Turning]:
 
 
 def read_mask(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """A mask as stored: uint8 [H, W] of 255 lung, 127 ignore, 0 background; a mask of 0 and 1 counts 1 as lung.
+    """Read a mask as stored: uint8 [H, W] of 255 lung, 127 ignore, 0 background; in a mask of 0 and 1, 1 is lung.
 
     Raises:
         Refused: not a whole picture.
@@ -96,7 +97,7 @@ def read_mask(path: Path, *, max_pixels: int) -> npt.NDArray[np.uint8]:
 
 
 def colour_to_grey(samples: npt.NDArray[Any]) -> Grey:
-    """Luma (ITU-R BT.601) of [H, W, 3] samples of 8 or 16 bits, where they are grey in all but name.
+    """Return the luma (ITU-R BT.601) of [H, W, 3] samples of 8 or 16 bits, if they are effectively grey.
 
     Raises:
         Refused: too much of the picture is coloured.
@@ -112,7 +113,7 @@ def colour_to_grey(samples: npt.NDArray[Any]) -> Grey:
 
 
 def _open(path: Path, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """The decoded picture; its size is checked from its header alone."""
+    """Return the decoded picture; its size is checked from its header first."""
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -150,7 +151,7 @@ def _loaded(file: BinaryIO, max_pixels: int, formats: tuple[str, ...]) -> Image.
 
 
 def _opened(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
-    """What Pillow opens; a PNG with more text or colour profile than Pillow allows, without them."""
+    """Open with Pillow; a PNG with more text or colour profile than Pillow allows, without them."""
     try:
         return Image.open(file, formats=formats)
     except ValueError:
@@ -159,7 +160,7 @@ def _opened(file: BinaryIO, formats: tuple[str, ...]) -> Image.Image:
 
 
 def _without_text(png: bytes) -> bytes:
-    """A PNG without the chunks that say nothing of its pixels and may inflate to anything."""
+    """Return a PNG without the chunks that do not affect its pixels and may inflate to anything."""
     kept, at = [png[:8]], 8
     while at + 12 <= len(png):
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
@@ -170,9 +171,10 @@ def _without_text(png: bytes) -> bytes:
 
 
 def _wide_samples(path: Path) -> npt.NDArray[np.uint16] | None:
-    """[H, W, 3] samples of a colour or transparent PNG of 16 bits, on black; None for other pictures.
+    """Return [H, W, 3] samples of a colour or transparent PNG of 16 bits, on black; None for other pictures.
 
-    Pillow keeps the high byte of each sample. Which one it keeps is the raw mode's, so a second look has the other.
+    Pillow keeps the high byte of each sample. The raw mode decides which byte it keeps, so a second read has the
+    other.
     """
     with path.open("rb") as file:
         head = file.read(26)
@@ -193,7 +195,7 @@ def _wide_samples(path: Path) -> npt.NDArray[np.uint16] | None:
 
 
 def _bytes_of(file: BinaryIO, *raw_modes: str) -> list[npt.NDArray[np.uint8]]:
-    """One byte of each sample, by each raw mode."""
+    """Return one byte of each sample, by each raw mode."""
     found = []
     for mode in raw_modes:
         file.seek(0)
@@ -204,17 +206,17 @@ def _bytes_of(file: BinaryIO, *raw_modes: str) -> list[npt.NDArray[np.uint8]]:
 
 
 def _damaged(error: Exception) -> Refused:
-    """The refusal of a picture on which Pillow gave up."""
+    """Return the refusal of a picture that Pillow cannot read."""
     if any(word in str(error).lower() for word in ("truncated", "incomplete")):
         return Refused("truncated", "the picture has no end")
     return Refused("unreadable", "a damaged picture")
 
 
 def _turning(picture: Image.Image) -> Turning:
-    """What the EXIF orientation asks for, as `greyscale.turn` wants it."""
+    """Return the EXIF orientation in the form for `greyscale.turn`."""
     try:
         orientation = picture.getexif().get(0x0112, 1)
-    except Exception:  # EXIF that does not parse says nothing
+    except Exception:  # ignore EXIF that does not parse
         return AS_STORED
     return EXIF_TURNS.get(orientation, AS_STORED)
 
@@ -233,7 +235,7 @@ def _eight_bits(picture: Image.Image) -> Grey:
 
 
 def _stretched(values: npt.NDArray[np.int64]) -> tuple[Grey, str, list[str]]:
-    """Values of more than 8 bits, stretched between percentiles; warnings."""
+    """Stretch values of more than 8 bits between percentiles; also return warnings."""
     low, high = (float(end) for end in np.percentile(values, PERCENTILES))
     doubts: list[str] = []
     first, span = int(values.min()), int(np.ptp(values)) + 1

@@ -1,15 +1,15 @@
 """Is a frontal chest picture turned, inverted in grey, or mirrored? A small learned detector, numpy only.
 
 One network scores how much a picture looks like an upright chest X-ray with bright bone and the heart on the
-viewer's right. It sees all 16 ways that the picture could have come to be as it is (4 turns, mirrored or not,
-inverted or not), undone; the best score tells which one it was. The answer is therefore exactly equivariant:
-turning the picture turns the answer, and no way of lying is harder to see than another.
+viewer's viewer's right. It scores all 16 combinations of undoing 4 turns, mirroring and inversion; the best
+score gives the answer. The answer is therefore exactly equivariant: turning the picture turns the answer, and
+no posture is harder to detect than another.
 
-The picture is freed of flat borders, squashed to a small square and equalised (grey levels become ranks), so
-that neither padding nor aspect ratio nor any tone curve matters, and inversion is a change of sign.
-`bench/train_posture.py` trains and measures it. On 1331 pictures of unseen patients: none set aside wrongly, 99.8 %
-or more of each turn and of inversion found, 91.8 % of mirrorings at 0.8 % false warnings; `docs/posture.md` has
-more, and what a hospital that training never saw has to expect.
+Flat borders are removed, and the picture is squashed to a small square and equalised (grey levels become
+ranks), so that neither padding nor aspect ratio nor any tone curve matters, and inversion is a change of
+sign. `bench/train_posture.py` trains and measures it. On 1331 pictures of unseen patients: none set aside
+wrongly, 99.8 % or more of each turn and of inversion found, 91.8 % of mirrorings at 0.8 % false warnings;
+`docs/posture.md` has more, more, also for hospitals that training never saw.
 """
 
 from dataclasses import dataclass
@@ -27,20 +27,20 @@ SIDE = 40  # px of the square that the network sees
 WEIGHTS = Path(__file__).with_name("posture.safetensors")
 # Strides of the three convolutions; their kernels are in the file.
 STRIDES = (2, 2, 1)
-# A border row or column whose grey levels lie within this range is padding, not picture.
+# A border row or column with grey levels within this range is padding, not picture.
 _FLAT = 0.04
 
 
 @dataclass(frozen=True)
 class Posture:
-    """How a picture lies; the defaults unless the detector is confident of something else.
+    """The posture of a picture; the defaults unless the detector is confident of another.
 
     Attributes:
         rotation: degrees clockwise by which it appears turned: 0, 90, 180 or 270.
         inverted: whether bone is dark.
         mirrored: whether left and right are swapped (once turned upright).
         rotation_odds, inversion_odds, mirror_odds: log odds that the picture is turned (by the likeliest
-            turn), inverted, mirrored; negative where it is not.
+            turn), inverted, mirrored; negative if it is not.
     """
 
     rotation: int = 0
@@ -51,48 +51,48 @@ class Posture:
     mirror_odds: float = 0.0
 
     def problems(self) -> list[str]:
-        """Reasons to set the picture aside."""
+        """Return reasons to set the picture aside."""
         turned = "upside down" if self.rotation == 180 else "on its side"
         found = [f"looks {turned} (turned by {self.rotation} degrees)"] if self.rotation else []
         return [*found, "looks inverted: bone is dark"] if self.inverted else found
 
     def doubts(self) -> list[str]:
-        """Warnings: a picture may look mirrored and be right, as in dextrocardia."""
+        """Return warnings: a picture that looks mirrored may be right, as in dextrocardia."""
         return ["looks mirrored: the heart lies on the viewer's left"] if self.mirrored else []
 
 
 @dataclass(frozen=True)
 class Detector:
-    """The network's weights by name, and the log odds above which it is believed."""
+    """The network's weights by name, and its thresholds in log odds."""
 
     weights: dict[str, Floats]
     thresholds: dict[str, float]
 
 
 def look(image: Floats, detector: Detector | None = None) -> Posture:
-    """How a frontal chest picture lies.
+    """Detect the posture of a frontal chest picture.
 
     Args:
         image: float [H, W] in 0..1, bone bright if all is well; any size and aspect ratio.
-        detector: another than the one that is shipped.
+        detector: None: the shipped one.
 
     Returns:
-        The posture; of a picture without any contrast, the default.
+        The posture; the default for a picture without any contrast.
     """
     detector = detector or load()
     return judge(scores(hypotheses(canvas(image)), detector.weights), detector.thresholds)
 
 
 def canvas(image: Floats) -> Floats:
-    """The picture as the network sees it: float32 [SIDE, SIDE], ranks of the grey levels, -1 to 1."""
+    """Return the network's input: float32 [SIDE, SIDE], ranks of the grey levels, -1 to 1."""
     step = max(1, max(image.shape) // 256)
     small = trim(np.asarray(image[::step, ::step], dtype=np.float32))
     return equalise(_averages(_averages(small).T).T)
 
 
 def trim(image: Floats) -> Floats:
-    """Without flat borders (padding bars); the picture itself if it is flat all over."""
-    for _ in range(2):  # a bar along one side may hide behind one along another
+    """Remove flat borders (padding bars); return the picture unchanged if it is flat all over."""
+    for _ in range(2):  # a bar along one side may be hidden by one along another
         rows = np.flatnonzero(np.ptp(image, axis=1) > _FLAT)
         columns = np.flatnonzero(np.ptp(image, axis=0) > _FLAT)
         if len(rows) < 8 or len(columns) < 8:
@@ -102,7 +102,7 @@ def trim(image: Floats) -> Floats:
 
 
 def equalise(square: npt.NDArray[Any]) -> Floats:
-    """Grey levels to ranks, -1 the darkest and 1 the brightest; equal levels get equal ranks."""
+    """Convert grey levels to ranks, -1 the darkest and 1 the brightest; equal levels get equal ranks."""
     values = np.sort(square, axis=None)
     ranks = np.searchsorted(values, square, "left") + np.searchsorted(values, square, "right")
     ranked: Floats = (ranks / values.size - 1).astype(np.float32)
@@ -110,8 +110,8 @@ def equalise(square: npt.NDArray[Any]) -> Floats:
 
 
 def _averages(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Means of rows over SIDE equal parts of the height, pixels shared where an edge cuts them: [SIDE, W]."""
-    # Cumulative sums instead of a matrix product: BLAS threads fight each other in a pool of workers.
+    """Return means of rows over SIDE equal parts of the height, [SIDE, W]; pixels at an edge are shared."""
+    # Cumulative sums instead of a matrix product: BLAS threads compete in a pool of workers.
     sums = np.zeros((image.shape[0] + 1, image.shape[1]))
     np.cumsum(image, axis=0, out=sums[1:])
     edges = np.linspace(0, image.shape[0], SIDE + 1)
@@ -123,21 +123,21 @@ def _averages(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def hypotheses(square: Floats) -> Floats:
-    """float32 [16, SIDE, SIDE]: the square undone by inversion (slowest), mirroring, turn (fastest)."""
+    """Return float32 [16, SIDE, SIDE]: the square undone by inversion (slowest), mirroring, turn (fastest)."""
     turns = [np.rot90(square, quarter) for quarter in range(4)]
     upright = np.stack(turns + [turn[:, ::-1] for turn in turns])
     return np.concatenate([upright, -upright])
 
 
 def scores(squares: Floats, weights: dict[str, Floats]) -> Floats:
-    """How much each square looks as it should: three convolutions, two dense layers. [N, S, S] to [N]."""
+    """Score how upright each square looks: three convolutions, two dense layers. [N, S, S] to [N]."""
     hidden = squares[..., None]
     for layer, stride in enumerate(STRIDES):
         kernel = weights[f"conv{layer}.weight"]  # [rows, columns, in, out]
         view: Any = np.lib.stride_tricks.sliding_window_view(hidden, kernel.shape[:2], axis=(1, 2))
         patches = view[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
         count, rows, columns = patches.shape[:3]
-        # One product a square, small enough for BLAS not to start threads.
+        # One product per square, too small for BLAS to start threads.
         flat = patches.reshape(count, rows * columns, -1) @ kernel.reshape(-1, kernel.shape[3])
         hidden = np.maximum(flat + weights[f"conv{layer}.bias"], 0).reshape(count, rows, columns, -1)
     dense = hidden.reshape(len(hidden), 1, -1) @ weights["dense.weight"] + weights["dense.bias"]
@@ -146,7 +146,7 @@ def scores(squares: Floats, weights: dict[str, Floats]) -> Floats:
 
 
 def judge(values: Floats, thresholds: dict[str, float]) -> Posture:
-    """The posture that 16 scores tell, where their log odds pass the thresholds."""
+    """Return the posture from 16 scores, if their log odds pass the thresholds."""
     cube = values.astype(np.float64).reshape(2, 2, 4)
     turn, mirror, inversion = (_log_sum(cube, axes) for axes in ((0, 1), (0, 2), (1, 2)))
     quarter = int(turn[1:].argmax()) + 1
@@ -170,7 +170,7 @@ def _log_sum(values: npt.NDArray[np.float64], axes: tuple[int, ...]) -> npt.NDAr
 
 @cache
 def load(path: Path = WEIGHTS) -> Detector:
-    """The detector in a file; kept, so that a worker process reads it once."""
+    """Read the detector in a file; cached, so that a worker process reads it once."""
     with safe_open(path, framework="numpy") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         metadata = file.metadata()

@@ -1,4 +1,4 @@
-"""Libraries that read images, kept from printing: their warnings quote headers, and a header names a patient."""
+"""Keeps image libraries from printing: their warnings quote headers, and a header names a patient."""
 
 import os
 import threading
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LOGGERS = ("pydicom", "PIL", "pylibjpeg", "openjpeg", "highdicom")
-_STDERR = 2  # what C libraries print on
-_one_at_a_time = threading.RLock()  # the descriptor and Python's list of warnings are the whole process's
+_STDERR = 2  # the descriptor that C libraries print on
+_one_at_a_time = threading.RLock()  # the whole process shares the descriptor and Python's list of warnings
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warning, log line or C-level message of a library reaches stderr inside."""
+    """Keep warnings, log lines and C-level messages of libraries from stderr."""
     silence_loggers()
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -27,19 +27,19 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def heard() -> Iterator[list[str]]:
-    """Like `quiet`; what C libraries printed inside is the one item of the list once it is left."""
-    said: list[str] = []
+    """Like `quiet`, but yield a list that afterwards has one item: what C libraries printed."""
+    printed: list[str] = []
     sink = os.memfd_create("stderr")
     try:
         with _one_at_a_time, _redirected(sink):
-            yield said
-        said.append(os.pread(sink, 1 << 16, 0).decode("utf-8", "replace"))
+            yield printed
+        printed.append(os.pread(sink, 1 << 16, 0).decode("utf-8", "replace"))
     finally:
         os.close(sink)
 
 
 def silence_loggers() -> None:
-    """Switch off the loggers of libraries and GDCM's messages; without a handler, Python prints warnings itself."""
+    """Switch off the loggers of libraries and GDCM's messages; without a handler, Python would print warnings."""
     import logging
 
     import gdcm
@@ -52,7 +52,7 @@ def silence_loggers() -> None:
 
 @contextmanager
 def _redirected(sink: int) -> Iterator[None]:
-    """Descriptor 2 leads to `sink` inside; a process may have none."""
+    """Redirect descriptor 2, if the process has one, to `sink`."""
     try:
         before = os.dup(_STDERR)
     except OSError:

@@ -1,8 +1,7 @@
-"""Who belongs together, who is first, and who is set aside: rules over hashes, free of files.
+"""Rules over hashes, without files, for patient groups, their order, and which are set aside.
 
-None of them depends on the order of the files of a run. A group's place is drawn from the images it had when it was
-first seen, and stays: the same files brought in over several runs may be set aside differently
-from the same files brought in by one.
+They do not depend on the order of the files of a run. A group's place is drawn from the images it had when it was
+first seen, and stays: the same files prepared over several runs may be set aside differently than in one run.
 """
 
 import hashlib
@@ -21,10 +20,10 @@ class Member(NamedTuple):
 
 
 def place(name: str) -> str:
-    """A place in 0..1 from a name, uniform, as text of eight decimals.
+    """Return a uniform place in 0..1 for a name, as text with eight decimals.
 
     Args:
-        name: a salted hash of an image's pixels: who knows the image alone cannot compute its place. Of a public
+        name: a salted hash of an image's pixels, so that the image alone does not reveal its place. For a public
             corpus, the public name of its patient, which has the same place at every site and under every salt.
     """
     drawn = int(hashlib.sha256(f"split:{name}".encode()).hexdigest()[:12], 16)
@@ -32,7 +31,7 @@ def place(name: str) -> str:
 
 
 def tested(split: str) -> str:
-    """A place below any share that is set aside: the place less 1."""
+    """Return a place below any share that is set aside: the place minus 1."""
     return split if split.startswith("-") else f"{float(split) - 1:.8f}"
 
 
@@ -42,19 +41,19 @@ def assign(
     links: Iterable[tuple[str, str]],
     to_test: Iterable[str] = (),
 ) -> dict[str, Member]:
-    """The patient group of every image.
+    """Assign a patient group to every image.
 
     Args:
-        old: images that are in the cache already, in its order, with their groups.
-        new: images that come in, each with what its place is drawn from: its salted hash, or a public
-            name of its patient.
+        old: images already in the cache, in its order, with their groups.
+        new: new images, each with the name that its place is drawn from: its salted hash, or a public name of its
+            patient.
         links: pairs of an image's hash and a patient's, at least one for every new image; images with a patient in
             common are one group.
-        to_test: images that were published as ones to test on; their whole groups are set aside.
+        to_test: images that were published as test images; their whole groups are set aside.
 
     Returns:
-        The group by image. A group met before keeps its name and place; where new images show that two groups
-        are one, it takes the name of the earlier and the smaller place, so that what was set aside stays so.
+        The group by image. A known group keeps its name and place; if new images join two groups, the result
+        takes the name of the earlier and the smaller place, so that images that were set aside stay so.
     """
     grouped = [(f"image {image}", f"group {member.group}") for image, member in old]
     linked = [(f"image {image}", f"patient {patient}") for image, patient in links]

@@ -1,4 +1,4 @@
-"""From what was asked for (folders, files, manifests) to the list of files to prepare."""
+"""Lists the files to prepare from folders, files and manifests."""
 
 import os
 import re
@@ -14,11 +14,11 @@ from sscxr.data.pixels.decode import NOT_READABLE
 from sscxr.errors import SscxrError
 
 NO_FOLDER = f"{NOT_READABLE}: folder"
-LOCAL = "local"  # the source of what nobody named: the names of folders may be patients'
+LOCAL = "local"  # the default source: the names of folders may be patients'
 
 
 class SourceError(SscxrError):
-    """A source that cannot be read or named so: one line that says what is wrong and what to do."""
+    """An invalid source; one line states what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Item:
 
     Attributes:
         file: absolute.
-        source: as the manifest or the user calls the corpus or hospital, or a neutral word; never a folder's name.
-        name: the file's path below its source; ties between duplicates go by it.
-        record: what a manifest says of it.
-        problem: why it cannot be used, where that is known already.
+        source: the corpus or hospital as a manifest or the user names it, or a neutral word; never a folder's name.
+        name: the file's path below its source; it breaks ties between duplicates.
+        record: the file's row of a manifest.
+        problem: why the file cannot be used, if known already.
     """
 
     file: Path
@@ -61,17 +61,17 @@ def collect(
     """List every file of the sources, in the sources' order and sorted within each.
 
     Args:
-        sources: folders (searched to the bottom), manifests (`.csv`), single files, and corpora (`nih:FOLDER`).
-        labels: a manifest that says more about files of the folders, by path or by unique file name.
-        skip: a folder that is left out, such as the cache itself; None: none.
-        source: the name of what no manifest names a source of; None: `local`, or where several folders or
-            manifests want a name `local-1`, `local-2` and so on, in their order.
-        uncertain, train_on_test: as `prepare` has them.
+        sources: folders (searched recursively), manifests (`.csv`), single files, and corpora (`nih:FOLDER`).
+        labels: a manifest that describes files of the folders, by path or by unique file name.
+        skip: a folder to leave out, such as the cache itself.
+        source: the source of images without one in a manifest; None: `local`, or `local-1`, `local-2` and so on for
+            several folders or manifests, in their order.
+        uncertain, train_on_test: as in `prepare`.
 
     Raises:
-        SourceError: a source that does not exist, or a name that cannot be one.
-        ManifestError: a manifest that cannot be used.
-        CorpusError: a corpus that is not known, or a folder that is not it.
+        SourceError: a source does not exist, or has an invalid name.
+        ManifestError: an invalid manifest.
+        CorpusError: an unknown corpus, or a folder that is not that corpus.
     """
     if source is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", source):
         raise SourceError("--source: a name has 1 to 64 letters (a to z), digits, dots, _ and -")
@@ -103,7 +103,7 @@ def collect(
             items = [_checked(Item(path, names[path], path.name))]
         for item in items:
             order.setdefault(item.source)
-            # A manifest knows more of a file than a folder that holds it too.
+            # A manifest has more about a file than a folder that also contains it.
             if item.file not in found or (item.record is not None and found[item.file].record is None):
                 found[item.file] = item
     listed = list(found.values())
@@ -118,7 +118,7 @@ def collect(
 
 
 def _names(places: Mapping[Path, list[Record] | None], source: str | None) -> dict[Path, str]:
-    """What to call the images of each place that no manifest names a source of; single files count as one place."""
+    """Return the source's name for each place without one in a manifest; single files count as one place."""
     names = dict.fromkeys(places, source or LOCAL)
     wanting = [
         path
@@ -131,7 +131,7 @@ def _names(places: Mapping[Path, list[Record] | None], source: str | None) -> di
 
 
 def _folder(folder: Path, skip: Path | None, source: str, warnings: list[str]) -> Iterator[Item]:
-    """Every file below a folder, links within it followed once; other caches are left out, as is our own."""
+    """Yield every file below a folder, following links within it once and leaving out caches."""
     away = 0
     seen: set[tuple[int, int]] = set()
     failures: list[OSError] = []
@@ -155,7 +155,7 @@ def _folder(folder: Path, skip: Path | None, source: str, warnings: list[str]) -
     if away:
         warnings.append(
             f"{away} link{'s' if away > 1 else ''} in a folder lead{'' if away > 1 else 's'} out of it and "
-            f"{'are' if away > 1 else 'is'} left out; to take what lies there, give that folder as well"
+            f"{'are' if away > 1 else 'is'} left out; to include the target, give that folder as well"
         )
     for failure in failures:
         place = Path(str(failure.filename or folder))
@@ -163,7 +163,7 @@ def _folder(folder: Path, skip: Path | None, source: str, warnings: list[str]) -
 
 
 def _stays(folder: Path, path: Path) -> bool:
-    """Whether a path that is reached from the folder stays within it; what is missing is reported as such."""
+    """Return whether a path that is reached from the folder stays within it; missing files are reported later."""
     return not path.is_symlink() or not path.exists() or path.resolve().is_relative_to(folder)
 
 
@@ -174,7 +174,7 @@ def _manifest(records: Iterable[Record], source: str) -> Iterator[Item]:
 
 
 def _checked(item: Item) -> Item:
-    """The item with its problem, if it is not a plain file that is there."""
+    """Return the item, with a problem if it is not an existing plain file."""
     if item.problem:
         return item
     try:
@@ -189,12 +189,12 @@ def _checked(item: Item) -> Item:
 
 
 def _trained_on(item: Item) -> Item:
-    """The item, not set aside for having been published as one to test on."""
+    """Return the item without its mark as a published test image."""
     return item if item.record is None else replace(item, record=replace(item.record, held_out=False))
 
 
 def _with_labels(items: list[Item], labels: Path, warnings: list[str]) -> list[Item]:
-    """Items joined with the rows of a manifest: by absolute path, by path below the source, or by unique name."""
+    """Join items with the rows of a manifest: by absolute path, by path below the source, or by unique name."""
     records = manifest.read(labels, warnings)
     by_name: dict[str, list[int]] = {}
     for place, item in enumerate(items):

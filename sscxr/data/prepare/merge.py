@@ -1,4 +1,4 @@
-"""New outcomes into the tables of a cache: duplicates, groups, order, quarantine. Nothing here touches a disk."""
+"""Merges new results into the tables of a cache: duplicates, groups, order, quarantine; without disk access."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ REMOVED_REASON = f"{REMOVED}: not added again unless asked"
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes: a listed file, and what became of it; see `_described` in prepare.py for an entry's fields."""
+    """Attributes: a listed file, and its entry; see `_described` in prepare.py for an entry's fields."""
 
     item: Item
     entry: Entry
 
     @property
     def preference(self) -> tuple[Any, ...]:
-        """Smallest first: which of several files of the same pixels says most; no order of files enters."""
+        """Return a sort key: the file with the most facts first, among those of the same pixels, in any order."""
         row = self.entry["row"]
         return (
             row["has_mask"] != "1",
@@ -36,12 +36,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Change:
-    """What is new.
+    """The changes to a cache.
 
     Attributes:
-        added: the journal's keys of images that are appended, in their order.
-        updated: the journal's key by row number, of images whose file or manifest row has changed.
-        any: whether anything is to be written.
+        added: the journal's keys of appended images, in order.
+        updated: row number -> the journal's key, for images whose file or manifest row has changed.
+        any: whether anything must be written.
     """
 
     added: list[str]
@@ -52,14 +52,14 @@ class Change:
 def merge(
     tables: Tables, found: list[Found], problems: list[Item], sources: list[str], *, readd: bool
 ) -> Change:
-    """Take new outcomes into the tables.
+    """Merge new results into the tables.
 
     Args:
         tables: changed in place.
-        found: every listed file that could be tried, new ones and ones that the ledger knows.
+        found: every listed file that could be read, new or known to the ledger.
         problems: listed files that could not.
-        sources: in the order they were listed; those that no image is of are left out.
-        readd: images removed on request come back.
+        sources: in the order they were listed; those without images are left out.
+        readd: whether images removed on request are added again.
     """
     before = (dict(tables.quarantine), list(tables.sources), set(tables.removed))
     known = known_keys(tables, {one.entry["key"]: one.item for one in found}, readd=readd)
@@ -92,7 +92,7 @@ def merge(
             _refuse(same, same[:1], f"duplicate: same pixels as {shown_path(same[0].item.file)}")
     added.sort(key=lambda one: str(one.entry["digest"]))
     _add_to_ledger(tables, fresh)
-    # One of several files of the same pixels being published as a test image is enough.
+    # Of several files of the same pixels, one that is published as a test image is enough.
     to_test = {str(one.entry["image"]) for one in fresh if one.entry.get("to_test")}
     _add_rows(tables, added, updated, to_test)
     _quarantine(tables, found, problems, {one.entry["key"] for one in fresh})
@@ -107,9 +107,9 @@ def merge(
 
 
 def known_keys(tables: Tables, items: Mapping[str, Item], *, readd: bool) -> set[str]:
-    """The keys whose outcome stands.
+    """Return the keys whose result stands.
 
-    Where removed images may come back, theirs are open again. So are files whose whole reason is lost with
+    With `readd`, those of removed images do not stand. Nor do files whose full reason is lost with
     `quarantine.csv`: the ledger has the kind alone.
     """
     return {key for key in items if key in tables.ledger and _stands(tables, key, items[key], readd=readd)}
@@ -133,7 +133,7 @@ def _refuse(same: Iterable[Found], but: list[Found], reason: str) -> None:
 
 
 def _add_to_ledger(tables: Tables, fresh: list[Found]) -> None:
-    """Note the new outcomes; what the ledger knew of a file that has changed goes, unless an image came of it."""
+    """Add new results to the ledger; replace those of a changed file, unless they include an image."""
     now = {one.entry["file"]: one.entry for one in fresh}
     for key, entry in list(tables.ledger.items()):
         if entry["file"] in now and (
@@ -174,9 +174,9 @@ def _row(one: Found) -> Row:
 
 
 def _quarantine(tables: Tables, found: list[Found], problems: list[Item], fresh: set[str]) -> None:
-    """Every listed file is in the cache or in the quarantine; files of earlier listings stay as they were."""
+    """Put every listed file that is not in the cache in quarantine; files of earlier listings are unchanged."""
     shut = [name for name, reason in tables.quarantine.items() if reason.startswith(NO_FOLDER)]
-    for name in shut:  # one that can be read by now is no longer refused
+    for name in shut:  # a folder that is readable now is no longer refused
         if any(shown_path(one.item.file).startswith(f"{name}/") for one in found):
             del tables.quarantine[name]
     for item in problems:

@@ -1,4 +1,4 @@
-"""Work spread over processes that may die: bounded in memory, and no file stops the others."""
+"""A pool of processes that may die, with bounded memory, in which one file does not stop the others."""
 
 import ctypes
 import multiprocessing
@@ -18,10 +18,10 @@ from sscxr.data.pixels.decode import Prepared, Task, attempt
 from sscxr.data.pixels.facts import Refused
 from sscxr.errors import SscxrError
 
-IN_FLIGHT = 4  # tasks a worker has been handed: enough to keep it busy, few enough to bound memory
+IN_FLIGHT = 4  # tasks handed to a worker: enough to keep it busy, few enough to bound memory
 TIME_LIMIT = 120  # seconds for one file; the largest take two
-MEMORY_LIMIT = 12 << 30  # bytes a worker may take, at most; all workers together at most what the machine has
-LEAST_MEMORY = 2 << 30  # bytes a worker wants; the largest images take less
+MEMORY_LIMIT = 12 << 30  # bytes a worker may take at most; all workers together at most the machine's
+LEAST_MEMORY = 2 << 30  # bytes a worker needs; the largest images take less
 KEPT_MEMORY = 512 << 20  # bytes that a worker keeps from one file for the next (ours)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -29,16 +29,16 @@ Key = TypeVar("Key")
 
 
 class WorkerError(SscxrError):
-    """No worker process runs here."""
+    """Worker processes cannot run here."""
 
 
 def default_workers() -> int:
-    """As many as there are cores and memory for, at most 8: reading is soon bound by the disk."""
+    """Return as many workers as cores and memory allow, at most 8: the disk soon limits reading."""
     return max(1, min(8, len(os.sched_getaffinity(0)), _physical_memory() // LEAST_MEMORY))
 
 
 def memory_share(workers: int) -> int:
-    """Bytes that each of so many workers may take."""
+    """Return the bytes that each of so many workers may take."""
     return min(MEMORY_LIMIT, _physical_memory() // max(workers, 1))
 
 
@@ -49,8 +49,8 @@ def _physical_memory() -> int:
 def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Key, Prepared | Refused]]:
     """Decode files in `workers` processes (0: in this one), in the order they finish.
 
-    A worker that dies takes its pool with it. Whatever was in flight is then tried again alone, so that the file
-    that kills workers is known, refused, and the rest goes on.
+    A worker that dies ends its pool. The files in flight are then retried one by one, so that the file that kills
+    workers is found and refused, and the rest continues.
     """
     if workers == 0:
         yield from ((key, attempt(task)) for key, task in tasks)
@@ -66,7 +66,7 @@ def decode(tasks: Iterable[tuple[Key, Task]], workers: int) -> Iterator[tuple[Ke
 
 
 def in_order(tasks: Iterable[Task], workers: int) -> Iterator[Prepared | Refused]:
-    """Decode files as `decode` does, in their order; what is done early waits, a few files for each worker."""
+    """Decode files like `decode`, but in order; a few results per worker are buffered."""
     waiting: dict[int, Prepared | Refused] = {}
     following = 0
     for number, outcome in decode(enumerate(tasks), workers):
@@ -79,7 +79,7 @@ def in_order(tasks: Iterable[Task], workers: int) -> Iterator[Prepared | Refused
 def _until_broken(
     waiting: Iterator[tuple[Key, Task]], workers: int, suspects: list[tuple[Key, Task]]
 ) -> Iterator[tuple[Key, Prepared | Refused]]:
-    """Results until all tasks are done or a worker dies; then `suspects` holds what was in flight."""
+    """Yield results until all tasks are done or a worker dies; then `suspects` has the tasks in flight."""
     in_flight: dict[Future[Prepared | Refused], tuple[Key, Task]] = {}
     pool = _pool(workers)
     try:
@@ -111,7 +111,7 @@ def _alone(task: Task) -> Prepared | Refused:
     with _pool(1) as pool:
         try:
             pool.submit(os.getpid).result()
-        except BrokenProcessPool:  # no fault of the file's
+        except BrokenProcessPool:  # not the file's fault
             raise WorkerError("worker processes die as they start; free memory, or use --workers 0") from None
         try:
             return pool.submit(_limited, task).result()
@@ -122,7 +122,7 @@ def _alone(task: Task) -> Prepared | Refused:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it is there.
+    # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it runs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_main_modules()])
     _start_fork_server()
@@ -131,11 +131,11 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _start_fork_server() -> None:
-    """Have it ignore Ctrl-C from its first moment: while it imports, it would show a traceback of its own."""
+    """Start it with Ctrl-C ignored: otherwise it would show a traceback while it imports."""
     from multiprocessing import forkserver
 
     if threading.current_thread() is not threading.main_thread():
-        return  # signals are the main thread's; the pool starts the server as it wants it
+        return  # only the main thread may set signals; the pool then starts the server itself
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         forkserver.ensure_running()
@@ -144,8 +144,8 @@ def _start_fork_server() -> None:
 
 
 def _main_modules() -> list[str]:
-    """What the program's main module imports. Every worker imports that module; this is quick in a fork of a server
-    that has imported the same already.
+    """Return the imports of the program's main module. Every worker imports that module; this is quick in a fork of
+    a server that has imported the same already.
     """
     values = vars(sys.modules["__main__"]).values()
     names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in values}
@@ -164,7 +164,7 @@ def _limited(task: Task) -> Prepared | Refused:
 
 
 def _start_worker(memory: int) -> None:
-    """Quiet, bounded, and gone when the parent is."""
+    """Silence and limit the worker, and end it when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     quiet.silence_loggers()
@@ -182,10 +182,10 @@ def _follow_parent() -> None:
 
 
 def _keep_memory() -> None:
-    """Use what one file's arrays took for the next one's.
+    """Reuse the memory of one file's arrays for the next.
 
-    glibc asks the kernel for each large block and gives it back when it is freed, and the kernel clears its pages
-    each time: up to 20,000 for a file. Other C libraries have no `mallopt` and go on as they do.
+    glibc requests each large block from the kernel and returns it when it is freed, and the kernel clears its
+    pages each time: up to 20,000 for a file. Other C libraries lack `mallopt` and are left unchanged.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -194,7 +194,7 @@ def _keep_memory() -> None:
 
 
 def _limit_memory(memory: int) -> None:
-    """Bound what is taken from now on; libraries reserve addresses that they never fill, and those do not count."""
+    """Limit further allocations; addresses that libraries reserve but never fill do not count."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -1,6 +1,6 @@
 """Folders, files and manifests to a site cache: decode in parallel, deduplicate, group, quarantine with reasons.
 
-Files are decoded first, in any order and over any number of attempts, into a journal. Only when all are there is
+Files are first decoded into a journal, in any order and over any number of attempts. Only when all are done is
 the cache written from it, in an order that depends on the images alone.
 """
 
@@ -26,14 +26,14 @@ from sscxr.errors import SscxrError
 from sscxr.files import is_full_disk, sha256
 
 MANY, MAX_GROUP = 40, 0.25  # of at least so many images, no patient has a larger share (ours)
-FILES_A_WORKER = 8  # below this, another process costs more than it gains
-# Of `--public`: who has the images sets the same patients aside everywhere. It protects nobody.
+FILES_A_WORKER = 8  # with fewer files, another process costs more than it gains
+# For `--public`: everybody with the images sets the same patients aside. It does not protect identities.
 PUBLIC_SALT = bytes(32)
-PIPELINE = 1  # counts changes to what a file decodes to; a file decoded under another number is decoded again
+PIPELINE = 1  # version of the decoding; a file decoded under another version is decoded again
 
 
 class PrepareError(SscxrError):
-    """Nothing could be prepared: one line that says why and what to do."""
+    """Nothing could be prepared; one line states why and what to do."""
 
 
 def prepare(
@@ -52,31 +52,31 @@ def prepare(
     train_on_test: bool = False,
     chest_words: Sequence[str] = (),
 ) -> Cache:
-    """Prepare a site cache, go on with one that was interrupted, or add to one.
+    """Prepare a site cache, resume an interrupted preparation, or add to a cache.
 
     Args:
-        sources: folders (searched to the bottom), manifests (`.csv`), single files, and public corpora
+        sources: folders (searched recursively), manifests (`.csv`), single files, and public corpora
             (`nih:/data/nih`, see `sscxr.data.corpora`).
         out: the cache's folder.
-        labels: a manifest that says more about files of the folders.
+        labels: a manifest that describes files of the folders.
         size: pixels a side of the cached images.
-        workers: processes; None: one a core, 0: in this process.
+        workers: processes; None: one per core, 0: in this process.
         salt: the secret of the hashes; None: drawn when the cache is made.
-        progress: whether to show it, on stderr.
+        progress: whether to show progress on stderr.
         max_pixels: a larger file is refused before it is decoded.
-        readd_removed: take back what was removed on request, where the sources hold it.
-        source: what to call the source of images that no manifest names one of; None: `local`, or `local-1`,
-            `local-2` and so on where there are several folders. Names of folders and files never enter.
+        readd_removed: add images that were removed on request again, if the sources have them.
+        source: the source of images without one in a manifest; None: `local`, or `local-1`, `local-2` and so on for
+            several folders. Names of folders and files are never used.
         uncertain: labels that a public corpus calls uncertain: "ignore" (unknown), "zeros" or "ones".
-        train_on_test: treat images that were published as ones to test on like the others.
-        chest_words: what devices call a chest in Body Part Examined, beside the words that are known.
+        train_on_test: treat published test images like the others.
+        chest_words: the site's words for a chest in Body Part Examined, beside the known ones.
 
     Returns:
         The opened cache.
 
     Raises:
-        PrepareError, SourceError, ManifestError, CorpusError, CacheError: one line that says what is wrong and
-            what to do.
+        PrepareError, SourceError, ManifestError, CorpusError, CacheError: one line states what is wrong and what to
+            do.
     """
     out, show = Path(out), Display(progress)
     if not 16 <= size <= 4096:
@@ -106,7 +106,7 @@ def prepare(
         raise PrepareError(_explained(error, out)) from error
     if not images:
         raise PrepareError(
-            f"none of {len(listed.items)} files can be used; {out / 'quarantine.csv'} says why for each"
+            f"none of {len(listed.items)} files can be used; {out / 'quarantine.csv'} has the reasons"
         )
     return open_cache(out)
 
@@ -119,10 +119,10 @@ def count_new(
     uncertain: str = "ignore",
     train_on_test: bool = False,
 ) -> int:
-    """How many files of the sources a cache has not seen as they are now; nothing is changed.
+    """Count the files of the sources that a cache has not seen in their present form; nothing is changed.
 
     Args:
-        sources, out, size, uncertain, train_on_test: as they were given to `prepare`.
+        sources, out, size, uncertain, train_on_test: as given to `prepare`.
 
     Raises:
         SourceError, ManifestError, CorpusError, CacheError: the sources or the cache cannot be read.
@@ -159,7 +159,7 @@ def _prepare(
     readd: bool,
     chest_words: Sequence[str] = (),
 ) -> int:
-    """Decode what is new, then write the cache; the number of images in it."""
+    """Decode new files, then write the cache; return the number of its images."""
     state = tables.load(out)
     items = {_key(item, header, secret): item for item in listed.items if not item.problem}
     known = merge.known_keys(state, items, readd=readd)
@@ -193,10 +193,10 @@ def _prepare(
 
 
 def _warn_of_patients(state: Tables, journal: Journal, added: list[str], show: Display) -> None:
-    """Say where patients cannot be told apart: splits and sites go by patient."""
+    """Warn if patients cannot be distinguished, since splits and sites go by patient."""
     alone = sum(not journal.entries[key]["patient"] for key in added)
     if alone:
-        show.warn(f"{alone} of {len(added)} new images name no patient; each counts as a patient of its own")
+        show.warn(f"{alone} of {len(added)} new images name no patient; each counts as a separate patient")
     largest = max(Counter(row["group"] for row in state.rows).values())
     if len(state.rows) >= MANY and largest > MAX_GROUP * len(state.rows):
         show.warn(
@@ -214,7 +214,7 @@ def _decode(
     show: Display,
     chest_words: tuple[str, ...],
 ) -> dict[str, Entry]:
-    """Bring every new file into the journal; outcomes that may be others next time are returned instead."""
+    """Decode every new file into the journal; return results that may differ next time instead."""
     size, max_pixels = header["size"], header["max_pixels"]
     passing: dict[str, Entry] = {}
     waiting = {key: item for key, item in new.items() if key not in journal.entries}
@@ -238,7 +238,7 @@ def _task(item: Item, size: int, max_pixels: int, chest_words: tuple[str, ...]) 
 
 
 def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:
-    """A salted hash of all that a file's outcome depends on: what it is, and what a manifest says of it."""
+    """Return a salted hash of everything that a file's result depends on: the file, and its row of a manifest."""
     parts = [repr(sorted(header.items())), item.source, repr(item.record)]
     if item.record is not None and item.record.added:
         parts.append(item.record.added)
@@ -253,9 +253,9 @@ def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:
 
 
 def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
-    """An image as the ledger and the index keep it: identifiers hashed, nothing but what `INDEX_COLUMNS` lists.
+    """Return an image's entry for the ledger and the index: identifiers hashed, only what `INDEX_COLUMNS` lists.
 
-    `digest`, the one thing that is not hashed with the salt, orders the images and goes with the journal.
+    Only `digest` is not hashed with the salt; it orders the images and is deleted with the journal.
     """
     record, facts = item.record or Record(item.file, item.name), prepared.facts
     patient = record.patient or record.group or facts.patient
@@ -293,5 +293,5 @@ def _described(item: Item, prepared: Prepared, secret: Secret) -> Entry:
 
 def _explained(error: OSError, out: Path) -> str:
     if is_full_disk(error):
-        return f"the disk of {out} is full; what was prepared is kept: make room and run it again"
+        return f"the disk of {out} is full; prepared files are kept: make room and run it again"
     return f"{error.filename or out}: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""What a person sees of a long preparation: a bar in a terminal, a line now and then in a log."""
+"""Shows the progress of a long preparation: a bar in a terminal, an occasional line in a log."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Display:
-    """Progress and warnings on stderr; with `shown=False`, warnings in the log alone."""
+    """Shows progress and warnings on stderr; with `shown=False`, only warnings, in the log."""
 
     def __init__(self, shown: bool) -> None:
         self._board = Board() if shown else None
@@ -25,19 +25,19 @@ class Display:
     def counting(
         self, done: int, total: int, title: str = "preparing", what: str = "files"
     ) -> Iterator["Counter"]:
-        """A counter of files, or of what else a preparation makes."""
+        """Return a counter of files, or of other items."""
         counter = Counter(done, total, self._board, title, what)
         if self._board is None or not total:
             yield counter
             return
         if done:
-            self._board.say(f"going on: {done} of {total} {what} are done already")
+            self._board.say(f"continuing: {done} of {total} {what} are done already")
         with self._board:
             yield counter
 
 
 class Counter:
-    """Counts files, and shows it where there is a board."""
+    """Counts files, and shows the count if it has a board."""
 
     def __init__(self, done: int, total: int, board: Board | None, title: str, what: str) -> None:
         self.done, self.total, self.refused = done, total, 0
@@ -46,7 +46,7 @@ class Counter:
         self._show()
 
     def step(self, refused: bool = False) -> None:
-        """One more file is through."""
+        """Count one more file."""
         self.done += 1
         self.refused += refused
         self._show()

@@ -159,8 +159,8 @@ def test_a_join_file_that_cannot_be_read(hospital: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("no PEM", "no certificate in PEM"),
-        ("Universität", "no certificate in PEM"),
+        ("no PEM", "not a PEM certificate"),
+        ("Universität", "not a PEM certificate"),
         (None, "No such file"),
     ],
 )

@@ -196,7 +196,7 @@ def test_wrong_key_files_are_told_apart(tmp_path: Path, key: Key) -> None:
     other = written(tmp_path / "other", ed25519.Ed25519PrivateKey.generate())
     for file, said in (
         (public, "a public key"),
-        (tmp_path / "text", "no private key"),
+        (tmp_path / "text", "not a private key"),
         (other, "another kind"),
         (tmp_path / "none", "not readable"),
     ):
