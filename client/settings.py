@@ -21,7 +21,7 @@ from sscxr.federation.join import Join, JoinError
 from sscxr.files import private_folder, refuse_file, write_atomically
 
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
-_TOLD = METRICS[:3]  # where site.yaml does not say; a histogram of pixels is told on purpose or not at all
+_DEFAULT_METRICS = METRICS[:3]  # a histogram of pixels is reported on purpose or not at all
 STAGES = tuple(RECIPE_SECTIONS)
 _PATHS = ("cache", "state", "groups", "key", "ca", "join")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -53,7 +53,7 @@ def page() -> str:
     for section in sorted(sections, key=order.index):
         parts.append(f"\n## {section}\n\n| setting | default | may be | |\n|---|---|---|---|\n")
         for key, kind, bounds in _settings(sections[section], f"{section}."):
-            default, comment = told[key]
+            default, comment = settings[key]
             cells = (f"`{key}`", f"`{default}`", _may_be(kind, bounds), comment)
             parts.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n")
     return "".join(parts)

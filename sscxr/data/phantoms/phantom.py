@@ -167,7 +167,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     if not note.exists():
         if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
             raise PhantomError(
-                f"{folder} holds something else than phantoms; choose an empty or a new folder"
+                f"{folder} holds other files, not phantoms; choose an empty or a new folder"
             )
         return False
     found = json.loads(note.read_text())
