@@ -81,11 +81,13 @@ class Canaries:
         places: token -> file and field. A date as YYYYMMDD, a time and a number without their points.
         kept: those that a cache keeps by design: a manifest's names of sources, hospitals, licences and labels.
         hashes: salted hashes of images, patients and files, and plain ones of identifiers: their first 16 digits.
+        heads: the first eight characters of text tokens: a cut one is known by them.
     """
 
     places: dict[str, str] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     hashes: dict[str, str] = field(default_factory=dict)
+    heads: set[str] = field(default_factory=set)
     _count: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -100,6 +102,7 @@ class Canaries:
         number = self._next("text") * 0x2545F491 % (1 << 30)  # odd, so that no two are alike
         token = MARK + "".join(_LETTERS[number >> shift & 31] for shift in range(0, 30, 5))
         self.places[token] = place
+        self.heads.add(token[:8])
         return token
 
     def value(self, vr: str, place: str) -> str:

@@ -107,7 +107,7 @@ class Search:
         """The canary that a match is; empty: none."""
         text = found.decode()
         if text.startswith(MARK):  # a cut one too; by chance, the mark stands among the bytes of weights
-            return text if any(token.startswith(text[:8]) for token in self._canaries.places) else ""
+            return text if text[:8] in self._canaries.heads else ""
         bare = re.sub(r"\D", "", text)
         for length in (17, 13, 12, 10, 8):
             if bare[:length] in self._canaries.places:
