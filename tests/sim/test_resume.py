@@ -69,6 +69,23 @@ def whole(place: Path, killer: Killer, cache: Path) -> Whole:
     return Whole(place / "whole", monotonic() - began)
 
 
+PREPARED = (
+    "sim.phantoms=32",
+    "privacy.min_cell=2",
+    "federation.rounds=1",
+    "probe.cohorts={a: [phantom_site_0]}",
+)
+
+
+@pytest.fixture(scope="module")
+def whole_of_phantoms(place: Path, killer: Killer) -> Path:
+    """A run that drew its own phantoms and was never killed."""
+    out = place / "whole-of-phantoms"
+    ended = killer.run(arguments(out, *PREPARED))
+    assert ended.status == 0, ended.log
+    return out
+
+
 def pictures(out: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (out / "pictures").iterdir()}
 
@@ -131,19 +148,13 @@ def test_killed_at_random_moments(
         ("sim.sites:partition", 1),
     ],
 )
-def test_killed_while_the_data_is_prepared(at: str, call: int, killer: Killer, tmp_path: Path) -> None:
-    small = (
-        "sim.phantoms=32",
-        "privacy.min_cell=2",
-        "federation.rounds=1",
-        "probe.cohorts={a: [phantom_site_0]}",
-    )
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    ended = killer.run(arguments(whole, *small))
-    assert ended.status == 0, ended.log
-    ended = killer.run(arguments(out, *small), at=at, call=call, when="after")
+def test_killed_while_the_data_is_prepared(
+    at: str, call: int, killer: Killer, whole_of_phantoms: Path, tmp_path: Path
+) -> None:
+    argv = arguments(tmp_path / "out", *PREPARED)
+    ended = killer.run(argv, at=at, call=call, when="after")
     assert ended.status == -signal.SIGKILL, ended.log
-    resumed(killer, arguments(out, *small), out, whole)
+    resumed(killer, argv, tmp_path / "out", whole_of_phantoms)
 
 
 def test_resume_of_nothing_starts_and_of_a_finished_run_changes_nothing(

@@ -17,7 +17,8 @@ from sscxr.data.prepare.prepare import PUBLIC_SALT, prepare
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 150  # seconds for one run; it takes one or two where the machine is free
 SMALLEST = [
-    "encoder.depth=1", "gmml.blocks=[1]", "run.threads=1", "pretrain.batch_size=8", "probe.min_cases=1000",
+    "encoder.depth=1", "encoder.img_size=32", "gmml.blocks=[1]", "gmml.max_block=0.8", "run.threads=1",
+    "pretrain.batch_size=8", "probe.min_cases=1000",
 ]  # fmt: skip
 
 
