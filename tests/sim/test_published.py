@@ -1,7 +1,6 @@
 """Virtual sites of corpora: partition files that others can read, who holds what, and what is said of it."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from caches import make_cache
 from layouts import LAYOUTS
 from marks import slow
-from simulations import ROOT, SMALLEST, environment
+from simulations import SMALLEST, typed
 
 from sim import confounding, holdings, plan, published
 from sim import test_sets as tested
@@ -26,9 +25,7 @@ HELD = 0.2
 
 def simulate(*arguments: str) -> None:
     """`python -m sim.run` to its end."""
-    command = [sys.executable, "-m", "sim.run", "--config", "smoke", *SMALLEST, *arguments]
-    ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=550)
-    assert ended.returncode == 0, ended.stderr
+    assert typed(["--config", "smoke", *SMALLEST, *arguments]) == 0
 
 
 def public(folder: Path, salt: str, *, images: int = 120, start: int = 0) -> Cache:
@@ -270,20 +267,20 @@ def test_a_plan_that_is_there_is_not_replaced_unasked(
 ) -> None:
     LAYOUTS["montgomery"](tmp_path / "mc")
 
-    def typed(*more: str) -> tuple[int, str]:
+    def planned(*more: str) -> tuple[int, str]:
         given = [f"montgomery:{tmp_path / 'mc'}", "privacy.min_cell=1", "--out", str(tmp_path / "plan")]
         monkeypatch.setattr(sys, "argv", ["sim.plan", *given, *more])
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("sim.plan", run_name="__main__")
         return int(ended.value.code or 0), capsys.readouterr().err
 
-    assert typed("--clients", "2") == (0, "")
+    assert planned("--clients", "2") == (0, "")
     written = (tmp_path / "plan" / "partition.csv").read_bytes()
-    code, said = typed("--clients", "3")
+    code, said = planned("--clients", "3")
     assert (code, len(said.splitlines())) == (1, 1)
     assert "already has a plan; give --force" in said
     assert (tmp_path / "plan" / "partition.csv").read_bytes() == written
-    assert typed("--clients", "3", "--force")[0] == 0
+    assert planned("--clients", "3", "--force")[0] == 0
     assert (tmp_path / "plan" / "partition.csv").read_bytes() != written
 
 

@@ -1,27 +1,17 @@
 """`python -m sim.run` as typed, in this process: to an encoder and a report; and what a second command may ask."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from caches import make_cache
-from simulations import arguments, everything
+from simulations import arguments, everything, typed
 
 import sscxr
-from sim import run
 from sscxr.runs import read_sites, read_status
 
 COUNT = 48
-
-
-def typed(argv: list[str]) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["sim.run", *argv])
-        with pytest.raises(SystemExit) as ended:
-            run.main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +36,12 @@ def test_it_ends_in_an_encoder_and_a_report(out: Path) -> None:
     assert 0 < record["loss"] < 2
     assert len(sscxr.load_encoder(out / "encoder").blocks) == 1  # type: ignore[arg-type]
     assert "2 sites trained" in (out / "report.html").read_text()
+
+
+def test_a_shared_head_ends_in_pictures(tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "out"
+    assert typed(arguments(out, "--rounds", "1", "federation.share_head=true", data=cache)) == 0
+    assert "the shared head" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,23 @@ def run(argv: list[str], *, mark: str, interrupt_when: Path | None = None) -> En
     return Ended(process.returncode, log)
 
 
+def typed(argv: list[str]) -> int:
+    """Run `python -m sim.run` as typed, in this process: torch takes seconds to import. Its exit status."""
+    from sim import run
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    typed_before, sys.argv = sys.argv, ["sim.run", *argv]
+    try:
+        run.main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        sys.argv = typed_before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return 0
+
+
 def left_running(mark: str, patience: float = 20.0) -> list[str]:
     """The command lines of processes with this mark in their environment that do not end by themselves."""
     until = monotonic() + patience

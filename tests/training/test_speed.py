@@ -196,20 +196,26 @@ def in_a_process(folder: Path, name: str, *overrides: str, **environment: str) -
     return done.stderr
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights of a plain round."""
+    place = tmp_path_factory.mktemp("compiled")
+    torch.save(trained(place / "cache", "encoder.drop_path=0.3", images=7)[1], place / "plain")
+    return place
+
+
 @pytest.mark.slow
-def test_a_compiled_round_is_the_plain_one_and_the_same_bytes_twice(tmp_path: Path) -> None:
-    in_a_process(tmp_path, "plain")
-    assert not in_a_process(tmp_path, "once", "run.compile=true")
-    in_a_process(tmp_path, "twice", "run.compile=true")
-    plain, once, twice = (torch.load(tmp_path / name) for name in ("plain", "once", "twice"))
+def test_a_compiled_round_is_the_plain_one_and_the_same_bytes_twice(place: Path) -> None:
+    assert not in_a_process(place, "once", "run.compile=true")
+    in_a_process(place, "twice", "run.compile=true")
+    plain, once, twice = (torch.load(place / name) for name in ("plain", "once", "twice"))
     close(plain, once)
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_round_is_the_plain_one(tmp_path: Path) -> None:
-    in_a_process(tmp_path, "plain")
-    said = in_a_process(tmp_path, "without", "run.compile=true", CXX="/nonexistent/c++")
+def test_without_a_compiler_the_round_is_the_plain_one(place: Path) -> None:
+    said = in_a_process(place, "without", "run.compile=true", CXX="/nonexistent/c++")
     assert said.count("torch.compile does not work here") == 1
-    plain, without = (torch.load(tmp_path / name) for name in ("plain", "without"))
+    plain, without = (torch.load(place / name) for name in ("plain", "without"))
     assert all(torch.equal(plain[name], without[name]) for name in plain)
