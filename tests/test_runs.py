@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_one_line(out: Path, tmp_path: Path) -> None:
 def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
     code = (
         "import sys, sscxr\n"
-        "heavy = {'torch', 'pandas', 'numpy', 'timm', 'flwr'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'timm', 'flwr', 'requests'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
         "assert {'Run', 'load_encoder', 'open_cache'} <= set(dir(sscxr))\n"
         "sscxr.Run, sscxr.open_cache\n"

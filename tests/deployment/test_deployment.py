@@ -28,7 +28,6 @@ from processes import free_port, wait_until
 from simulations import weights
 
 from client.settings import init
-from sscxr import config as configs
 
 PROBE_BYTES = 2 << 20
 slow = pytest.mark.slow
@@ -96,18 +95,18 @@ def test_three_hospitals_give_the_bytes_of_one_process(federation: Deployment, t
 
     out, planted = federation.folder / "out", tmp_path / "planted"
     bundle = plant(federation, planted)
-    federation.run(out)
+    two = ("federation.rounds=2", "federation.evaluate_every=2")
+    federation.run(out, *two)
     alone = tmp_path / "alone"
     files = [_copy(file, tmp_path / "sites") for file in federation.files()]
     sites = f"federation.sites=[{','.join(federation.sites)}]"
-    overrides = " ".join([*SETTINGS, sites, "run.name=alone"])
+    overrides = " ".join([*SETTINGS, *two, sites, "run.name=alone"])
     run_inline(server, client, files, {"config": "smoke", "overrides": overrides, "out": str(alone)})
     ended = federation.wait(out, limit=500)
     assert ended.state == "finished", f"{ended}\n{federation.tail()}"
     assert weights(out) == weights(alone)
     rows = (out / "sites.csv").read_text().splitlines()[1:]
-    rounds = configs.load("smoke", SETTINGS).federation.rounds
-    assert len(rows) == rounds * len(federation.sites)
+    assert len(rows) == 2 * len(federation.sites)
     assert all(",folded," in row for row in rows)
     assert not planted.exists(), "an installed bundle that was edited ran"
     used = [place.name for place in (federation.folder / "nodes").glob("*/run/tasks/*/flwr/apps/*")]

@@ -1,9 +1,7 @@
 """Networks and servers that fail: a pull goes on where it was, and nothing half is in the cache."""
 
+import multiprocessing
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -109,15 +107,15 @@ def test_a_redirect_to_another_server_is_followed(
 @pytest.mark.slow
 def test_a_pull_that_was_killed_goes_on(site: Site, cache: Path) -> None:
     site.pause = 0.05
-    code = "import sys; from sscxr.release import fetch; fetch.pull(sys.argv[1])"
-    puller = subprocess.Popen([sys.executable, "-c", code, site.url])
+    puller = multiprocessing.get_context("fork").Process(target=fetch.pull, args=(site.url,))
+    puller.start()
     until = time.monotonic() + 120
     while time.monotonic() < until and not any(
         part.stat().st_size > 200_000 for part in cache.glob(f"partial/*/{release.WEIGHTS}")
     ):
         time.sleep(0.01)
-    puller.send_signal(signal.SIGKILL)
-    puller.wait()
+    puller.kill()
+    puller.join()
     assert entries(cache) == []
     there = next(cache.glob(f"partial/*/{release.WEIGHTS}")).stat().st_size
     assert 200_000 < there < weights_size(site)
