@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 EXTRAS = ("ray", "tensorboard", "torchxrayvision", "mlflow", "sqlalchemy", "onnx", "onnxruntime", "highdicom")
 
 
+@pytest.mark.slow
 def test_a_site_and_the_doctor_import_nothing_of_the_extras() -> None:
     code = f"""
 import sys

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from answers import failure, said, states, update
+from marks import slow
 from omegaconf import OmegaConf
 
 from client import app as client
@@ -153,7 +154,7 @@ def test_the_other_methods_show_no_image(hospital: Path, method: str) -> None:
     held(attacked(hospital, configs.load("smoke", [*small, f"pretrain.objective={method}"])))
 
 
-@pytest.mark.parametrize("recipe", ["demo", "smoke", "default", "sscxr"])
+@pytest.mark.parametrize("recipe", ["demo", "smoke", slow("default"), slow("sscxr")])
 def test_shipped_recipes_show_no_image(hospital: Path, recipe: str) -> None:
     """One step of each, the least that a round can be; of the large ones one block, under the same first layer."""
     small = ["run.threads=1", "run.device=cpu", "federation.uplink=fp32"]
@@ -163,6 +164,7 @@ def test_shipped_recipes_show_no_image(hospital: Path, recipe: str) -> None:
     held(attacked(hospital, configs.load(recipe, [*small, *large])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["run.stage=segment", "segment.feature_size=4"]])
 def test_fine_tuning_shows_no_image(hospital: Path, settings: list[str]) -> None:
     small = [
@@ -176,7 +178,7 @@ def test_fine_tuning_shows_no_image(hospital: Path, settings: list[str]) -> None
     )
 
 
-@pytest.mark.parametrize("patch", [20, 16, 10])
+@pytest.mark.parametrize("patch", [slow(20), slow(16), 10])
 @pytest.mark.parametrize("step", [("0.5", "0.01"), ("1e-7", "1e4")])
 def test_the_floors_show_no_image(hospital: Path, patch: int, step: tuple[str, str]) -> None:
     """In the mean of four draws: of one draw, the best of eight images and of 52 others lie apart by chance."""

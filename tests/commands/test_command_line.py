@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from marks import slow
 from simulations import ROOT, environment
 from typer.main import get_command
 
@@ -109,7 +110,7 @@ def test_a_signal_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
-    [("sscxr.commands.cli", HEAVY), ("sim.run", HEAVY), ("sim.plan", ("torch", "flwr", "timm"))],
+    [("sscxr.commands.cli", HEAVY), ("sim.run", HEAVY), slow("sim.plan", ("torch", "flwr", "timm"))],
 )
 def test_help_imports_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
     code = f"""

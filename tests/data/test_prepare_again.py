@@ -147,7 +147,8 @@ def test_a_commit_is_all_or_nothing(
     assert contents(tmp_path / "cache") == new != old
 
 
-@pytest.mark.parametrize("seed", [0, slow(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     tmp_path: Path, phantoms: list[Path], seed: int
 ) -> None:

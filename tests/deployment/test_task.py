@@ -113,6 +113,7 @@ print("HONEST", site.task(HONEST, "--token", "x", "--parent-pid", "1", "--insecu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("not _confined()", reason="wants root and namespaces, for an account of the app's own")
 def test_the_app_s_own_account_leaves_nothing_to_the_next_task(folder: Path) -> None:
     paths = f"{Path(__file__).parent}:{DEPLOY.parent / 'tests' / 'support'}:{DEPLOY.parent}"

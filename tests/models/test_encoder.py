@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from marks import slow
 from torch import nn
 
 from sscxr.models.encoder import EncoderError, build, model_args, patch_tokens, project
@@ -98,7 +99,16 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+_LARGE = ("SwiGLU", "SwiGLU, RMS norms", "odd width", "registers, mean, another shape")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        slow(name, id=kind) if kind in _LARGE else pytest.param(name, id=kind)
+        for kind, name in FAMILIES.items()
+    ],
+)
 def test_a_vit_of_every_family_trains_and_is_released_with_its_own_features(
     tmp_path: Path, name: str
 ) -> None:
@@ -120,6 +130,7 @@ def test_a_vit_of_every_family_trains_and_is_released_with_its_own_features(
         torch.testing.assert_close(release.load_encoder(folder)(images), found)
 
 
+@pytest.mark.slow
 def test_every_vit_that_timm_names_is_built_as_a_release_describes_it_or_refused_at_once() -> None:
     refused = {}
     for name in timm.list_models(["vit_*", "deit*", "beit3*", "aimv2*", "test_vit*", "eva*", "samvit*"]):

@@ -190,6 +190,7 @@ def test_card_tells_data_licences_recipe_and_probes(tmp_path: Path) -> None:
     assert "0.1.0" in text
 
 
+@pytest.mark.slow
 def test_code_in_the_card_runs_without_this_project(tmp_path: Path) -> None:
     """As it does where timm, torch and safetensors alone are installed."""
     folder = write(tmp_path / "encoder")

@@ -326,6 +326,7 @@ def test_a_fine_tuning_is_told_in_its_own_words() -> None:
         assert word not in seen
 
 
+@pytest.mark.slow
 def test_a_report_is_read_without_what_trains() -> None:
     heavy = "{'torch', 'timm', 'sklearn', 'flwr', 'ray'}"
     check = (
