@@ -58,8 +58,8 @@ NOT_RUN = {
 }
 # Put in the place of what stands in a command, before it is run; one after the other.
 SIMULATED = (
-    " --config smoke --clients 2 --rounds 1 run.threads=1 encoder.depth=4 encoder.img_size=32 gmml.blocks=[4] "
-    "gmml.max_block=0.8 probe.min_cases=1000 sim.phantoms=72 finetune.batch_size=8"
+    " --config smoke --clients 2 --rounds 1 run.threads=1 encoder.depth=4 gmml.blocks=[4] "
+    "probe.min_cases=1000 sim.phantoms=72 finetune.batch_size=8"
 )
 SUBSTITUTIONS = {
     r"^(sscxr prepare (?!.*--public).*)$": r"\1 --public",  # of so few, another salt can set none aside

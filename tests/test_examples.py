@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from simulations import ROOT, environment
+from simulations import ROOT, SMALLEST, environment, typed
 
 mpl.use("agg")
 pytestmark = pytest.mark.slow
@@ -38,7 +38,15 @@ def test_few_labels_are_learned_from(capsys: pytest.CaptureFixture[str]) -> None
     assert "held-out patients" in capsys.readouterr().out
 
 
-def test_two_runs_are_made_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_are_made_and_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(command: list[str], *, check: bool) -> None:
+        """In this process: torch takes seconds to import."""
+        assert (command[:3], check) == ([sys.executable, "-m", "sim.run"], True)
+        assert typed([*command[3:], *SMALLEST]) == 0
+
+    monkeypatch.setattr("subprocess.run", here)
     run("compare_runs.py")
     out = capsys.readouterr().out
     for words in ("finished after round 2 of 2", "federation.server.name", "nesterov", "loss by round"):
