@@ -1,8 +1,8 @@
 """The report: one HTML file that opens from disk and loads nothing from the network.
 
-`record.py` reads a run's folder, `summary.py` makes sentences of it, `tables.py` rows, `charts.py` pictures
-(which `svg.py` fits into a page), `page.py` a page about one run and `compare.py` a page about several. Names and
-reasons come from other machines: the templates escape every text.
+`record.py` reads a run's folder; `summary.py` turns it into sentences, `tables.py` into rows and `charts.py` into
+pictures (which `svg.py` fits into a page); `page.py` writes a page about one run and `compare.py` about several.
+Names and reasons come from other machines: the templates escape every text.
 """
 
 from sscxr.report.compare import write as write_comparison

@@ -1,7 +1,7 @@
-"""A run's charts: each an inline SVG with a heading, units on both axes, and a text for who does not see it.
+"""A run's charts: each is an inline SVG with a heading, units on both axes, and a text for those who do not see it.
 
-Up to twelve sites are told apart by colour and marker. Beyond that nobody tells lines apart: all are drawn alike,
-their median and range stand out, and a map of sites by rounds shows each.
+Up to twelve sites differ by colour and marker. More lines could not be distinguished: all are drawn alike, their
+median and range stand out, and a map of sites by rounds shows each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from sscxr.report.record import Record
 from sscxr.report.summary import held_out, mean_loss
 from sscxr.runs import natural
 
-APART = 12  # lines, or categories, that are told apart
+APART = 12  # lines, or categories, that can be distinguished
 
 _HIDDEN = "others"
 
@@ -42,9 +42,9 @@ class Line:
     """One line of a chart.
 
     Attributes:
-        name: for the legend; shown as it is, cut where it is long.
+        name: for the legend; shortened if it is long.
         x, y: [N] each; a NaN in y is a gap.
-        bold: drawn thick and in the text's colour: the one that sums up the others.
+        bold: whether it sums up the others, and is drawn thick and in the text's colour.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Estimate:
 
 
 def losses(record: Record) -> list[Chart]:
-    """Loss and score by round and site."""
+    """Return charts of loss and score by round and site."""
     words, folded = record.words, record.folded
     charts = []
     if folded["loss"].notna().any():
@@ -89,10 +89,10 @@ def losses(record: Record) -> list[Chart]:
 
 
 def _score_lines(rounds: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """Each site's held-out score, where it told one."""
-    told = [(int(row["round"]), row.get("scores") or {}) for row in rounds]
-    sites = sorted({site for _, scores in told for site in scores}, key=natural)
-    points = {site: [(number, scores[site]) for number, scores in told if site in scores] for site in sites}
+    """Return each site's held-out scores, as far as it reported them."""
+    found = [(int(row["round"]), row.get("scores") or {}) for row in rounds]
+    sites = sorted({site for _, scores in found for site in scores}, key=natural)
+    points = {site: [(number, scores[site]) for number, scores in found if site in scores] for site in sites}
     return [Line(site, [x for x, _ in points[site]], [y for _, y in points[site]]) for site in sites]
 
 
@@ -105,7 +105,12 @@ def curves(
     whole: bool = True,
     legend: bool = False,
 ) -> str:
-    """Lines over rounds, or another axis; `whole`: its ticks are whole numbers; `legend`: even for one line."""
+    """Draw lines over rounds or another axis.
+
+    Args:
+        whole: whether the axis has ticks at whole numbers only.
+        legend: draw a legend even for one line.
+    """
     plain = [line for line in lines if not line.bold]
     crowd = len(plain) > APART
     named = [line for line in lines if line.bold or not crowd]
@@ -130,7 +135,7 @@ def curves(
             figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         return texts
 
-    return svg.draw(paint, alt=_told(lines, heading, x_label), height=2.8 + 0.21 * legend_rows)
+    return svg.draw(paint, alt=_in_words(lines, heading, x_label), height=2.8 + 0.21 * legend_rows)
 
 
 def _look(line: Line, number: int) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def _crowded(first: bool) -> dict[str, Any]:
 
 
 def _range(axes: Any, lines: Sequence[Line]) -> None:
-    """The middle half of many lines."""
+    """Shade the middle half of many lines."""
     series = [pd.Series(list(line.y), index=list(line.x), dtype=float) for line in lines]
     table = pd.concat(series, axis=1).sort_index()
     low, high = table.quantile(0.25, axis=1), table.quantile(0.75, axis=1)
@@ -157,8 +162,8 @@ def _range(axes: Any, lines: Sequence[Line]) -> None:
     )
 
 
-def _told(lines: Sequence[Line], heading: str, x_label: str) -> str:
-    """A chart of lines in words: the line that sums up, or the first and last of each of a few."""
+def _in_words(lines: Sequence[Line], heading: str, x_label: str) -> str:
+    """Describe a chart by the line that sums up the others, or by the ends of its first few lines."""
     chosen = [line for line in lines if line.bold] or list(lines[:3])
     ends = []
     for line in chosen:
@@ -170,7 +175,7 @@ def _told(lines: Sequence[Line], heading: str, x_label: str) -> str:
 
 
 def site_map(record: Record, label: str) -> Chart:
-    """Every site and round: the loss as a colour, and who was not there."""
+    """Return a map of sites by rounds: the loss as a colour, and a cross where a site had no part."""
     rows = record.sites.drop_duplicates(["site", "round"], keep="last")
     table = rows.pivot(index="site", columns="round", values="loss").astype(float).sort_index()
     missed = rows[rows["outcome"] != "folded"]
@@ -201,7 +206,7 @@ def site_map(record: Record, label: str) -> Chart:
 
 
 def probes(record: Record) -> list[Chart]:
-    """AUROC of the trained and the untrained encoder, with intervals."""
+    """Return a chart of the trained and the untrained encoder's AUROC, with intervals."""
     rows = [
         Estimate(
             f"{pair.trained.label}, {pair.trained.cohort}, {pair.trained.kind}",
@@ -220,7 +225,7 @@ def probes(record: Record) -> list[Chart]:
 
 
 def scores(record: Record) -> list[Chart]:
-    """A fine-tuning's score at each site, with the others and alone."""
+    """Return a chart of a fine-tuning's score at each site, with the others and alone."""
     rows = []
     for score in record.scores:
         both = {"with the others": score.federated, "alone": score.alone}
@@ -233,7 +238,7 @@ def scores(record: Record) -> list[Chart]:
 
 
 def triple(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None:
-    """A figure as (value, low, high); None where it was not measured."""
+    """Return a figure as (value, low, high); None if it was not measured."""
     if not found or found["value"] is None:
         return None
     value = float(found["value"])
@@ -242,7 +247,7 @@ def triple(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None
 
 
 def intervals(rows: Sequence[Estimate], heading: str, x_label: str, chance: float | None) -> str:
-    """Dots with their 95 % intervals, a row each; the series side by side."""
+    """Draw values with their 95 % intervals, one row each, the series side by side."""
     names = list(dict.fromkeys(name for row in rows for name in row.series))
     step = 0.7 / max(1, len(names))
 
@@ -274,12 +279,12 @@ def intervals(rows: Sequence[Estimate], heading: str, x_label: str, chance: floa
 
 
 def rows_height(rows: int, series: int) -> float:
-    """Inches for a chart of intervals."""
+    """Return the height in inches of a chart of intervals."""
     return max(0.9, rows * (0.1 + 0.13 * series))
 
 
 def embedding(record: Record) -> list[Chart]:
-    """The map of images, coloured by site and by label."""
+    """Return maps of the images, coloured by site and by label."""
     points = record.embedding
     if points is None or points.empty:
         return []
@@ -315,6 +320,6 @@ def _scatter(points: pd.DataFrame, column: str, how: str) -> str:
 
 
 def _map_height(points: pd.DataFrame) -> float:
-    """Inches: as high as the map's own proportions want, within reason."""
+    """Return a height in inches that suits the map's proportions, within bounds."""
     across, up = (float(np.ptp(points[axis])) or 1.0 for axis in ("x", "y"))
     return 0.6 + (svg.WIDTH - 0.4) * float(np.clip(up / across, 0.4, 1.0))

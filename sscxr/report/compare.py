@@ -1,4 +1,4 @@
-"""Several runs on one page: what differs in their settings, and what came of it."""
+"""Several runs on one page: which settings differ, and how the results differ."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +13,23 @@ from sscxr.report.record import FOLDED, Record, read
 from sscxr.report.summary import held_out, many, mean_loss, total_images
 from sscxr.report.tables import FIGURES
 
-# Settings that tell where a run is, not what it does.
+# Settings that name a run and do not change what it does.
 _UNLIKE = ("run.name",)
-# Settings that, where they differ, make losses of pretraining another measure, beside the section of the method.
+# Losses of pretraining are not comparable if these settings differ, or the section of the method.
 _MEASURE = ("data.", "encoder.img_size", "pretrain.objective")
 _PROBED = "AUROC of classifiers on frozen features of patients that were set aside; 0.5 is chance."
 _SCORED = (
     "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
 )
 _APART = "Two intervals that overlap may still differ: each run was measured by itself."
-_TOLD = 60  # letters of a setting's value
+_LONGEST = 60  # letters of a setting's value
 
 
 def write(folders: Sequence[str | Path], page: str | Path) -> Path:
     """Compare the runs in some folders on one page, which appears whole or not at all.
 
     Raises:
-        RunError: no run has started in a folder, or a file of it cannot be read.
+        RunError: no run has started in a folder, or one of its files cannot be read.
         OSError: the page cannot be written.
     """
     records = [read(Path(folder)) for folder in folders]
@@ -39,7 +39,7 @@ def write(folders: Sequence[str | Path], page: str | Path) -> Path:
 
 
 def render(records: Sequence[Record], names: Sequence[str]) -> str:
-    """The page as HTML; names: what to call each run."""
+    """Return the page as HTML; `names` are those of the runs."""
     stages = {record.stage for record in records}
     words = records[0].words
     estimates = _estimates(records, names)
@@ -53,7 +53,7 @@ def render(records: Sequence[Record], names: Sequence[str]) -> str:
         runs=[_row(record, name) for record, name in zip(records, names, strict=True)],
         meaning=words.meaning,
         losses=_losses(records, names, words.axis) if len(stages) == 1 else [],
-        figures=[{"label": row.label, "cells": [_told(row, name) for name in names]} for row in estimates],
+        figures=[{"label": row.label, "cells": [_shown(row, name) for name in names]} for row in estimates],
         figures_heading="Probes" if pretraining else "Each site's held-out patients",
         figures_meaning=f"{_PROBED if pretraining else _SCORED} {_APART}",
         figure_charts=_figure_charts(estimates, pretraining),
@@ -62,7 +62,7 @@ def render(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _names(records: Sequence[Record], folders: Sequence[str | Path]) -> list[str]:
-    """The runs' names; where two are alike, their folders'."""
+    """Return the runs' names; if two are alike, the names of their folders."""
     titles = [record.title for record in records]
     if len(set(titles)) == len(titles):
         return titles
@@ -71,7 +71,7 @@ def _names(records: Sequence[Record], folders: Sequence[str | Path]) -> list[str
 
 
 def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    told = []
+    lines = []
     for record, name in zip(records, names, strict=True):
         losses = held_out(record.rounds)
         kind = "held-out images"
@@ -88,20 +88,20 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
         if measured:
             better = sum(score.better for score in measured)
             who += f", better than a site alone at {better} of {many(len(measured), 'site')}"
-        told.append(f"{who} ({record.status.state}).")
-    return [("What came of each?", told)]
+        lines.append(f"{who} ({record.status.state}).")
+    return [("What did each achieve?", lines)]
 
 
 def _notes(records: Sequence[Record], settings: Sequence[dict[str, Any]]) -> list[str]:
     stages = {record.stage for record in records}
     if len(stages) > 1:
         return [
-            f"The runs are of different stages ({', '.join(sorted(stages))}): their losses are not comparable."
+            f"The runs belong to different stages ({', '.join(sorted(stages))}): their losses are not comparable."
         ]
     methods = {f"{record.settings.get('pretrain.objective')}." for record in records}
     changed = [row["key"] for row in settings if row["key"].startswith((*_MEASURE, *methods))]
     if changed:
-        return [f"Losses are not the same measure where these differ: {', '.join(changed)}."]
+        return [f"Losses are not comparable where these settings differ: {', '.join(changed)}."]
     return []
 
 
@@ -136,8 +136,8 @@ def _losses(records: Sequence[Record], names: Sequence[str], axis: str) -> list[
             for name, values in zip(names, series, strict=True)
             if len(values)
         ]
-        told = {line.name for line in lines}
-        without = ", ".join(name for name in names if name not in told)
+        measured = {line.name for line in lines}
+        without = ", ".join(name for name in names if name not in measured)
         note = f"Not measured: {without}." if without else ""
         if lines:
             found.append(Chart(heading, charts.curves(lines, heading, axis, legend=True), note))
@@ -145,7 +145,7 @@ def _losses(records: Sequence[Record], names: Sequence[str], axis: str) -> list[
 
 
 def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate]:
-    """Probes by task, and scores by site: a series a run."""
+    """Return probes by task and scores by site, one series per run."""
     table: dict[str, dict[str, tuple[float, float, float] | None]] = {}
     for record, name in zip(records, names, strict=True):
         for pair in record.probes:
@@ -166,7 +166,7 @@ def _figure_charts(estimates: Sequence[Estimate], pretraining: bool) -> list[Cha
     return [Chart(heading, charts.intervals(estimates, heading, axis, 0.5 if pretraining else None))]
 
 
-def _told(row: Estimate, name: str) -> str:
+def _shown(row: Estimate, name: str) -> str:
     found = row.series.get(name)
     return card.interval(*found) if found else "–"
 
@@ -183,4 +183,4 @@ def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= _TOLD else text[: _TOLD - 1] + "…"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

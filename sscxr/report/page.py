@@ -1,4 +1,4 @@
-"""One run on one page: `OUT/report.html`, of a run that goes on, finished, stopped or never began."""
+"""One run on one page: `OUT/report.html`, for a run in any state."""
 
 from functools import cache
 from importlib import resources
@@ -20,10 +20,10 @@ def write(out: str | Path, *, page: Path | None = None, **known: Any) -> Path:
     Args:
         out: the run's folder.
         page: the file; None: `report.html` in the run's folder.
-        known: fields of `Record` that are known before they are on the disk: probes, scores, status.
+        known: fields of `Record` that are known before they are on disk: probes, scores, status.
 
     Raises:
-        RunError: no run has started there, or a file of it cannot be read.
+        RunError: no run has started there, or one of its files cannot be read.
         OSError: the page cannot be written.
     """
     out = Path(out)
@@ -33,7 +33,7 @@ def write(out: str | Path, *, page: Path | None = None, **known: Any) -> Path:
 
 
 def render(record: Record) -> str:
-    """The page as HTML: alike for the same record, byte for byte."""
+    """Return the page as HTML; the same record gives the same bytes."""
     troubles = tables.troubles(record)
     columns, counts = tables.aggregates(record)
     return template("report.html").render(
@@ -69,7 +69,7 @@ def render(record: Record) -> str:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """A page's template; every text put into it is escaped."""
+    """Return a page's template, which escapes every text."""
     folder = resources.files("sscxr.report") / "templates"
     loader = jinja2.FunctionLoader(lambda file: (folder / file).read_text(encoding="utf-8"))
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)

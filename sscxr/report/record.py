@@ -1,4 +1,4 @@
-"""What a report is made of: a run's folder, read once."""
+"""The record of a run: its folder, read once for the report."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ Counts = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 @dataclass(frozen=True)
 class SiteScore:
-    """One site's held-out patients, under the federation's model and under one that the site trained by itself.
+    """One site's held-out patients, under the federation's model and under one that the site trained alone.
 
     Attributes:
-        figure: "auroc" or "dice"; empty: the site has too little that the stage can use.
-        images, test_images, test_patients: trained on and tested on.
+        figure: "auroc" or "dice"; empty: the site has too few images that the stage can use.
+        images, test_images, test_patients: counts for training and for testing.
         federated, alone, gap: {value, low, high, n} with 95 % intervals over patients; the gap is the paired
             difference. None: not measured.
     """
@@ -42,21 +42,21 @@ class SiteScore:
     gap: dict[str, Any] | None
 
     def told(self) -> tuple[str, str, str]:
-        """The three figures as a person reads them."""
-        return _told(self.federated), _told(self.alone), _told(self.gap, sign="+")
+        """Return the three figures as text, each with its interval."""
+        return _shown(self.federated), _shown(self.alone), _shown(self.gap, sign="+")
 
     @property
     def better(self) -> bool:
-        """Whether the federation's model beats the site's own beyond the interval of the difference."""
+        """Return whether the federation's model beats the site's own beyond the interval of the difference."""
         return bool(self.gap and self.gap["low"] is not None and self.gap["low"] > 0)
 
     @property
     def worse(self) -> bool:
-        """Whether it falls short of the site's own, beyond that interval."""
+        """Return whether it falls short of the site's own beyond that interval."""
         return bool(self.gap and self.gap["high"] is not None and self.gap["high"] < 0)
 
 
-def _told(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
+def _shown(found: Mapping[str, Any] | None, *, sign: str = "") -> str:
     if not found or found["value"] is None:
         return "–"
     value, low, high = (
@@ -72,19 +72,19 @@ class Record:
     Attributes:
         title: the run's name.
         stage: "pretrain", "classify" or "segment".
-        status: how it stands.
+        status: its state.
         rounds: the records of rounds.jsonl.
         sites: the rows of sites.csv.
-        counts: site -> its aggregate tables, as it told them.
+        counts: site -> its aggregate tables, as it reported them.
         probes: the encoder against the untrained one; none without labels.
         scores: a fine-tuning's model against each site's own.
-        strips: pictures over the rounds; none where no image is at hand.
-        embedding: `EMBEDDING_COLUMNS`, one row an image; None where no image is at hand.
-        holdings: PNG, which site holds what; None where no image is at hand.
+        strips: pictures over the rounds; none without images.
+        embedding: `EMBEDDING_COLUMNS`, one row per image; None without images.
+        holdings: PNG of what each site holds; None without images.
         notes: lines for the reader, shown under the summary.
         min_cell: counts of images and patients below it are not shown.
-        settings: the run's, by dotted key.
-        words: what its loss and score are called.
+        settings: those of the run, by dotted key.
+        words: the names of its loss and score.
     """
 
     title: str
@@ -105,18 +105,18 @@ class Record:
 
     @property
     def folded(self) -> pd.DataFrame:
-        """The rows whose updates were averaged."""
+        """Return the rows whose updates were averaged."""
         return self.sites[self.sites["outcome"] == FOLDED]
 
 
 def read(folder: Path, **known: Any) -> Record:
-    """Read a run's folder; of one that goes on, what there is.
+    """Read a run's folder, as far as the run has written it.
 
     Args:
-        known: fields that are known before they are on the disk.
+        known: fields that are known before they are on disk.
 
     Raises:
-        RunError: no run has started there, or a file of it cannot be read.
+        RunError: no run has started there, or one of its files cannot be read.
     """
     if not (folder / runs.CONFIG).is_file():
         raise RunError(f"{folder}: no run has started there (no {runs.CONFIG})")
@@ -144,7 +144,7 @@ def read(folder: Path, **known: Any) -> Record:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key; a dictionary without keys, and a list, is a value."""
+    """Return settings by dotted key; lists and empty dictionaries are values."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         nested = isinstance(value, dict) and value
@@ -162,7 +162,7 @@ def _status(folder: Path) -> Status:
 
 
 def _counts(folder: Path) -> Counts:
-    """The sites' aggregates, as the last checkpoint has them."""
+    """Return the sites' aggregates from the last readable checkpoint."""
     for checkpoint in sorted((folder / "checkpoints").glob("round-?????"), reverse=True):
         try:
             return dict(json.loads((checkpoint / "state.json").read_text())["counts"])
@@ -186,4 +186,4 @@ def _records(file: Path, made: Callable[[Any], Any]) -> list[Any]:
     try:
         return [made(record) for record in runs.read_list(file)]
     except (KeyError, TypeError):
-        raise RunError(f"{file}: not readable, it holds other records than a run's") from None
+        raise RunError(f"{file}: not readable, its records are not those of a run") from None

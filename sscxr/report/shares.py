@@ -22,15 +22,15 @@ _TABLES = {"view": "Views", "age": "Ages", "sex": "Sexes"}
 
 def charts(record: Record) -> list[Chart]:
     """Return a chart for each table that any site reported, and one of grey levels."""
-    told = {
+    reported = {
         site: tables
         for site, tables in sorted(record.counts.items(), key=lambda item: natural(item[0]))
         if set(tables) - {GREY}
     }
     found = [
-        _bars({site: tables.get(table, {}) for site, tables in told.items()}, table, heading, record)
+        _bars({site: tables.get(table, {}) for site, tables in reported.items()}, table, heading, record)
         for table, heading in _TABLES.items()
-        if any(tables.get(table) for tables in told.values())
+        if any(tables.get(table) for tables in reported.values())
     ]
     return [*found, *_grey_levels(record)]
 
@@ -46,18 +46,18 @@ def total(record: Record, site: str) -> tuple[int, bool]:
     return max([1, *known, *([int(trained)] if np.isfinite(trained) else [])]), False
 
 
-def _bars(told: Mapping[str, Mapping[str, int]], table: str, heading: str, record: Record) -> Chart:
+def _bars(reported: Mapping[str, Mapping[str, int]], table: str, heading: str, record: Record) -> Chart:
     """Return stacked bars, one per site: the cells' shares of its images."""
-    cells = [cell for cell in COUNT_TABLES[table] if any(cell in counts for counts in told.values())]
-    sites = list(told)
+    cells = [cell for cell in COUNT_TABLES[table] if any(cell in counts for counts in reported.values())]
+    sites = list(reported)
     totals = {site: total(record, site) for site in sites}
-    bounded = {site for site in sites if told[site] and not totals[site][1]}
+    bounded = {site for site in sites if reported[site] and not totals[site][1]}
     names = [(AT_MOST if site in bounded else "") + svg.shorten(site, 22) for site in sites]
 
     def paint(figure: Any, axes: Any) -> None:
         left = np.zeros(len(sites))
         for number, cell in enumerate(cells):
-            width = np.array([100 * told[site].get(cell, 0) / totals[site][0] for site in sites])
+            width = np.array([100 * reported[site].get(cell, 0) / totals[site][0] for site in sites])
             axes.barh(
                 range(len(sites)), width, left=left, label=cell, color=svg.COLOURS[number % len(svg.COLOURS)],
                 hatch=svg.HATCHES[number % len(svg.HATCHES)], edgecolor=svg.PAGE, linewidth=0.6, height=0.74,
@@ -73,11 +73,9 @@ def _bars(told: Mapping[str, Mapping[str, int]], table: str, heading: str, recor
     legend_rows = -(-len(cells) // 3)
     alt = f"{heading}: shares of each of {len(sites)} sites' images; the table of counts has the figures"
     drawn = svg.draw(paint, alt=alt, height=1.0 + 0.17 * max(3, len(sites)) + 0.21 * legend_rows)
-    note = f"Blank: not told, since a count is below {record.min_cell} or would give one away."
+    note = f"Blank: not reported, since a count is below {record.min_cell} or would reveal one."
     if bounded:
-        note += (
-            f" {AT_MOST.strip()}: nor is it told how many images the site has; its shares are at most these."
-        )
+        note += f" {AT_MOST.strip()}: the site's number of images is not reported either; its shares are at most these."
     return Chart(heading, drawn, note)
 
 
@@ -94,7 +92,5 @@ def _grey_levels(record: Record) -> list[Chart]:
     heading = "Grey levels"
     label = "grey level (0 black to 255 white)"
     drawn = curves(lines, heading, "share of the pixels (%)", x_label=label, whole=False)
-    note = (
-        "Of the images as they are in the cache, in steps of 16 levels and whole per cent; a gap: not told."
-    )
+    note = "Of the images as they are in the cache, in steps of 16 levels and whole per cent; a gap: not reported."
     return [Chart(heading, drawn, note)]

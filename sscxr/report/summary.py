@@ -1,4 +1,4 @@
-"""What a run comes to, in sentences for a reader who was not there: did it learn, is it better, what went wrong."""
+"""A run in sentences, for a reader who was not there: did it learn, is it better, what went wrong."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,22 +13,22 @@ from sscxr.runs import Status
 
 _NAMED = 4  # sites that are named in a sentence; the table has the others
 _ENDED_EARLY = {"stopped": "stopped early", "failed": "failed", "died": "died"}
-# Linear probes that are told in words, in the order they were run; none is picked for its figure.
+# Linear probes that are described in words: the first that were run, whatever their figures.
 _IN_WORDS = 4
 
 
 def answers(record: Record) -> list[tuple[str, list[str]]]:
-    """Questions, and the sentences that answer them."""
-    told = [("Who took part?", [_took_part(record)])]
+    """Return questions, and the sentences that answer them."""
+    found = [("Who took part?", [_took_part(record)])]
     if not record.folded.empty:
-        told.append(("Did it learn?", [_learned(record), *_probed(record)]))
-        told.append(("Is it better than each site alone?", _compared(record)))
-    told.append(("What went wrong?", _trouble(record)))
-    return told
+        found.append(("Did it learn?", [_learned(record), *_probed(record)]))
+        found.append(("Is it better than each site alone?", _compared(record)))
+    found.append(("What went wrong?", _trouble(record)))
+    return found
 
 
 def tiles(record: Record) -> list[tuple[str, str]]:
-    """The figures that the page begins with: what, and how much."""
+    """Return the figures at the head of the page, each with its name."""
     folded = record.folded
     done = max((int(row["round"]) for row in record.rounds), default=0)
     sites = folded["site"].nunique() if len(folded) else 0
@@ -44,13 +44,13 @@ def tiles(record: Record) -> list[tuple[str, str]]:
 
 
 def ended(record: Record) -> str:
-    """How the run stands, where it is not finished: one line."""
+    """Return one line on a run that is not finished; empty if it is."""
     status = record.status
     if status.state == "finished":
         return ""
     if status.state in _ENDED_EARLY:
-        return f"{_ended_early(status)}: {status.reason.strip() or 'it did not say why'}"
-    return f"The run is going on; this page was written {_at(status)}."
+        return f"{_ended_early(status)}: {status.reason.strip() or 'no reason was given'}"
+    return f"The run is in progress; this page was written {_at(status)}."
 
 
 def _ended_early(status: Status) -> str:
@@ -62,7 +62,7 @@ def _at(status: Status) -> str:
 
 
 def moment(text: str) -> str:
-    """An ISO time as a reader wants it."""
+    """Return an ISO time in a form that is easy to read."""
     try:
         return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except ValueError:
@@ -70,7 +70,7 @@ def moment(text: str) -> str:
 
 
 def total_images(record: Record) -> str:
-    """The sum of the sites' images; nothing where it would give away a small site's count."""
+    """Return the sum of the sites' images; empty if it would reveal a small site's count."""
     counts = record.folded.groupby("site")["images"].last()
     if counts.empty or (counts.isna() | (counts < record.min_cell)).any():
         return ""
@@ -95,7 +95,7 @@ def _learned(record: Record) -> str:
         losses, kind = mean_loss(record.folded), "the sites' own images"
     losses = losses.dropna()
     if len(losses) < 2:
-        return "One round does not tell whether it learned."
+        return "One round does not show whether it learned."
     first, last = float(losses.iloc[0]), float(losses.iloc[-1])
     fall = (first - last) / first if first else 0.0
     verdict = "It learned" if fall > 0.01 else "It hardly learned" if fall > -0.01 else "It did not learn"
@@ -103,7 +103,7 @@ def _learned(record: Record) -> str:
 
 
 def change(share: float) -> str:
-    """A relative change in per cent, with its sign; a small one with a digit more."""
+    """Return a relative change in per cent, with its sign; a small one has one more digit."""
     digits = 0 if abs(share) >= 0.1 else 1
     return f"{100 * share:+.{digits}f}\u00a0%".replace("-", "\u2212")
 
@@ -114,15 +114,15 @@ def _probed(record: Record) -> list[str]:
     probes = record.probes
     if not probes and record.status.state != "finished":
         return [
-            "What its features tell of disease is not measured yet: a simulation does so at its end, a server "
-            "has no images."
+            "How well its features show disease is not measured yet: a simulation measures it at its end, a "
+            "server has no images."
         ]
     if not probes:
-        return ["What its features tell of disease was not measured: that wants labelled images at hand."]
+        return ["How well its features show disease was not measured: that needs labelled images."]
     better = sum(pair.better for pair in probes)
     worse = sum(pair.high < 0 for pair in probes)
-    told = f"The features beat the untrained encoder's in {better} of {many(len(probes), 'probe')}"
-    line = f"{told}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
+    count = f"The features beat the untrained encoder's in {better} of {many(len(probes), 'probe')}"
+    line = f"{count}, beyond the interval of the difference{f'; they are worse in {worse}' if worse else ''}."
     linear = [pair for pair in probes if pair.trained.kind == "linear"]
     left = len(linear) - _IN_WORDS
     more = (
@@ -150,23 +150,23 @@ def _compared(record: Record) -> list[str]:
     if record.scores:
         return _scored(record.scores)
     if record.words.task and record.status.state != "finished":
-        return ["Not measured yet: a simulation trains each site by itself at its end, a server does not."]
-    return ["Not measured: no site was also trained by itself, to compare with."]
+        return ["Not measured yet: a simulation also trains each site alone at its end, a server does not."]
+    return ["Not measured: no site was also trained alone, to compare with."]
 
 
 def _scored(scores: Sequence[SiteScore]) -> list[str]:
-    told = [score for score in scores if score.gap and score.gap["low"] is not None]
-    if not told:
+    measured = [score for score in scores if score.gap and score.gap["low"] is not None]
+    if not measured:
         return [
             "Not shown: no site has enough held-out patients to compare its own model with the federation's."
         ]
-    better, worse = sum(score.better for score in told), sum(score.worse for score in told)
-    even = len(told) - better - worse
+    better, worse = sum(score.better for score in measured), sum(score.worse for score in measured)
+    even = len(measured) - better - worse
     line = (
-        f"The federation's model is better than a site's own at {better} of {many(len(told), 'site')}, worse at "
-        f"{worse}, beyond the interval of the difference"
+        f"The federation's model is better than a site's own at {better} of {many(len(measured), 'site')}, worse "
+        f"at {worse}, beyond the interval of the difference"
     )
-    return [f"{line}; at {even} the patients are too few to tell." if even else f"{line}."]
+    return [f"{line}; {even} have too few patients to show a difference." if even else f"{line}."]
 
 
 def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:
@@ -181,10 +181,10 @@ def _trouble(record: Record) -> list[str]:
     sites = record.sites
     bad = sites[sites["outcome"] != FOLDED]
     status = record.status
-    early = [f"{_ended_early(status)}; the reason stands above."] if status.state in _ENDED_EARLY else []
+    early = [f"{_ended_early(status)}; the reason is given above."] if status.state in _ENDED_EARLY else []
     if bad.empty:
         nothing = "Nothing: no site was absent and no update was refused."
-        return early or [nothing if len(sites) else "Nothing yet: no site had a part in any round."]
+        return early or [nothing if len(sites) else "Nothing yet: no site has taken part in a round."]
     missed = bad.groupby("site").size().sort_values(ascending=False, kind="stable")
     lines = []
     for name in missed.index[:_NAMED]:
@@ -193,16 +193,18 @@ def _trouble(record: Record) -> list[str]:
         last = rows.iloc[-1]
         reason = "" if pd.isna(last["reason"]) else str(last["reason"])
         why = f"{last['outcome']}{': ' if reason else ''}{reason}"
-        lines.append(f"{name} had no part in {len(rows)} of {many(asked, 'attempt')} (last: {why}).")
+        lines.append(f"{name} did not take part in {len(rows)} of {many(asked, 'attempt')} (last: {why}).")
     if len(missed) > _NAMED:
-        lines.append(f"{many(len(missed) - _NAMED, 'other site')} missed some too; the table below has all.")
+        lines.append(
+            f"{many(len(missed) - _NAMED, 'other site')} missed some too; the table below lists all."
+        )
     counts = bad.groupby("outcome").size()
-    told = ", ".join(f"{outcome}: {many(int(number), 'time')}" for outcome, number in counts.items())
-    return [*early, f"Not every site took part in every round ({told}).", *lines]
+    listed = ", ".join(f"{outcome}: {many(int(number), 'time')}" for outcome, number in counts.items())
+    return [*early, f"Not every site took part in every round ({listed}).", *lines]
 
 
 def mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":
-    """By round, the sites' losses weighted by their images."""
+    """Return the sites' mean loss by round, weighted by their images."""
     rows = folded.dropna(subset=["loss"])
     weight = rows["images"].fillna(1).clip(lower=1).astype(float)
     total = (rows["loss"].astype(float) * weight).groupby(rows["round"]).sum()
@@ -210,7 +212,7 @@ def mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":
 
 
 def held_out(rounds: Sequence[Mapping[str, Any]]) -> "pd.Series[float]":
-    """By round, the loss on held-out images, where it was measured."""
+    """Return the loss on held-out images by round, where it was measured."""
     found = {int(row["round"]): row.get("held_out_loss") for row in rounds}
     return pd.Series(
         {number: float(loss) for number, loss in sorted(found.items()) if loss is not None}, dtype=float
@@ -218,12 +220,12 @@ def held_out(rounds: Sequence[Mapping[str, Any]]) -> "pd.Series[float]":
 
 
 def many(number: int, thing: str) -> str:
-    """A number and its noun: "1 site", "2 sites"."""
+    """Return a number and its noun: "1 site", "2 sites"."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def verdict(low: float | None, high: float | None) -> str:
-    """A difference's interval in words."""
+    """Return in words what a difference's interval shows."""
     if low is None or high is None:
         return "not measured"
     return "better" if low > 0 else "worse" if high < 0 else "no difference shown"

@@ -34,8 +34,8 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
         "site": name,
         "images": card.count(int(images.iloc[-1]), record.min_cell) if len(images) else "–",
         "patients": _patients(counts, record.min_cell),
-        "views": _told(counts.get("view", {})),  # a table of `wire.COUNT_TABLES`
-        "ages": _told(counts.get("age", {})),
+        "views": _reported(counts.get("view", {})),  # a table of `wire.COUNT_TABLES`
+        "ages": _reported(counts.get("age", {})),
         "rounds": f"{len(folded)} of {rows['round'].nunique()}",
         "missed": _missed(rows[rows["outcome"] != FOLDED]),
         "loss": f"{losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}" if len(losses) else "–",
@@ -47,11 +47,11 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
 
 
 def _patients(counts: Mapping[str, Mapping[str, int]], min_cell: int) -> str:
-    told = counts.get("images", {}).get("first of a patient")
-    return "–" if told is None else card.count(told, min_cell)
+    patients = counts.get("images", {}).get("first of a patient")
+    return "–" if patients is None else card.count(patients, min_cell)
 
 
-def _told(cells: Mapping[str, int]) -> list[str]:
+def _reported(cells: Mapping[str, int]) -> list[str]:
     """Return the reported counts, the largest first."""
     ordered = sorted(cells.items(), key=lambda item: (-item[1], item[0]))
     return [f"{name}: {number:,}" for name, number in ordered if number]
@@ -63,9 +63,9 @@ def _missed(bad: pd.DataFrame) -> list[str]:
         return []
     reasons = bad["reason"].astype(object).fillna("")
     kinds = (bad["outcome"] + reasons.map(lambda text: f": {text}" if text else "")).value_counts()
-    told = [f"{number} × {kind}" for kind, number in kinds.head(_REASONS).items()]
+    listed = [f"{number} × {kind}" for kind, number in kinds.head(_REASONS).items()]
     more = int(kinds.iloc[_REASONS:].sum())
-    return [*told, f"{more} × others"] if more else told
+    return [*listed, f"{more} × others"] if more else listed
 
 
 def rounds(record: Record) -> list[Row]:
@@ -129,9 +129,9 @@ def scores(record: Record) -> list[Row]:
     table = []
     for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
-        told, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
+        enough, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
         row = {"site": score.site, "figure": FIGURES.get(score.figure, score.figure) or "too few images"}
-        row |= {"patients": str(score.test_patients) if told else small}
+        row |= {"patients": str(score.test_patients) if enough else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}
         table.append(row | {"verdict": verdict(ends["low"], ends["high"])})

@@ -188,7 +188,7 @@ def test_what_a_site_told_of_its_images_is_shown() -> None:
 def test_a_run_that_goes_on_says_so() -> None:
     running = Status("running", 3, 9, "", "")
     told = summary.ended(record(status=running))
-    assert told == "The run is going on; this page was written after round 3 of 9."
+    assert "round 3 of 9" in told
 
 
 @pytest.mark.slow
@@ -207,11 +207,11 @@ def answered(**changes: Any) -> str:
 
 
 def test_whether_it_is_better_than_a_site_alone_is_always_answered() -> None:
-    assert "Not measured: no site was also trained by itself" in Page(plain()).text
+    assert "no site was also trained alone" in Page(plain()).text
     running = Status("running", 3, 9, "", "")
     for status in (running, stopped("no quorum")):
         told = answered(stage="classify", status=status, probes=[])
-        assert "Not measured yet: a simulation trains each site by itself at its end" in told
+        assert "Not measured yet" in told
 
 
 def test_what_is_measured_at_the_end_is_not_said_to_be_missing_before_it() -> None:
@@ -229,7 +229,7 @@ def test_a_run_that_nobody_came_to_says_who_was_expected_and_why_it_ended() -> N
     assert "0 of 3" in seen.text
     assert "Nothing: no site was absent" not in seen.text
     died = answered(status=Status("died", 5, 9, "its process ended", ""))
-    assert "The run died after round 5 of 9; the reason stands above." in died
+    assert "The run died after round 5 of 9" in died
     assert "Nothing: no site was absent" not in died
 
 
@@ -288,7 +288,8 @@ def test_runs_are_compared() -> None:
 def test_losses_of_other_data_are_not_compared_silently() -> None:
     one, other = record(settings={"data.std": 0.25}), record(settings={"data.std": 0.5})
     text = compare.render([one, other], ["a", "b"])
-    assert "Losses are not the same measure where these differ: data.std." in text
+    assert "Losses are not comparable" in text
+    assert "differ: data.std." in text
 
 
 # ---- of a fine-tuning

@@ -166,9 +166,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     note = folder / "phantoms.json"
     if not note.exists():
         if folder.exists() and any(path.suffix != ".tmp" for path in folder.iterdir()):
-            raise PhantomError(
-                f"{folder} holds other files, not phantoms; choose an empty or a new folder"
-            )
+            raise PhantomError(f"{folder} holds other files, not phantoms; choose an empty or a new folder")
         return False
     found = json.loads(note.read_text())
     finished = bool(found.pop("finished", False))
