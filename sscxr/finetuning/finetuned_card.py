@@ -44,7 +44,7 @@ def render(
 
 def _head(spec: Spec) -> str:
     labels = ", ".join(escape(label) for label in spec.labels)
-    what = f"Tells {labels}" if spec.task == "classify" else f"Outlines the {labels}"
+    what = f"Classifies {labels}" if spec.task == "classify" else f"Outlines the {labels}"
     origin = (
         f"It began from a pretrained encoder whose `model.safetensors` has the SHA-256 `{spec.encoder_sha256}`."
         if spec.encoder_sha256
@@ -79,7 +79,7 @@ def _data(config: Config, index: pd.DataFrame, parts: Split) -> str:
         lines += [
             "",
             "**Some of the images are under a NON-COMMERCIAL licence.** Whether the weights may be used "
-            "commercially is for whoever uses them to settle.",
+            "commercially is for their user to decide.",
         ]
     return "\n".join(["## Data", "", *lines, "", "No patient is in two parts."])
 
@@ -97,9 +97,9 @@ def _figures(figures: Mapping[str, Any], min_cell: int) -> str:
     chosen = (
         f" Sensitivity is given at a specificity of {at:g} or more, chosen on these images." if at else ""
     )
-    told = f"On test patients that it has not seen; intervals by bootstrap over patients.{chosen}"
+    tested = f"On test patients that it has not seen; intervals by bootstrap over patients.{chosen}"
     return "\n".join(
-        ["## Figures", "", told, "", *lines, "", "By source, view, sex and age: `evaluation.json`."]
+        ["## Figures", "", tested, "", *lines, "", "By source, view, sex and age: `evaluation.json`."]
     )
 
 

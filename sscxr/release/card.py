@@ -1,4 +1,4 @@
-"""The model card of a released encoder: what it learned from, how, how well, and what it is not for."""
+"""The model card of a released encoder: its data, recipe, probes and limits."""
 
 import html
 import re
@@ -20,11 +20,11 @@ _POOLED = {
 
 @dataclass(frozen=True)
 class SiteData:
-    """What one site trained on.
+    """The data that one site trained on.
 
     Attributes:
         site: its name.
-        images, patients: counts; None where the site did not tell.
+        images, patients: counts; None if the site did not report them.
         licences: of its images, as their manifests state them.
     """
 
@@ -36,17 +36,17 @@ class SiteData:
 
 @dataclass(frozen=True)
 class Card:
-    """What the model card says.
+    """The contents of a model card.
 
     Attributes:
         name: of the run.
-        data: one entry a site.
+        data: one entry per site.
         rounds: federated rounds that the encoder has seen.
-        settings: the resolved settings as YAML text.
+        settings: the resolved settings as YAML.
         code_version: of sscxr.
-        made: how the encoder came to be, see `runs.Words`.
-        probes: against the untrained encoder; empty where there were no labels.
-        min_cell: counts below it are not told.
+        made: how the encoder was made, see `runs.Words`.
+        probes: against the untrained encoder; empty without labels.
+        min_cell: counts below it are not shown.
         notes: further lines, such as sites that were absent.
     """
 
@@ -62,19 +62,19 @@ class Card:
 
 
 def non_commercial(licence: str) -> bool:
-    """True where a licence's text says NC or non-commercial."""
+    """Return whether a licence's text has NC or non-commercial in it."""
     return bool(_NON_COMMERCIAL.search(licence))
 
 
 def count(number: int | None, min_cell: int) -> str:
-    """A count as it may be told: "<10" below the minimum cell, "not told" where it is unknown."""
+    """Return a count as it may be shown: "<10" below the minimum cell, "not reported" if it is unknown."""
     if number is None:
-        return "not told"
+        return "not reported"
     return f"<{min_cell}" if number < min_cell else f"{number:,}"
 
 
 def render(card: Card, config: Mapping[str, Any]) -> str:
-    """The card as Markdown; names and licences are escaped, since sites choose them.
+    """Return the card as Markdown; names and licences are escaped, since sites choose them.
 
     Args:
         card: the facts.
@@ -85,10 +85,10 @@ def render(card: Card, config: Mapping[str, Any]) -> str:
 
 
 def released(text: str, *, version: str, licence: str) -> str:
-    """The card of a run's encoder as that of a release: with its version, licence, and how to check it.
+    """Add a release's version, licence and check to the card of a run's encoder.
 
     Raises:
-        SscxrError: a text that is no card of ours.
+        SscxrError: the text is not the card that the run wrote.
     """
     before, limits, after = text.partition("\n## Limits\n")
     if not limits:
@@ -155,7 +155,7 @@ def _data(card: Card) -> str:
         lines += [
             "",
             f"**{len(restricted)} of {len(card.data)} sites hold images under a NON-COMMERCIAL licence.** Whether "
-            "weights trained on such images may be used commercially is for whoever uses them to settle.",
+            "weights trained on such images may be used commercially is for their user to decide.",
         ]
     lines += ["", *(f"- {escape(note)}" for note in card.notes)]
     return "\n".join(lines).rstrip()
@@ -206,12 +206,12 @@ formal privacy guarantee is given."""
 
 
 def escape(text: str) -> str:
-    """Text on one line, as Markdown and HTML show it literally."""
+    """Return a text on one line, escaped so that Markdown and HTML show it literally."""
     return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def interval(value: float, low: float, high: float, *, sign: str = "") -> str:
-    """A figure and its interval: "0.912 (0.874 to 0.945)"."""
+    """Return a figure and its interval: "0.912 (0.874 to 0.945)"."""
     return f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 

@@ -61,7 +61,7 @@ class Server:
         """
         parts = _split(url)
         if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise FetchError(f"{_without_password(url)} is no http or https address")
+            raise FetchError(f"{_without_password(url)} is not an http or https address")
         if parts.query or parts.fragment:
             raise FetchError(f"{_without_password(url)}: give the folder's address, without '?' and '#'")
         self._url = url.rstrip("/")
@@ -224,9 +224,9 @@ def size_of(file: Path) -> int:
 
 def _continues(response: requests.Response, start: int) -> bool:
     """Return whether an answer is the rest of the file from byte `start` on, unencoded (RFC 9110, 14.4)."""
-    told = response.headers.get("Content-Range", "")
+    sent = response.headers.get("Content-Range", "")
     encoded = response.headers.get("Content-Encoding", "identity") != "identity"
-    return response.status_code == 206 and told.startswith(f"bytes {start}-") and not encoded
+    return response.status_code == 206 and sent.startswith(f"bytes {start}-") and not encoded
 
 
 def _split(url: str) -> SplitResult:

@@ -1,11 +1,11 @@
-"""Fetch a release, from any static file server or from a folder, into a cache by hash.
+"""Fetch a release from a static file server or a folder into a cache, by hash.
 
     CACHE/encoders/HASH/    a whole release; HASH is the SHA-256 of its SHA256SUMS
-    CACHE/partial/HASH/     one that was broken off, to be gone on with
+    CACHE/partial/HASH/     an interrupted download, to be resumed
 
-SHA256SUMS comes first, and its signature is checked before anything else is asked for. So the hash names what is
-wanted: a release that was changed at the server between two tries is another one and starts anew, and no byte
-gets into `encoders` that the sums do not vouch for.
+SHA256SUMS comes first, and its signature is checked before any other request. So the hash identifies the release:
+one that the server changed between two tries has another hash and starts anew, and `encoders` holds only files
+that match their sums.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 4_000_000_000  # of the weights; ours: three ViT-L in float32
 _MOST_TEXT = 1_000_000  # bytes of the config, and of the card
-_STALE = 30 * 86400  # seconds after which what was broken off is deleted
+_STALE = 30 * 86400  # seconds after which an interrupted download is deleted
 
 
 def pull(
@@ -42,28 +42,28 @@ def pull(
     most_bytes: int = MOST_BYTES,
     shown: Shown = lambda name, done, total: None,
 ) -> Path:
-    """The folder of a release in the cache, fetched where it is not there yet.
+    """Return the folder of a release in the cache; fetch it if it is not there yet.
 
     Args:
-        source: an http or https address under which the release's files lie, or a folder.
-        key: whose signature the release must have; None: any, or none.
+        source: an http or https address that has the release's files below it, or a folder.
+        key: the release must be signed by it; None: any signature, or none.
         cache: its folder; None: `cache_folder()`.
         most_bytes: larger weights are refused.
-        shown: told of each file's progress.
+        shown: called with each file's progress.
 
     Raises:
-        FetchError: not there, too large, broken off time and again (go on with the same call), or another file
-            than SHA256SUMS says.
+        FetchError: the release is missing, too large, interrupted repeatedly (the same call resumes it), or a file
+            does not match SHA256SUMS.
         SigningError, ReleaseError: see `release.verify`.
     """
     cache = cache or cache_folder()
     where = Server(str(source)) if is_url(source) else _Folder(Path(source))
     sums = where.read(SUMS, signing.MOST_SUMS_BYTES + 1)
     if sums is None:
-        raise FetchError(f"{where} is no release: it has no {SUMS}")
+        raise FetchError(f"{where} is not a release: it has no {SUMS}")
     signature = where.read(SIGNATURE, signing.SIGNATURE_BYTES + 1)
     if signature is not None and len(signature) != signing.SIGNATURE_BYTES:
-        signature = None  # the page by which some servers say that there is no such file
+        signature = None  # some servers send a page instead of an error for a missing file
     if key:
         signing.check_signature(sums, signature, key, str(where))
     listed = signing.parse_sums(sums, FILES, f"{where}/{SUMS}")
@@ -85,14 +85,14 @@ def pull(
 def load_encoder(
     source: str | Path, *, key: Ed25519PublicKey | None = None, cache: Path | None = None
 ) -> "nn.Module":
-    """The encoder of a release, or of a run's `encoder` folder, as a timm ViT in eval mode.
+    """Load the encoder of a release, or of a run's `encoder` folder, as a timm ViT in eval mode.
 
     Args:
-        source: an http or https address, which is pulled, or a folder, which is read where it lies.
+        source: an http or https address, which is pulled, or a folder, which is read in place.
         key, cache: as in `pull`.
 
     Raises:
-        FetchError, SigningError, ReleaseError: one line that says what is wrong with it.
+        FetchError, SigningError, ReleaseError: the encoder cannot be used; one line states why.
     """
     return release.load_encoder(located(source, key=key, cache=cache))
 
@@ -104,7 +104,7 @@ def located(
     cache: Path | None = None,
     shown: Shown = lambda name, done, total: None,
 ) -> Path:
-    """The folder of an encoder: an address is pulled, a folder stays where it is; with a key it is verified."""
+    """Return the folder of an encoder: pull an address, or leave a folder in place; verify it if a key is given."""
     if is_url(source):
         return pull(source, key=key, cache=cache, shown=shown)
     if key:
@@ -113,7 +113,7 @@ def located(
 
 
 def cache_folder() -> Path:
-    """Where fetched releases are kept: $SSCXR_CACHE, else `sscxr` in the user's cache folder."""
+    """Return the folder of fetched releases: $SSCXR_CACHE, else `sscxr` in the user's cache folder."""
     if os.environ.get("SSCXR_CACHE"):
         return expanded(os.environ["SSCXR_CACHE"])
     return (
@@ -133,7 +133,7 @@ class _Folder:
         return str(self._folder)
 
     def read(self, name: str, most: int) -> bytes | None:
-        """The first `most` bytes of a file; None where there is none."""
+        """Return the first `most` bytes of a file; None if there is none."""
         file = self._folder / name
         if not file.is_file():
             return None
@@ -151,7 +151,7 @@ class _Folder:
 
 
 def _bring(where: Server | _Folder, file: Path, digest: str, most: int, shown: Shown) -> None:
-    """Fetch a file until it has that digest; a partial one that turns out wrong is fetched anew, once."""
+    """Fetch a file and check its digest; a partial file that turns out wrong is fetched anew, once."""
     for resumed in (size_of(file) > 0, False):
         if resumed and sha256(file) == digest:
             return
@@ -171,7 +171,7 @@ def _bring(where: Server | _Folder, file: Path, digest: str, most: int, shown: S
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the cache has a release that is still what it was; one that is damaged is deleted."""
+    """Return whether the cache has an intact copy of a release; a damaged one is deleted."""
     if not folder.is_dir():
         return False
     try:
@@ -183,10 +183,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _move(partial: Path, folder: Path) -> None:
-    """Verify a release, and make it appear in the cache by one rename.
+    """Verify a release, then move it into the cache by one rename.
 
     Raises:
-        ReleaseError, SigningError: it is refused, and deleted.
+        ReleaseError, SigningError: it is refused and deleted.
     """
     try:
         release.verify(partial)
@@ -199,7 +199,7 @@ def _move(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def _held(partial: Path) -> Iterator[None]:
-    """Hold the only right to fetch one release; whoever comes second waits. Old remains of others are deleted."""
+    """Lock the fetching of one release; a second process waits. Old remains of other releases are deleted."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     for other in partial.parent.iterdir():
         if other.is_dir() and other != partial and time.time() - other.stat().st_mtime > _STALE:

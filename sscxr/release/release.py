@@ -3,9 +3,9 @@
     model.safetensors   the encoder by timm's parameter names, float32
     config.json         timm's local-dir form: architecture, arguments, how to normalise the input
     README.md           the model card
-    SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: what `publish` adds for others
+    SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: `publish` adds them for others
 
-`timm.create_model("local-dir:FOLDER", pretrained=True)` needs nothing of ours. Called on an image it returns the
+`timm.create_model("local-dir:FOLDER", pretrained=True)` does not need sscxr. Called on an image it returns the
 feature that our probes use, after the final norm: the mean of the patch tokens, or the class token where the method
 that trained the encoder pools by it. The same encoder and card give the same bytes.
 """
@@ -40,7 +40,7 @@ ARGS = {"img_size": (8, 4096), "patch_size": (1, 512), "in_chans": (1, 3), "dept
 
 
 class ReleaseError(SscxrError):
-    """A folder that is no released encoder, or an encoder that cannot be released: one line that says why."""
+    """A folder is not a released encoder, or an encoder cannot be released; one line states why."""
 
 
 def write_encoder(
@@ -53,21 +53,21 @@ def write_encoder(
     std: float,
     card: Card,
 ) -> Path:
-    """Write a released encoder, replacing one that is there. It appears whole, and only once timm has loaded it.
+    """Write a released encoder, or replace the one there. It appears whole, and only after timm has loaded it.
 
     Args:
         encoder: a timm ViT without a head.
-        folder: where to.
+        folder: the folder to write.
         architecture: timm's name of the ViT, such as "vit_small_patch16_224".
-        model_args: what else timm needs to build it: img_size (int), patch_size, in_chans, depth ...
-        mean, std: grey levels (0..1) that normalise the input, alike for every channel.
-        card: what the model card says.
+        model_args: timm's other arguments to build it: img_size (int), patch_size, in_chans, depth ...
+        mean, std: grey levels (0..1) that normalise the input, the same for every channel.
+        card: the contents of the model card.
 
     Returns:
         The folder.
 
     Raises:
-        ReleaseError: weights that are not finite, or that timm cannot load into the named architecture.
+        ReleaseError: the weights are not finite, or timm cannot load them into the named architecture.
     """
     folder = Path(folder)
     state = weights_of(encoder)
@@ -84,11 +84,11 @@ def write_encoder(
 
 
 def load_encoder(folder: str | Path) -> nn.Module:
-    """The released encoder in `folder`, through timm, in eval mode. Leaves torch's global generator as it was.
+    """Load the released encoder in `folder` with timm, in eval mode. torch's global generator is not changed.
 
     Raises:
-        ReleaseError: no release there, or one whose weights and config do not belong together.
-        SigningError: there is a SHA256SUMS, and a file is not as it says.
+        ReleaseError: the folder is not a release, or its weights and config do not belong together.
+        SigningError: there is a SHA256SUMS, and a file does not match it.
     """
     folder = Path(folder)
     if (folder / signing.SUMS).is_file():
@@ -97,13 +97,13 @@ def load_encoder(folder: str | Path) -> nn.Module:
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(
-            f"{folder} is no released encoder: it has no {' and no '.join(absent)}{below(folder)}"
+            f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{below(folder)}"
         )
     config = read_config(folder)
     architecture, args = config["architecture"], _model_args(folder, config)
     try:
         with torch.random.fork_rng(devices=[]):
-            # Without memory first: a config of a few bytes cannot ask for more than the weights beside it fill.
+            # First without memory: a config of a few bytes cannot request more than the weights beside it fill.
             with torch.device("meta"):
                 _refuse_others(
                     timm.create_model(architecture, num_classes=0, weight_init="skip", **args), folder
@@ -118,12 +118,12 @@ def load_encoder(folder: str | Path) -> nn.Module:
     about = config["pretrained_cfg"]
     cast(Any, encoder).pretrained_cfg = {name: about[name] for name in ("input_size", "mean", "std")}
     if bad := not_finite(encoder.state_dict()):
-        raise ReleaseError(f"the encoder in {folder} is of no use: {bad} holds NaN or Inf")
+        raise ReleaseError(f"the encoder in {folder} cannot be used: {bad} holds NaN or Inf")
     return encoder.eval()
 
 
 def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What builds the encoder: the arguments that a release may have, each in its range, and no others."""
+    """Return the arguments that build the encoder: those that a release may have, each in its range."""
     args = config.get("model_args")
     if not isinstance(args, dict):
         raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
@@ -159,7 +159,7 @@ def _refuse_others(model: nn.Module, folder: Path) -> None:
 
 
 def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Check that timm by itself loads these weights."""
+    """Check that timm alone loads these weights."""
     try:
         with torch.random.fork_rng(devices=[]):
             loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).state_dict()
@@ -170,15 +170,15 @@ def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def below(folder: Path) -> str:
-    """A remark on the encoder of a run, where the run's folder was named in its place."""
+    """Return a remark that names a run's encoder if the run's folder was given instead; else empty."""
     return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says, as far as we read it in the form that `write_encoder` gives it.
+    """Return the content of config.json, checked to have the form that `write_encoder` gives it.
 
     Raises:
-        ReleaseError: another form, whoever wrote it.
+        ReleaseError: it has another form.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -203,11 +203,11 @@ def publish(
     licence: str = "",
     key: Ed25519PrivateKey | None = None,
 ) -> Path:
-    """Make the release of a finished run: its encoder, with a version, sums and perhaps a signature.
+    """Release the encoder of a finished run, with a version, sums and perhaps a signature.
 
     Args:
-        run: the run's folder; what its ledger and its encoder's folder say has to agree.
-        folder: where to. A release never changes: one that is there may be made again, the same, or signed.
+        run: the run's folder; its ledger and its encoder's folder must agree.
+        folder: the folder to write. A release never changes: writing the same one again, or signing it, is allowed.
         version: a plain name; empty: the rounds and the weights' first digits, such as "12-1f0c9a3b".
         licence: of the weights, in a few words or as SPDX writes it; empty: not stated.
         key: signs SHA256SUMS.
@@ -216,13 +216,13 @@ def publish(
         The folder.
 
     Raises:
-        ReleaseError: a run that is not finished, or another release in `folder`; one line that says which.
+        ReleaseError: the run is not finished, or `folder` holds another release.
     """
     run, folder = Path(run), Path(folder).resolve()  # "." has no name
     rounds = _check_run(run)
     version = version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}"
     if not PLAIN_NAME.fullmatch(version):
-        raise ReleaseError(f"version {version[:80]!r} is no plain name (letters, digits, dots, dashes)")
+        raise ReleaseError(f"version {version[:80]!r} is not a plain name (letters, digits, dots, dashes)")
     licence = " ".join(licence.split()) or "not stated"
     config = read_config(run / "encoder")
     config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
@@ -241,7 +241,7 @@ def publish(
 
 
 def input_norm(folder: str | Path) -> tuple[float, float]:
-    """Mean and standard deviation, in grey levels 0..1, that a released encoder's input is normalised by."""
+    """Return mean and standard deviation, in grey levels 0..1, that normalise a released encoder's input."""
     config = read_config(Path(folder))["pretrained_cfg"]
     return float(config["mean"][0]), float(config["std"][0])
 
@@ -250,13 +250,13 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
     """Check a release against its SHA256SUMS and, with a key, its signature.
 
     Raises:
-        SigningError: no sums, a wrong byte, or a signature that is absent, or not this key's, where one is given.
-        ReleaseError: weights in another form than safetensors: a pickle, which could run code, is never loaded.
+        SigningError: a file does not match its sum; or a key is given, and its signature is missing or wrong.
+        ReleaseError: no sums, or weights that are not safetensors: a pickle, which could run code, is never loaded.
     """
     folder = Path(folder)
     check_readable(folder, (*FILES, signing.SUMS, signing.SIGNATURE))
     if not (folder / signing.SUMS).is_file():
-        raise ReleaseError(f"{folder} is no release: it has no {signing.SUMS}")
+        raise ReleaseError(f"{folder} is not a release: it has no {signing.SUMS}")
     sums = (folder / signing.SUMS).read_bytes()
     if key:
         file = folder / signing.SIGNATURE
@@ -267,11 +267,11 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
         with safetensors.safe_open(folder / WEIGHTS, "pt"):
             pass
     except safetensors.SafetensorError as error:
-        raise ReleaseError(f"{folder / WEIGHTS} is no safetensors file ({error}); it is refused") from None
+        raise ReleaseError(f"{folder / WEIGHTS} is not a safetensors file ({error}); it is refused") from None
 
 
 def facts(folder: str | Path) -> dict[str, Any]:
-    """What a released encoder is, verified first where it has sums: JSON types by name, for a person to read.
+    """Describe a released encoder, after checking its sums if it has any: JSON types by name.
 
     Raises:
         ReleaseError, SigningError: see `load_encoder`.
@@ -282,7 +282,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
     mean, std = input_norm(folder)
     has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
     return {
-        # Words of whoever made it: no line of theirs looks like one of ours, and nothing steers the terminal.
+        # Texts of other people: on one line, so that they can neither imitate ours nor steer the terminal.
         "version": one_line(ours.get("version", "none: not released")),
         "licence": one_line(ours.get("licence", "not stated")),
         "rounds": ours.get("rounds") if isinstance(ours.get("rounds"), int) else None,
@@ -302,20 +302,20 @@ def facts(folder: str | Path) -> dict[str, Any]:
 
 
 def one_line(text: object) -> str:
-    """Somebody else's words on one line, without characters that cannot be printed."""
+    """Return a text on one line, without unprintable characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def _check_run(run: Path) -> int:
-    """The rounds of a finished run, whose encoder is that of its ledger."""
+    """Return the number of rounds of a finished run; refuse an encoder that is not that of its ledger."""
     check_readable(run, ("checkpoints", "encoder"))
     checkpoints = [path for path in run.glob("checkpoints/round-*") if path.name[6:].isdigit()]
     if not checkpoints:
-        raise ReleaseError(f"{run} is no run's folder: it has no checkpoints")
+        raise ReleaseError(f"{run} is not a run's folder: it has no checkpoints")
     absent = [name for name in FILES if not (run / "encoder" / name).is_file()]
     if absent:
         raise ReleaseError(f"the run in {run} is not finished: it has no encoder/{absent[0]}; resume it")
-    # A simulation ends with one of the two.
+    # A simulation ends with one of these two files.
     if (run / "sites").is_dir() and not any((run / name).is_file() for name in (PROBES, SCORES)):
         raise ReleaseError(f"the run in {run} is not finished: its encoder is not measured; resume it")
     last = max(checkpoints)
@@ -332,7 +332,7 @@ def _check_run(run: Path) -> int:
 
 
 def _refuse_another(folder: Path, sums: bytes, *, signed: bool) -> None:
-    """A release is not changed once it was made, and nothing else is written over."""
+    """Refuse to change a release, or to overwrite anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     file = folder / signing.SUMS
@@ -345,7 +345,7 @@ def _refuse_another(folder: Path, sums: bytes, *, signed: bool) -> None:
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights as float32 on the CPU, each with storage of its own, sorted by name."""
+    """Return the weights as float32 on the CPU, each with its own storage, sorted by name."""
     state = model.state_dict()
     return {
         name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in sorted(state)
@@ -360,7 +360,7 @@ def not_finite(state: Mapping[str, torch.Tensor]) -> str:
 def _timm_config(
     encoder: nn.Module, architecture: str, model_args: dict[str, Any], *, mean: float, std: float
 ) -> dict[str, Any]:
-    """config.json, as timm's `save_for_hf` lays it out."""
+    """Return config.json in the layout of timm's `save_for_hf`."""
     channels, size = int(model_args.get("in_chans", 3)), int(model_args.get("img_size", 224))
     return {
         "architecture": architecture,

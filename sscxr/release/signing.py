@@ -1,6 +1,6 @@
-"""SHA256SUMS and its Ed25519 signature: what shows that a release is whole, and whose it is.
+"""SHA256SUMS and its Ed25519 signature, which show that a release is whole, and who made it.
 
-Plain forms, so that others' tools can check them without ours: `sha256sum -c SHA256SUMS`, and
+Other tools can check both without sscxr: `sha256sum -c SHA256SUMS`, and
 `openssl pkeyutl -verify -rawin` for the signature, which is the 64 bytes of RFC 8032 over SHA256SUMS itself.
 """
 
@@ -23,35 +23,37 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^\n]+)")
 
 
 class SigningError(SscxrError):
-    """A file that is not what was released, or a key or signature that cannot be used: one line that says why."""
+    """A file is not the released one, or a key or signature cannot be used; one line states why."""
 
 
 def sums_of(folder: Path, names: Collection[str]) -> bytes:
-    """The text of SHA256SUMS over the named files of a folder, sorted by name."""
+    """Return the text of SHA256SUMS for the named files of a folder, sorted by name."""
     return "".join(f"{sha256(folder / name)}  {name}\n" for name in sorted(names)).encode()
 
 
 def parse_sums(text: bytes, names: Collection[str], where: str) -> dict[str, str]:
-    """Name -> SHA-256, from the text of SHA256SUMS.
+    """Read the text of SHA256SUMS as name -> SHA-256.
 
     Args:
-        text: as `sha256sum` writes it.
-        names: exactly these files have to be listed, each once; so no path leads out of a folder.
-        where: what to call the file in an error.
+        text: in the form of `sha256sum`.
+        names: exactly these files must be listed, each once; so no path leads out of a folder.
+        where: the file's name in an error.
 
     Raises:
-        SigningError: anything else.
+        SigningError: the text has another form, or lists other files.
     """
     lines = text.decode("ascii", errors="replace").splitlines()
     matches = [_LINE.fullmatch(line) for line in lines]
     if len(text) > MOST_SUMS_BYTES or not lines or not all(matches):
-        raise SigningError(f"{where} is no list of SHA-256 sums; is this the address of a release?")
+        raise SigningError(f"{where} is not a list of SHA-256 sums; is this the address of a release?")
     pairs = [(match[2], match[1]) for match in matches if match]
     strange = sorted({name for name, _ in pairs} - set(names))
     if strange:
-        raise SigningError(f"{where} lists {strange[0][:80]!r}, which is no file of a release; it is refused")
+        raise SigningError(
+            f"{where} lists {strange[0][:80]!r}, which is not a file of a release; it is refused"
+        )
     if sorted(name for name, _ in pairs) != sorted(names):
-        raise SigningError(f"{where} has to list {', '.join(sorted(names))}, each once; it is refused")
+        raise SigningError(f"{where} must list {', '.join(sorted(names))}, each once; it is refused")
     return dict(pairs)
 
 
@@ -59,7 +61,7 @@ def check(folder: Path, sums: Mapping[str, str]) -> None:
     """Compare the files of a folder with their sums.
 
     Raises:
-        SigningError: one that is absent or not the same.
+        SigningError: a file is missing or differs.
     """
     for name, expected in sums.items():
         if not (folder / name).is_file():
@@ -69,10 +71,10 @@ def check(folder: Path, sums: Mapping[str, str]) -> None:
 
 
 def read_private(file: str | Path) -> Ed25519PrivateKey:
-    """An Ed25519 private key from PEM (PKCS 8, `openssl genpkey`) or OpenSSH's form (`ssh-keygen`).
+    """Read an Ed25519 private key in PEM (PKCS 8, `openssl genpkey`) or OpenSSH's form (`ssh-keygen`).
 
     Raises:
-        SigningError: another kind of key, one that needs a password, or no key.
+        SigningError: the file is not such a key, or needs a password.
     """
     data = _read(file)
     load = (
@@ -80,20 +82,20 @@ def read_private(file: str | Path) -> Ed25519PrivateKey:
     )
     try:
         key = load(data, None)
-    except TypeError:  # both loaders, of a key that is encrypted
+    except TypeError:  # both loaders raise it for an encrypted key
         raise SigningError(f"the key {file} is protected by a password; give one that is not") from None
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise SigningError(f"{file} is no Ed25519 private key (PEM or OpenSSH)")
+        raise SigningError(f"{file} is not an Ed25519 private key (PEM or OpenSSH)")
     return key
 
 
 def read_public(file: str | Path) -> Ed25519PublicKey:
-    """An Ed25519 public key from PEM or OpenSSH's form.
+    """Read an Ed25519 public key in PEM or OpenSSH's form.
 
     Raises:
-        SigningError: another kind of key, or none.
+        SigningError: the file is not such a key.
     """
     data = _read(file)
     load = (
@@ -104,7 +106,7 @@ def read_public(file: str | Path) -> Ed25519PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise SigningError(f"{file} is no Ed25519 public key (PEM or OpenSSH)")
+        raise SigningError(f"{file} is not an Ed25519 public key (PEM or OpenSSH)")
     return key
 
 
@@ -113,15 +115,15 @@ def check_signature(sums: bytes, signature: bytes | None, key: Ed25519PublicKey,
 
     Args:
         sums: the bytes of SHA256SUMS.
-        signature: [64] bytes; None where there is none.
-        key: whose signature it has to be.
-        where: what to call the release in an error.
+        signature: [64] bytes; None if there is none.
+        key: the public key of the expected signer.
+        where: the release's name in an error.
 
     Raises:
-        SigningError: no signature, or another's.
+        SigningError: there is no signature, or it is not this key's.
     """
     if signature is None:
-        raise SigningError(f"{where} is not signed (no {SIGNATURE}), and a key was given; it is refused")
+        raise SigningError(f"{where} is not signed (no {SIGNATURE}), but a key was given; it is refused")
     try:
         key.verify(signature, sums)
     except InvalidSignature:

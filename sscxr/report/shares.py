@@ -75,7 +75,7 @@ def _bars(reported: Mapping[str, Mapping[str, int]], table: str, heading: str, r
     drawn = svg.draw(paint, alt=alt, height=1.0 + 0.17 * max(3, len(sites)) + 0.21 * legend_rows)
     note = f"Blank: not reported, since a count is below {record.min_cell} or would reveal one."
     if bounded:
-        note += f" {AT_MOST.strip()}: the site's number of images is not reported either; its shares are at most these."
+        note += f" {AT_MOST.strip()}: the site's total is not reported either; its shares are at most these."
     return Chart(heading, drawn, note)
 
 

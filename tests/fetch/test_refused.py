@@ -60,7 +60,7 @@ def test_a_page_for_what_is_not_there_is_no_signature(site: Site, published: Pat
 def test_a_path_that_leads_out_is_refused(site: Site, cache: Path) -> None:
     sums = (site.folder / signing.SUMS).read_text()
     (site.folder / signing.SUMS).write_text(sums.replace("README.md", "../../../README.md"))
-    with pytest.raises(SigningError, match="no file of a release"):
+    with pytest.raises(SigningError, match=r"README\.md"):
         fetch.pull(site.url)
     assert not cache.exists()
 
@@ -68,7 +68,7 @@ def test_a_path_that_leads_out_is_refused(site: Site, cache: Path) -> None:
 def test_a_pickle_is_refused_though_its_sum_is_right(site: Site, cache: Path) -> None:
     torch.save(encoder().state_dict(), site.folder / release.WEIGHTS)
     (site.folder / signing.SUMS).write_bytes(signing.sums_of(site.folder, release.FILES))
-    with pytest.raises(release.ReleaseError, match="no safetensors file"):
+    with pytest.raises(release.ReleaseError, match="safetensors file"):
         fetch.pull(site.url)
     assert entries(cache) == []
 

@@ -180,7 +180,7 @@ def test_the_command_says_how_it_goes_and_where_the_model_is(
         ({"--label": "same"}, "label 'same': of the training images 81 have it and 0 do not"),
         ({"--source": "nowhere"}, "has no source 'nowhere'; its sources: north, south"),
         ({"--per-class": "500"}, "500 images a class are asked for, but there are"),
-        ({"--encoder": "{tmp}/nowhere"}, "no released encoder"),
+        ({"--encoder": "{tmp}/nowhere"}, "released encoder"),
         ({"--data": "{tmp}"}, "not a finished cache"),
         ({"--out": "{tmp}"}, "holds something else than a fine-tuned model"),
         ({"finetune.img_size": "50"}, "finetune.img_size=50 is not a multiple of encoder.patch_size=8"),

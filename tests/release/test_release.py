@@ -181,7 +181,7 @@ def test_card_tells_data_licences_recipe_and_probes(tmp_path: Path) -> None:
     text = (write(tmp_path / "encoder") / release.CARD).read_text()
     assert "| north | 1,234 | <10 | CC BY 4.0 |" in text
     assert r"| idc | 160 | 120 | CC BY 4.0, CC BY\-NC\-SA 4.0 **(NON-COMMERCIAL)** |" in text
-    assert "| silent | not told | not told | not stated |" in text
+    assert "| silent | not reported | not reported | not stated |" in text
     assert "1 of 3 sites hold images under a NON-COMMERCIAL licence" in text
     assert "0.912 (0.874 to 0.945) | 0.801 (0.742 to 0.853) | +0.111 (+0.062 to +0.160) | <10 |" in text
     assert "12 federated rounds" in text
@@ -301,7 +301,7 @@ def test_a_release_made_again_is_the_same_and_never_another(tmp_path: Path) -> N
 
 
 def test_only_a_finished_run_is_released(tmp_path: Path) -> None:
-    with pytest.raises(release.ReleaseError, match="no run's folder"):
+    with pytest.raises(release.ReleaseError, match="has no checkpoints"):
         release.publish(tmp_path, tmp_path / "out")
     run = a_run(tmp_path / "run")
     (run / "sites").mkdir()
@@ -349,7 +349,7 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     folder = release.publish(a_run(tmp_path / "run"), tmp_path / "out")
     torch.save(encoder().state_dict(), folder / release.WEIGHTS)
     (folder / signing.SUMS).write_bytes(signing.sums_of(folder, release.FILES))
-    with pytest.raises(release.ReleaseError, match="no safetensors file"):
+    with pytest.raises(release.ReleaseError, match="safetensors file"):
         sscxr.load_encoder(folder)
 
 

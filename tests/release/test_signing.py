@@ -62,16 +62,16 @@ def test_only_the_keys_own_signature_of_these_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no list"),
-        ("<html>no such page</html>\n", "no list"),
+        ("", "list of SHA-256 sums"),
+        ("<html>no such page</html>\n", "list of SHA-256 sums"),
         ("{d}  a.txt\n", "each once"),
         ("{d}  a.txt\n{d}  b.bin\n{d}  b.bin\n", "each once"),
-        ("{d}  a.txt\n{d}  b.bin\n{d}  ../../etc/cron.d/x\n", "no file of a release"),
-        ("{d}  a.txt\n{d}  /b.bin\n", "no file of a release"),
-        ("{d}  a.txt\n{d}  sub/b.bin\n", "no file of a release"),
-        ("{d}  a.txt\n{D}  b.bin\n", "no list"),
-        ("{d}  a.txt\n{d}  b.bin\n" + 5000 * "\n", "no list"),
-        ("\u00e9{d}  a.txt\n", "no list"),
+        ("{d}  a.txt\n{d}  b.bin\n{d}  ../../etc/cron.d/x\n", "etc/cron"),
+        ("{d}  a.txt\n{d}  /b.bin\n", "/b.bin"),
+        ("{d}  a.txt\n{d}  sub/b.bin\n", "/b.bin"),
+        ("{d}  a.txt\n{D}  b.bin\n", "list of SHA-256 sums"),
+        ("{d}  a.txt\n{d}  b.bin\n" + 5000 * "\n", "list of SHA-256 sums"),
+        ("\u00e9{d}  a.txt\n", "list of SHA-256 sums"),
     ],
 )
 def test_sums_that_are_refused(text: str, says: str) -> None:
