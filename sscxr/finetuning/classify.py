@@ -1,4 +1,4 @@
-"""Classification as a task to fine-tune for: which images, which targets, which loss, how well."""
+"""Classification as a task of fine-tuning: its images, targets, loss and score."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Classification:
     """Predicts labels that may occur together; the loss leaves out unknown labels.
 
     Attributes:
-        model: what learns.
+        model: the model that learns.
         targets: float32 [N, L] of the whole cache: 1 present, 0 absent, NaN unknown.
     """
 
@@ -49,23 +49,23 @@ class Classification:
         self.prior = torch.from_numpy(log_odds(self.targets[train])).to(device)
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Varied views [B, 1, H, W] and targets [B, L]."""
+        """Return varied views [B, 1, H, W] and targets [B, L]."""
         pixels = torch.from_numpy(self.cache.images[rows]).to(self.device)
         inputs, _ = varied(pixels, None, self.config, generator, out=self.input.img_size)
         return inputs, torch.from_numpy(self.targets[rows]).to(self.device)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """See `balanced_loss`; without `classify.balance` the plain cross-entropy."""
+        """Return `balanced_loss`; without `classify.balance` the plain cross-entropy."""
         inputs, wanted = batch
         settings = self.config.classify
         prior = self.prior if settings.balance else torch.zeros_like(self.prior)
         return balanced_loss(self.model(inputs).float(), wanted, prior, smoothing=settings.smoothing)
 
     def score(self, rows: Rows) -> float:
-        """Mean over the labels of the AUROC on whole images; NaN where no label has both classes."""
-        said, wanted = self.probabilities(rows), self.targets[rows]
+        """Return the mean AUROC over the labels on whole images; NaN if no label has both classes."""
+        predicted, wanted = self.probabilities(rows), self.targets[rows]
         areas = [
-            auroc(said[known, place], wanted[known, place] > 0.5)
+            auroc(predicted[known, place], wanted[known, place] > 0.5)
             for place in range(wanted.shape[1])
             if (known := np.isfinite(wanted[:, place])).any()
         ]
@@ -73,35 +73,35 @@ class Classification:
         return math.fsum(areas) / len(areas) if areas else math.nan
 
     def probabilities(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """float64 [len(rows), L], of whole images."""
+        """Return the probabilities for whole images, float64 [len(rows), L]."""
         return inference.probabilities(self.model, self.cache.images, rows, wants=self.input)
 
 
 def targets(cache: Cache, labels: Sequence[str]) -> Targets:
-    """float32 [N, L]: 1 present, 0 absent, NaN unknown.
+    """Return the labels of a cache, float32 [N, L]: 1 present, 0 absent, NaN unknown.
 
     Raises:
-        CacheError: a label that the cache does not have; the message names those it has.
+        CacheError: the cache does not have a label; the message names those it has.
     """
     return np.stack([cache.label(name) for name in labels], axis=1)
 
 
 def known_targets(cache: Cache, labels: Sequence[str]) -> Targets:
-    """As `targets`; a label that the cache does not have is unknown of all its images."""
+    """Return `targets`; a label that the cache does not have is unknown for all its images."""
     unknown = np.full(len(cache), np.nan, dtype=np.float32)
     return np.stack([cache.label(name) if name in cache.labels else unknown for name in labels], axis=1)
 
 
 def labelled(wanted: Targets, rows: Rows) -> Rows:
-    """The rows of which at least one label is known."""
+    """Return the rows with at least one known label."""
     return rows[np.isfinite(wanted[rows]).any(axis=1)]
 
 
 def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
-    """Refuse labels that the training images, or those for testing, have in one class only.
+    """Refuse a label that has only one class among the training or the test images.
 
     Raises:
-        FinetuneError: names the label and the counts.
+        FinetuneError: the label has one class only; the message gives the counts.
     """
     for place, label in enumerate(labels):
         for part, rows in (("training", parts.train), ("test", parts.test)):
@@ -109,21 +109,21 @@ def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
             present, absent = int((column == 1).sum()), int((column == 0).sum())
             if len(rows) and not (present and absent):
                 unknown = len(rows) - present - absent
-                rest = f", of {unknown} it is unknown" if unknown else ""
+                rest = f", {unknown} are unknown" if unknown else ""
                 raise FinetuneError(
-                    f"label {label!r}: of the {part} images {present} have it and {absent} do not{rest}; "
+                    f"label {label!r}: {present} of the {part} images have it and {absent} do not{rest}; "
                     "a classifier needs both"
                 )
 
 
 def has_both(wanted: Targets) -> npt.NDArray[np.bool_]:
-    """bool [L]: whether each label is present in some and absent in others of the images [N, L]."""
+    """Return whether each label is present in some images and absent in others: bool [L] from [N, L]."""
     both: npt.NDArray[np.bool_] = (wanted == 1).any(axis=0) & (wanted == 0).any(axis=0)
     return both
 
 
 def log_odds(wanted: Targets) -> Targets:
-    """Log of how often each label is present, against absent: float32 [L], capped; 0 where nothing is known."""
+    """Return each label's log-odds of being present, float32 [L], capped; 0 if nothing is known."""
     present, absent = (wanted == 1).sum(axis=0), (wanted == 0).sum(axis=0)
     known = present + absent > 0
     odds = np.where(known, np.maximum(present, 0.5) / np.maximum(absent, 0.5), 1.0)
@@ -132,20 +132,20 @@ def log_odds(wanted: Targets) -> Targets:
 
 
 def balanced_loss(logits: Tensor, wanted: Tensor, prior: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy in which both classes of a label weigh the same, over what is known.
+    """Return the binary cross-entropy over known labels, both classes of a label weighing the same.
 
-    Present images weigh by the odds against the label. That alone would have the model speak as if every label
-    were present in half of the images; so the loss judges the logits less the prior (logit adjustment, Menon et
+    Present images weigh by the odds against the label. That alone would train the model as if every label were
+    present in half of the images; so the loss uses the logits less the prior (logit adjustment, Menon et
     al., arXiv 2007.07314), and the logits themselves stay calibrated to the training images.
 
     Args:
         logits: float32 [B, L].
         wanted: [B, L], 1 present, 0 absent, NaN unknown.
-        prior: log-odds [L] of each label; 0: both classes weigh as they come.
-        smoothing: share of the target that goes to an even guess.
+        prior: log-odds [L] of each label; 0: the classes are not weighted.
+        smoothing: share of the target that becomes an even guess.
 
     Returns:
-        The mean over known labels, a scalar; 0 where none is known.
+        The mean over known labels, a scalar; 0 if none is known.
     """
     known = wanted.isfinite()
     smooth = wanted.nan_to_num(0.0) * (1 - smoothing) + smoothing / 2
@@ -158,17 +158,17 @@ def balanced_loss(logits: Tensor, wanted: Tensor, prior: Tensor, *, smoothing: f
 def draw(
     cache: Cache, wanted: Targets, rows: Rows, labels: Sequence[str], *, per_class: int, seed: int
 ) -> Rows:
-    """A few training rows: for each label, `per_class` images with it and as many without.
+    """Draw a few training rows: for each label, `per_class` images with it and as many without.
 
     Patients come in a random order, and none gives a second image before each has given one. The rows of
-    several labels are put together, and every known label of theirs is learned from.
+    several labels are merged, and all their known labels are used for training.
 
     Args:
         wanted: `targets` of the whole cache.
         rows: to draw from.
 
     Raises:
-        FinetuneError: fewer images of a class than asked for.
+        FinetuneError: a class has fewer images than requested.
     """
     drawn: set[int] = set()
     groups = cache.index["group"].to_numpy()
@@ -177,7 +177,7 @@ def draw(
             candidates = rows[wanted[rows, place] == value]
             if len(candidates) < per_class:
                 raise FinetuneError(
-                    f"{per_class} images a class are asked for, but there are {len(candidates)} training images "
+                    f"{per_class} images per class are requested, but there are {len(candidates)} training images "
                     f"{word} label {label!r}"
                 )
             source = seeds.generator("cpu", seed, "few labels", label, value)
@@ -188,7 +188,7 @@ def draw(
 
 
 def _occurrence(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """For each value, how often it came before."""
+    """Return for each value how often it occurred before."""
     seen: dict[Any, int] = {}
     counts = []
     for value in values:

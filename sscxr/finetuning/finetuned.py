@@ -1,7 +1,7 @@
-"""A fine-tuned model: an encoder and what was put on top of it, in memory and as a folder.
+"""A fine-tuned model: an encoder with a head or decoder, in memory and as a folder.
 
     model.safetensors   the whole model, float32: `encoder.*` by timm's names, then `head.*` or `decoder.*`
-    config.json         what it is: `Spec`
+    config.json         its specification: `Spec`
     SHA256SUMS          of these two
     settings.yaml       the settings it was trained with
     history.jsonl       one line an epoch
@@ -41,26 +41,26 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SETTINGS, HISTORY, TRAINED_ON = "settings.yaml", "history.jsonl", "trained_on.csv"
 EVALUATION, CARD = "evaluation.json", "README.md"
 _ENCODER_ARGS = ("img_size", "patch_size", "in_chans", "depth")
-_POOLING_ARGS = ("global_pool", "fc_norm", "class_token")  # of a release's config; what they say is checked
+_POOLING_ARGS = ("global_pool", "fc_norm", "class_token")  # of a release's config; their values are checked
 
 
 class FinetunedError(SscxrError):
-    """A model that cannot be built, read or written: one line that says why."""
+    """A model cannot be built, read or written; one line states why."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a fine-tuned model is.
+    """The specification of a fine-tuned model.
 
     Attributes:
         task: "classify" or "segment".
         architecture: timm's name of the encoder.
-        model_args: img_size (as fine-tuned), patch_size, in_chans, and depth where it is not the name's.
+        model_args: img_size (as fine-tuned), patch_size, in_chans, and depth if it differs from the name's.
         mean, std: grey levels (0..1) that normalise the input.
-        labels: classify: the logits' names, in their order; segment: what the mask shows.
+        labels: classify: the logits' names, in their order; segment: the structure in the mask.
         pool: classify: how tokens become a feature, "mean" or "cls".
         feature_size: segment: channels of the decoder at full resolution.
-        encoder_sha256: of the pretrained weights it began from; "" where it began untrained.
+        encoder_sha256: of the pretrained weights it began from; "" if it began untrained.
         code_version: of sscxr.
     """
 
@@ -77,15 +77,15 @@ class Spec:
 
     @property
     def img_size(self) -> int:
-        """Pixels a side at the encoder's input."""
+        """Return the px a side of the encoder's input."""
         return int(self.model_args["img_size"])
 
 
 def build(spec: Spec, *, drop_path: float = 0.0) -> Model:
-    """The model with random weights. Its initialisation draws from torch's global generator.
+    """Return the model with random weights. Its initialisation draws from torch's global generator.
 
     Raises:
-        FinetunedError: a task that is not known, or sizes that do not fit each other.
+        FinetunedError: the task is unknown, or the sizes do not fit each other.
         EncoderError: see `encoder.build`.
     """
     encoder = encoders.build(spec.architecture, **spec.model_args, drop_path=drop_path)
@@ -102,10 +102,10 @@ def build(spec: Spec, *, drop_path: float = 0.0) -> Model:
 
 
 def encoder_settings(folder: str | Path) -> list[str]:
-    """The overrides that make a config speak of the released encoder in `folder`, e.g. "encoder.patch_size=8".
+    """Return overrides that describe the released encoder in `folder`, e.g. "encoder.patch_size=8".
 
     Raises:
-        FinetunedError: no released encoder there, or one that this code cannot build.
+        FinetunedError: there is no released encoder, or this code cannot build it.
     """
     facts = _released(Path(folder))
     args = facts["model_args"]
@@ -116,7 +116,7 @@ def encoder_settings(folder: str | Path) -> list[str]:
 
 
 def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:
-    """What the model of a run's settings is; `run.stage` names the task."""
+    """Return the specification of the model that a run's settings describe; `run.stage` names the task."""
     args = encoders.model_args(
         img_size=config.finetune.img_size or config.encoder.img_size,
         patch_size=config.encoder.patch_size,
@@ -137,16 +137,16 @@ def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:
 
 
 def start(folder: str | Path | None, config: Config, *, untrained: bool = False) -> tuple[Model, Spec]:
-    """The model at the start of its fine-tuning: a released encoder, and a head or decoder from the run's seed.
+    """Return the model before fine-tuning: a released encoder, with a head or decoder by the run's seed.
 
     Args:
-        folder: of a released encoder; `config` has its settings (`encoder_settings`). None: random weights.
-        config: `run.stage` names the task; `finetune.img_size` another input size than the encoder's, to which
-            the position embeddings are resampled.
-        untrained: keep the encoder's random weights, as a baseline of the very same network.
+        folder: a released encoder's; `config` has its settings (`encoder_settings`). None: random weights.
+        config: `run.stage` names the task; `finetune.img_size` may differ from the encoder's input size; the
+            position embeddings are then resampled.
+        untrained: keep the encoder's random weights, as a baseline of the same network.
 
     Raises:
-        FinetunedError, ReleaseError, SigningError, EncoderError: one line that says what does not fit.
+        FinetunedError, ReleaseError, SigningError, EncoderError: one line states what does not fit.
     """
     trained = folder is not None and not untrained
     sha256 = files.sha256(Path(folder) / release.WEIGHTS) if folder is not None and trained else ""
@@ -160,7 +160,7 @@ def start(folder: str | Path | None, config: Config, *, untrained: bool = False)
 
 
 def load_encoder(encoder: VisionTransformer, folder: str | Path) -> None:
-    """Load a released encoder, every tensor of it and no other; three input channels are summed to one.
+    """Load exactly the tensors of a released encoder; three input channels are summed to one.
 
     Raises:
         FinetunedError, ReleaseError, SigningError: see `start`.
@@ -177,7 +177,7 @@ def load_encoder(encoder: VisionTransformer, folder: str | Path) -> None:
 
 
 def notes_on_start(folder: str | Path, config: Config) -> list[str]:
-    """What of the encoder in `folder` is changed at the start, each in one line for the user."""
+    """Return a line for the user on each change to the encoder in `folder` at the start."""
     facts = _released(Path(folder))
     trained_at, wanted = int(facts["model_args"]["img_size"]), config.finetune.img_size
     notes = []
@@ -191,12 +191,12 @@ def notes_on_start(folder: str | Path, config: Config) -> list[str]:
 
 
 def refuse(folder: str | Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds something, unless it is a fine-tuned model that may be written over."""
+    """Refuse a folder that is not empty, unless it holds a fine-tuned model that may be overwritten."""
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder.is_dir() and (folder / WEIGHTS).is_file() and is_model(folder)):
-        raise FinetunedError(f"{folder} holds something else than a fine-tuned model; choose another folder")
+        raise FinetunedError(f"{folder} holds something other than a fine-tuned model; choose another folder")
     if not overwrite:
         raise FinetunedError(f"{folder} holds a fine-tuned model; choose another folder, or give --force")
 
@@ -212,12 +212,12 @@ def save(
     """Write a fine-tuned model; it appears whole or not at all. The same model gives the same bytes.
 
     Args:
-        folder: where to.
-        extra: further files, by name: their text.
-        overwrite: a fine-tuned model that is there may be replaced.
+        folder: the folder to write.
+        extra: further files, as name and text.
+        overwrite: replace a fine-tuned model that is there.
 
     Raises:
-        FinetunedError: weights that are not finite, or a folder that holds something.
+        FinetunedError: the weights are not finite, or the folder is not empty.
     """
     folder = Path(folder)
     refuse(folder, overwrite=overwrite)
@@ -236,11 +236,11 @@ def save(
 
 
 def load(folder: str | Path) -> tuple[Model, Spec]:
-    """A fine-tuned model in eval mode on the CPU, and what it is. torch's global generator stays as it was.
+    """Load a fine-tuned model, in eval mode on the CPU, and its spec. torch's global generator is unchanged.
 
     Raises:
-        FinetunedError: no model there, a damaged one, or a pickle, which could run code and is never loaded.
-        SigningError: a file that is not as SHA256SUMS says.
+        FinetunedError: there is no model, or a damaged one, or a pickle, which could run code and is never loaded.
+        SigningError: a file does not match SHA256SUMS.
     """
     folder = Path(folder)
     spec = read_spec(folder)
@@ -250,7 +250,9 @@ def load(folder: str | Path) -> tuple[Model, Spec]:
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
-        raise FinetunedError(f"{folder / WEIGHTS} is no whole safetensors file ({error}); refused") from None
+        raise FinetunedError(
+            f"{folder / WEIGHTS} is not a whole safetensors file ({error}); refused"
+        ) from None
     try:
         with torch.random.fork_rng(devices=[]):
             model = build(spec)
@@ -259,12 +261,12 @@ def load(folder: str | Path) -> tuple[Model, Spec]:
         reason = " ".join(str(error).split())[:300]
         raise FinetunedError(f"{folder}: {WEIGHTS} and {CONFIG} do not belong together: {reason}") from None
     if bad := release.not_finite(model.state_dict()):
-        raise FinetunedError(f"the model in {folder} is of no use: {bad} holds NaN or Inf")
+        raise FinetunedError(f"the model in {folder} cannot be used: {bad} holds NaN or Inf")
     return model.eval(), spec
 
 
 def read_spec(folder: str | Path) -> Spec:
-    """What the fine-tuned model in `folder` is, without its weights.
+    """Read the specification of the fine-tuned model in `folder`.
 
     Raises:
         FinetunedError: see `load`.
@@ -274,7 +276,7 @@ def read_spec(folder: str | Path) -> Spec:
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise FinetunedError(
-            f"{folder} is no fine-tuned model: it has no {' and no '.join(absent)}{_pickles(folder)}"
+            f"{folder} is not a fine-tuned model: it has no {' and no '.join(absent)}{_pickles(folder)}"
         )
     try:
         facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -282,7 +284,7 @@ def read_spec(folder: str | Path) -> Spec:
         raise FinetunedError(f"{folder / CONFIG} is not readable ({error})") from None
     if isinstance(facts, dict) and "pretrained_cfg" in facts:
         raise FinetunedError(
-            f"{folder} is an encoder, not a fine-tuned model; `sscxr finetune` makes one of it"
+            f"{folder} is an encoder, not a fine-tuned model; `sscxr finetune` makes one from it"
         )
     try:
         spec = Spec(**facts)
@@ -310,14 +312,14 @@ def _is_well(spec: Spec) -> bool:
 
 
 def _released(folder: Path) -> dict[str, Any]:
-    """What of a released encoder's config matters: architecture, model_args, mean, std."""
+    """Return a released encoder's architecture, model_args, mean and std."""
     files.check_readable(folder, (WEIGHTS, CONFIG))
     if is_model(folder):
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
-        raise FinetunedError(f"{folder} is no released encoder: it has no {WEIGHTS}{_pickles(folder)}")
+        raise FinetunedError(f"{folder} is not a released encoder: it has no {WEIGHTS}{_pickles(folder)}")
     if not (folder / CONFIG).exists():
-        raise FinetunedError(f"{folder} is no released encoder: it has no {CONFIG}{release.below(folder)}")
+        raise FinetunedError(f"{folder} is not a released encoder: it has no {CONFIG}{release.below(folder)}")
     facts = release.read_config(folder)
     args, input_args = facts.get("model_args"), facts["pretrained_cfg"]
     if not isinstance(args, dict):
@@ -330,12 +332,12 @@ def _released(folder: Path) -> dict[str, Any]:
     if args["in_chans"] not in (1, 3):
         raise FinetunedError(f"the encoder in {folder} takes {args['in_chans']} channels; X-rays have one")
     if "patch_size" not in args:
-        raise FinetunedError(f"{folder / CONFIG} does not say the encoder's patch_size")
+        raise FinetunedError(f"{folder / CONFIG} does not state the encoder's patch_size")
     return {"architecture": facts["architecture"], "model_args": args, "mean": mean, "std": std}
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is a fine-tuned model's, by its config alone; False of whatever is none."""
+    """Return whether a folder holds a fine-tuned model, by its config alone."""
     try:
         facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -344,6 +346,6 @@ def is_model(folder: Path) -> bool:
 
 
 def _pickles(folder: Path) -> str:
-    """A remark on pickles that lie where safetensors are wanted."""
+    """Return a remark on a pickle in the place of safetensors; empty if there is none."""
     found = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     return f"; {found[0]} is a pickle, which could run code, and is refused" if found else ""

@@ -1,4 +1,4 @@
-"""Lung segmentation as a task to fine-tune for: which images, which loss, how well."""
+"""Lung segmentation as a task of fine-tuning: its images, loss and score."""
 
 from typing import cast
 
@@ -26,7 +26,7 @@ class Segmentation:
     """Outlines the lungs.
 
     Attributes:
-        model: what learns.
+        model: the model that learns.
     """
 
     def __init__(self, model: UNETR, cache: Cache, config: Config, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Segmentation:
         self.input = Input(size, config.data.mean, config.data.std, device=device)
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Varied views [B, 1, H, W] and their masks, uint8 [B, 1, H, W]."""
+        """Return varied views [B, 1, H, W] and their masks, uint8 [B, 1, H, W]."""
         pixels, masks = (
             torch.from_numpy(part[rows]).to(self.device) for part in (self.cache.images, self.masks)
         )
@@ -51,16 +51,16 @@ class Segmentation:
         return inputs, cast(Tensor, moved).unsqueeze(1)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """See `segmentation_loss`."""
+        """Return `segmentation_loss` of a batch."""
         inputs, masks = batch
         return segmentation_loss(self.model(inputs).float(), masks)
 
     def score(self, rows: Rows) -> float:
-        """Mean Dice over whole images, at the cache's resolution."""
+        """Return the mean Dice over whole images, at the cache's resolution."""
         return segmentation.mean_dice(self._outlined(rows), self.masks[rows])
 
     def measured(self, rows: Rows) -> pd.DataFrame:
-        """The figures of each row; see `segmentation.measure`."""
+        """Return the figures of each row; see `segmentation.measure`."""
         millimetres = segmentation.mm_per_px(self.cache.index.iloc[rows])
         return segmentation.measure(self._outlined(rows), self.masks[rows], millimetres)
 
@@ -69,9 +69,9 @@ class Segmentation:
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss of each image and binary cross-entropy of each pixel, weighing the same (DiceCE, as in UNETR, 3.3).
+    """Return the sum of the images' Dice loss and the pixels' binary cross-entropy (DiceCE, as in UNETR, 3.3).
 
-    Ignored pixels are in neither.
+    Both leave out ignored pixels.
 
     Args:
         logits: float32 [B, 1, H, W].

@@ -1,7 +1,7 @@
-"""Images by what an encoder sees in them: rows of features, and which images of a cache are nearest to another.
+"""Images by their features: a table of features, and the images of a cache that are nearest to another.
 
-The feature is the mean of the patch tokens after the final norm, as in the probes; also of a fine-tuned model,
-whatever its head pools.
+The feature is the mean of the patch tokens after the final norm, as in the probes, and also for a fine-tuned
+model, whatever its head pools.
 """
 
 from collections.abc import Sequence
@@ -34,12 +34,12 @@ Features = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Embedder:
-    """An encoder, ready.
+    """A loaded encoder.
 
     Attributes:
         encoder: a timm ViT of one input channel.
-        input: what it takes.
-        cache_size: px a side of the squares that files become.
+        input: the form of its input.
+        cache_size: px a side of the squares to which files are scaled.
     """
 
     encoder: nn.Module
@@ -47,18 +47,18 @@ class Embedder:
     cache_size: int
 
     def features(self, images: npt.NDArray[np.uint8]) -> Features:
-        """float32 [N, D] of uint8 [N, S, S]."""
+        """Return features float32 [N, D] of images uint8 [N, S, S]."""
         return inference.features(self.encoder, images, wants=self.input)
 
 
 def open_embedder(source: str) -> Embedder:
-    """The encoder of a fine-tuned model, or a released one.
+    """Load the encoder of a fine-tuned model, or a released one.
 
     Args:
-        source: a folder of either, or the address of a release.
+        source: the folder of either, or the address of a release.
 
     Raises:
-        FinetunedError, ReleaseError, FetchError, SigningError: one line that says what is wrong with it.
+        FinetunedError, ReleaseError, FetchError, SigningError: one line states why the encoder cannot be used.
     """
     if finetuned.is_model(Path(source)):
         opened = judge.open_model(source)
@@ -80,17 +80,17 @@ def open_embedder(source: str) -> Embedder:
 
 
 def embed_cache(embedder: Embedder, cache: Cache) -> pd.DataFrame:
-    """Features of all images of a cache, in its order: columns image (the index's hash), f0, f1, ..."""
+    """Return features of all images of a cache, in its order: columns image (the index's hash), f0, f1, ..."""
     table = _table(embedder.features(cache.images))
     table.insert(0, "image", cache.index["image"].to_numpy())
     return table
 
 
 def embed_files(embedder: Embedder, paths: Sequence[Path]) -> tuple[pd.DataFrame, list[Read]]:
-    """Features of files: columns file, f0, f1, ...; and the files that cannot be used.
+    """Return features of files (columns file, f0, f1, ...), and the files that cannot be used.
 
     Raises:
-        ReadingError: none can.
+        ReadingError: no file can be used.
     """
     rows, names, failed = [], [], []
     for read in reading.read(reading.files(paths), size=embedder.cache_size):
@@ -110,20 +110,20 @@ def embed_files(embedder: Embedder, paths: Sequence[Path]) -> tuple[pd.DataFrame
 def similar(
     embedder: Embedder, image: Path, cache_folder: Path, *, number: int
 ) -> tuple[pd.DataFrame, Image.Image]:
-    """The images of a cache nearest to a file, by cosine of features standardised over the cache.
+    """Find the images of a cache that are nearest to a file, by cosine of features standardised over the cache.
 
-    Without standardising, what is common to all chest X-rays makes every cosine nearly 1.
+    Without standardising, the features common to all chest X-rays make every cosine nearly 1.
 
     Args:
         image: a DICOM, PNG or JPEG file.
-        number: how many, at most.
+        number: the most images to find.
 
     Returns:
-        One row each, nearest first: `cosine`, `row` of the cache, `image` (its hash), `source`, `view`, `labels`
-        (those it is known to have); and a contact sheet, the file first.
+        One row per image, nearest first: `cosine`, `row` of the cache, `image` (its hash), `source`, `view`,
+        `labels` (those it is known to have); and a contact sheet that begins with the file.
 
     Raises:
-        ReadingError, CacheError: the file cannot be used, or the cache.
+        ReadingError, CacheError: the file or the cache cannot be used.
     """
     cache = open_cache(cache_folder)
     if image.is_dir():

@@ -1,4 +1,4 @@
-"""Pictures of what a model says, drawn over the radiograph: outlines and heat. They name nobody."""
+"""Pictures of a model's predictions, drawn over the radiograph: outlines and heat. They do not name the patient."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ STRENGTH = 0.6  # opacity of the hottest place
 
 
 def outlined(levels: Levels, mask: npt.NDArray[np.bool_]) -> Image.Image:
-    """The radiograph with the outline of a mask.
+    """Draw the radiograph with the outline of a mask.
 
     Args:
         levels: uint8 [H, W].
@@ -33,12 +33,12 @@ def outlined(levels: Levels, mask: npt.NDArray[np.bool_]) -> Image.Image:
 
 
 def heated(levels: Levels, heats: Sequence[npt.NDArray[np.float32]], captions: Sequence[str]) -> Image.Image:
-    """The radiograph, and beside it once for each map with the map's heat on it.
+    """Draw the radiograph, and beside it a copy for each map with the map's heat on it.
 
     Args:
         levels: uint8 [H, W].
         heats: float32 [H, W] each; the hotter half is drawn, relative to each map's hottest place.
-        captions: of the maps.
+        captions: those of the maps.
     """
     scale = PANEL / max(levels.shape)
     size = (max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale)))

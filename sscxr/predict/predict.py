@@ -1,10 +1,10 @@
-"""A fine-tuned model on files as they are: probabilities, masks, and pictures to check them by.
+"""Predictions of a fine-tuned model for image files: probabilities, masks, and pictures to check them.
 
-predictions.csv     one row a file: classify: a probability a label; segment: the lungs' share of the image
-NAME_saliency.png   classify, where asked for: which part of the image speaks for the likeliest labels
+predictions.csv     one row per file: classify: a probability per label; segment: the lungs' share of the image
+NAME_saliency.png   classify, if requested: the parts of the image that support the likeliest labels
 NAME_mask.png       segment: 255 lung, 0 background, pixel for pixel as the file stores them
 NAME_overlay.png    segment: the lungs' outline, the image upright as a viewer shows it
-NAME_seg.dcm        segment, where asked for, of DICOM files: the mask as DICOM Segmentation
+NAME_seg.dcm        segment, if requested, for DICOM files: the mask as DICOM Segmentation
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from sscxr.predict import dicom_seg, overlay, reading, saliency
 from sscxr.predict.reading import Read, ReadingError
 
 TABLE = "predictions.csv"
-MOST_MAPS = 3  # saliency maps a file, of the likeliest labels
+MOST_MAPS = 3  # saliency maps per file, for the likeliest labels
 
 Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
@@ -36,10 +36,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass
 class Predicted:
-    """What came of the files.
+    """The outcome of a prediction.
 
     Attributes:
-        rows: of the table.
+        rows: those of the table.
         failed: files that could not be used, and why.
         without_seg: DICOM files that have a mask but no DICOM SEG, and why.
     """
@@ -50,7 +50,7 @@ class Predicted:
 
     @property
     def done(self) -> int:
-        """How many did not fail."""
+        """Return how many files did not fail."""
         return len(self.rows) - len(self.failed)
 
 
@@ -64,28 +64,28 @@ def predict(
     overwrite: bool = False,
     on_file: Callable[[int, int, Read], None] = lambda done, total, file: None,
 ) -> Predicted:
-    """Predict files, one after the other, and write what the module's head says.
+    """Predict files one by one, and write the files that the module's docstring lists.
 
     Args:
         model: the folder of a fine-tuned model.
         paths: DICOM, PNG and JPEG files, folders of them, and manifests.
         out: a new or empty folder.
-        with_saliency: of a classifier, write saliency maps.
-        with_seg: of a segmenter, write DICOM SEG for DICOM files.
+        with_saliency: write a classifier's saliency maps.
+        with_seg: write a segmenter's masks of DICOM files as DICOM SEG too.
         overwrite: write into a folder that holds earlier predictions.
-        on_file: told of each file when it is done.
+        on_file: called after each file.
 
     Returns:
-        The table's rows, and which files could not be used: the others are done all the same.
+        The table's rows, and the files that could not be used; the others are predicted all the same.
 
     Raises:
-        ReadingError, FinetunedError, DicomSegError ...: nothing could be done at all.
+        ReadingError, FinetunedError, DicomSegError ...: no file could be predicted.
     """
     opened = judge.open_model(model)
     classifies = opened.spec.task == "classify"
     if (with_saliency and not classifies) or (with_seg and classifies):
         option, task = ("--saliency", "classify") if with_saliency else ("--dicom-seg", "segment")
-        raise ReadingError(f"{option} wants a model made to {task}; {model} is made to {opened.spec.task}")
+        raise ReadingError(f"{option} needs a model made to {task}; {model} is made to {opened.spec.task}")
     if with_seg:
         dicom_seg.require()
     _refuse(out, overwrite=overwrite)
@@ -115,7 +115,7 @@ def predict(
                 row["warnings"] = "; ".join(warnings)
             found.rows.append(row)
             on_file(number, len(listed), file)
-    finally:  # also what a Ctrl-C left
+    finally:  # after Ctrl-C too
         _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
     return found
 
@@ -130,22 +130,22 @@ def _doubts(opened: Opened, prepared: Prepared) -> list[str]:
 def _classified(
     opened: Opened, file: Read, prepared: Prepared, out: Path, *, with_saliency: bool
 ) -> dict[str, str]:
-    said = judge.probabilities(opened, prepared.image[None])[0]
+    predicted = judge.probabilities(opened, prepared.image[None])[0]
     labels, named = opened.spec.labels, {}
     if with_saliency:
-        likeliest = np.argsort(-said, kind="stable")[:MOST_MAPS]
+        likeliest = np.argsort(-predicted, kind="stable")[:MOST_MAPS]
         maps = [
             reading.to_original(heat(opened, prepared.image, int(label)), prepared) for label in likeliest
         ]
-        captions = [f"{labels[label]} {said[label]:.2f}" for label in likeliest]
+        captions = [f"{labels[label]} {predicted[label]:.2f}" for label in likeliest]
         picture = overlay.heated(_levels(prepared), maps, captions)
         picture.save(out / f"{file.name}_saliency.png")
         named = {"saliency": f"{file.name}_saliency.png"}
-    return {label: f"{value:.6f}" for label, value in zip(labels, said, strict=True)} | named
+    return {label: f"{value:.6f}" for label, value in zip(labels, predicted, strict=True)} | named
 
 
 def heat(opened: Opened, image: npt.NDArray[np.uint8], label: int) -> npt.NDArray[np.float32]:
-    """A classifier's saliency map of a square 8-bit image [S, S], at its resolution: float32 [S, S]."""
+    """Return a classifier's saliency map of a square 8-bit image [S, S], float32 [S, S]."""
     found = saliency.relevance(cast(Classifier, opened.model), opened.input.of(image[None]), label)
     upsampled = inference.upsampled(found[:, None], len(image))[0, 0]
     return cast(npt.NDArray[np.float32], upsampled.cpu().numpy())
@@ -155,8 +155,8 @@ def _segmented(
     opened: Opened, file: Read, prepared: Prepared, out: Path, warnings: list[str]
 ) -> tuple[dict[str, str], Mask]:
     """Return the row's fields, and the mask as the file stores its pixels; write the mask and its outline."""
-    said = inference.batches(opened.model, opened.model, prepared.image[None], None, opened.input)
-    logits = inference.upsampled(next(said), len(prepared.image))[0, 0].cpu().numpy()
+    outputs = inference.batches(opened.model, opened.model, prepared.image[None], None, opened.input)
+    logits = inference.upsampled(next(outputs), len(prepared.image))[0, 0].cpu().numpy()
     mask = reading.to_original(logits, prepared) > 0
     stored = turn_back(mask, prepared.turning)
     names = {"mask": f"{file.name}_mask.png", "overlay": f"{file.name}_overlay.png"}
@@ -168,7 +168,7 @@ def _segmented(
 
 
 def _levels(prepared: Prepared) -> npt.NDArray[np.uint8]:
-    assert prepared.levels is not None, "asked for where something is drawn"
+    assert prepared.levels is not None, "requested if a picture is drawn"
     return prepared.levels
 
 
@@ -190,7 +190,7 @@ def _refuse(out: Path, *, overwrite: bool) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / TABLE).is_file():
-        raise ReadingError(f"{out} holds something else than predictions; choose another folder")
+        raise ReadingError(f"{out} holds something other than predictions; choose another folder")
     if not overwrite:
         raise ReadingError(f"{out} holds predictions; choose another folder, or give --force")
 

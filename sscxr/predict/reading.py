@@ -1,4 +1,4 @@
-"""Files given on a command line, read as `prepare` reads them, one at a time; what fails does not stop the rest."""
+"""Files from a command line, read one at a time as `prepare` reads them; a failure does not stop the others."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,22 +17,22 @@ from sscxr.errors import SscxrError
 
 WORKERS = 1  # the model waits for a file, not a file for the model
 _ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
-_LONGEST = 220  # bytes of a name, which is a file's with more behind it; file systems allow 255
+_LONGEST = 220  # bytes of a name, to which suffixes are added; file systems allow 255
 
 
 class ReadingError(SscxrError):
-    """Nothing to read, or nowhere to write what is found: one line that says why."""
+    """There is nothing to read, or the results cannot be written; one line states why."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """One file, or why it cannot be used.
+    """One file, or the reason why it cannot be used.
 
     Attributes:
-        file: as it was named, or below the folder that was.
-        name: its name without the ending, cut where it is very long, with a number where another file has the same.
-        prepared: the image as a cache would keep it; None where the file is refused.
-        problem: why, where it is.
+        file: as it was named, or below the folder that was named.
+        name: its name without the suffix, cut if it is very long, with a number if another file has the same.
+        prepared: the image as a cache would keep it; None if the file is refused.
+        problem: the reason, if it is.
     """
 
     file: Path
@@ -42,15 +42,15 @@ class Read:
 
 
 def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path, str]]:
-    """Each file, and why it cannot be read where that is known already; folders are searched to the bottom.
+    """List each file, with the reason if it is known that it cannot be read; folders are searched recursively.
 
     Args:
         paths: files, folders and manifests (`.csv`).
         skip: a folder that is left out.
 
     Raises:
-        ReadingError: no file in any of them.
-        ManifestError: a manifest that cannot be used.
+        ReadingError: there are no files.
+        ManifestError: a manifest cannot be used.
     """
     found: dict[Path, str] = {}
     for path in paths:
@@ -66,10 +66,10 @@ def files(paths: Sequence[Path], *, skip: Path | None = None) -> list[tuple[Path
 
 
 def read(listed: Sequence[tuple[Path, str]], *, size: int, whole: bool = False) -> Iterator[Read]:
-    """Read files, in their order, each in a process that may die of it.
+    """Read files in their order, each in a worker process that a file may crash.
 
     Args:
-        listed: what `files` returned.
+        listed: the result of `files`.
         size: px a side of the squares.
         whole: keep each image at its own resolution too.
     """
@@ -86,15 +86,15 @@ def read(listed: Sequence[tuple[Path, str]], *, size: int, whole: bool = False) 
 
 
 def _names(listed: Sequence[Path]) -> list[str]:
-    """A name for each file, as `Read` has it."""
+    """Return the name of each file, see `Read`."""
     names: list[str] = []
     taken: set[str] = set()
     for file in listed:
-        # A DICOM file is often named by its UID alone, whose last number is no ending.
+        # A DICOM file is often named by its UID alone, whose last number is not a suffix.
         stem = file.stem if file.suffix.lower() in _ENDINGS else file.name
         stem = os.fsdecode(os.fsencode(stem)[:_LONGEST])
         name, number = stem, 1
-        while name.lower() in taken:  # alike where case does not count
+        while name.lower() in taken:  # some file systems ignore case
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
@@ -103,11 +103,11 @@ def _names(listed: Sequence[Path]) -> list[str]:
 
 
 def to_original(square: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.float32]:
-    """Values on the padded square brought back to the original's pixels, bilinearly.
+    """Bring values on the padded square back to the original's pixels, bilinearly.
 
     Args:
         square: float32 [S, S].
-        prepared: where the image lies in the square, and how large it was.
+        prepared: has the image's place in the square, and its original size.
 
     Returns:
         float32 [height, width], upright.

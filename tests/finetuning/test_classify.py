@@ -107,9 +107,9 @@ def test_one_class_only_is_refused_with_its_counts(cache: Cache) -> None:
     wanted = classify.targets(cache, ["spot", "rare"])
     spotted, plain = np.flatnonzero(wanted[:, 0] == 1), np.flatnonzero(wanted[:, 0] == 0)
     none = np.arange(0)
-    with pytest.raises(FinetuneError, match=r"label 'spot': of the training images 60 have it and 0 do not"):
+    with pytest.raises(FinetuneError, match=r"label 'spot': 60 of the training images have it and 0 do not"):
         classify.check_classes(wanted, Split(spotted, none, plain), ["spot", "rare"])
-    with pytest.raises(FinetuneError, match=r"'spot': of the test images 0 have it and 60 do not"):
+    with pytest.raises(FinetuneError, match=r"'spot': 0 of the test images have it and 60 do not"):
         classify.check_classes(wanted, Split(cache.rows(), none, plain), ["spot", "rare"])
     classify.check_classes(wanted, Split(cache.rows(), none, none), ["spot", "rare"])
 
@@ -145,6 +145,6 @@ def test_few_of_several_labels(cache: Cache) -> None:
         assert (wanted[drawn, place] == 1).sum() >= 5
         assert (wanted[drawn, place] == 0).sum() >= 5
     with pytest.raises(
-        FinetuneError, match=r"50 images a class .* but there are 16 training images with label 'rare'"
+        FinetuneError, match=r"50 images per class .* but there are 16 training images with label 'rare'"
     ):
         draw(cache, wanted, cache.rows(), ["spot", "rare"], per_class=50, seed=0)

@@ -203,8 +203,8 @@ def damage(written: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("byte", "model.safetensors is not the file that SHA256SUMS lists"),
-        ("cut", "no whole safetensors file"),
-        ("pickle", "no whole safetensors file"),
+        ("cut", "whole safetensors file"),
+        ("pickle", "whole safetensors file"),
         ("bin", "no model.safetensors; pytorch_model.bin is a pickle, which could run code, and is refused"),
         ("other labels", "do not belong together"),
         ("sizes", "do not belong together"),
@@ -232,9 +232,7 @@ def test_a_model_that_is_not_finite_is_refused(written: Path) -> None:
 
 
 def test_what_is_no_model(tmp_path: Path, encoder: Path) -> None:
-    with pytest.raises(
-        FinetunedError, match=r"no fine-tuned model: it has no model\.safetensors and no config"
-    ):
+    with pytest.raises(FinetunedError, match=r"has no model\.safetensors and no config"):
         finetuned.load(tmp_path / "nowhere")
     with pytest.raises(FinetunedError, match="is an encoder, not a fine-tuned model"):
         finetuned.load(encoder)
@@ -270,7 +268,7 @@ def test_only_a_fine_tuned_model_is_written_over_and_only_when_asked(
     assert torch.equal(finetuned.load(written)[0](images()), model(1)(images()))
     for folder in (encoder, tmp_path):
         before = sorted(folder.iterdir())
-        with pytest.raises(FinetunedError, match="something else"):
+        with pytest.raises(FinetunedError, match="other than a fine-tuned model"):
             finetuned.save(folder, model(), spec(), overwrite=True)
         assert sorted(folder.iterdir()) == before
     (tmp_path / "empty").mkdir()

@@ -110,7 +110,7 @@ def test_labels_that_are_not_there_or_known_of_nobody(cache: Cache, tmp_path: Pa
     with pytest.raises(CacheError, match="no label 'oedema'; its labels: pneumonia, covid19"):
         judge.evaluate(make_model(tmp_path / "one", labels=["oedema"]), cache.folder)
     model = make_model(tmp_path / "two", labels=["covid19"])
-    with pytest.raises(SscxrError, match="knows covid19 of none of 16 images"):
+    with pytest.raises(SscxrError, match="covid19 for none of 16 images"):
         judge.evaluate(model, cache.folder, sources=["ward"])
 
 

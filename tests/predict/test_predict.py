@@ -275,12 +275,12 @@ def test_a_file_that_kills_its_reader_stops_no_other(
 
 def test_bad_requests_are_said(classifier: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(SscxrError, match="--dicom-seg wants a model made to segment"):
+    with pytest.raises(SscxrError, match="--dicom-seg needs a model made to segment"):
         predict.predict(classifier, [folder], out, with_seg=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SscxrError, match="no files in"):
         predict.predict(classifier, [tmp_path / "empty"], out)
-    with pytest.raises(SscxrError, match="holds something else"):
+    with pytest.raises(SscxrError, match="other than predictions"):
         predict.predict(classifier, [folder], folder)
     found = predict.predict(classifier, [tmp_path / "nowhere.png", folder / "plain.png"], out)
     assert [problem for _, problem in found.failed] == ["no such file or folder"]
