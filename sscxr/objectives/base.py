@@ -1,4 +1,4 @@
-"""What a self-supervised method provides: a method is one file of this package, and `__init__` lists it."""
+"""The interface of a self-supervised method; each method is one file of this package, listed in `__init__`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Views:
-    """A group of views that a method wants of each image: random crops of one size.
+    """A group of views that a method takes of each image: random crops of one size.
 
     Attributes:
-        count: how many of each image.
+        count: views per image.
         size: px a side.
-        area: of a crop, as a share of the image's: smallest and largest.
+        area: smallest and largest area of a crop, as a share of the image's.
     """
 
     count: int
@@ -30,11 +30,11 @@ class Views:
 
 
 class Measured(NamedTuple):
-    """A method on held-out images.
+    """Figures of a method on held-out images.
 
     Attributes:
         loss: a scalar, comparable between rounds.
-        score: a second figure, which `Words.score` names; None: there is none.
+        score: a second figure, which `Words.score` names; None: none.
     """
 
     loss: Tensor
@@ -46,7 +46,7 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         encoder: a timm ViT; it is averaged over the sites and released.
-        head: what is on top of it; it is averaged with `federation.share_head`, else it stays at the site.
+        head: the part on top of it; it is averaged with `federation.share_head`, else it stays at the site.
         views: the groups of views that the loss takes.
         pooling: how the features of a released encoder are pooled: "avg", the mean of the patch tokens, or
             "token", the class token.
@@ -65,13 +65,13 @@ class Objective(nn.Module, ABC):
         """Return the method's own settings, an instance of its dataclass, checked; see `section`.
 
         Raises:
-            ConfigError: a setting that cannot be used.
+            ConfigError: a setting cannot be used.
         """
 
     @classmethod
     @abstractmethod
     def words(cls, config: Config) -> Words:
-        """Return what the method, its loss and its score are called in reports and on cards."""
+        """Return the names of the method, its loss and its score in reports and on cards."""
 
     @classmethod
     @abstractmethod
@@ -79,7 +79,7 @@ class Objective(nn.Module, ABC):
         """Return the method around an encoder, its head drawn from torch's global generator.
 
         Raises:
-            ConfigError: settings that do not fit the encoder.
+            ConfigError: the settings do not fit the encoder.
         """
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Objective(nn.Module, ABC):
         """Return the loss of a batch, a scalar.
 
         Args:
-            views: one tensor a group of `views`: [count * B, C, size, size], normalised; view v of image i is at
+            views: one tensor per group of `views`: [count * B, C, size, size], normalised; view v of image i is at
                 v * B + i.
             generator: on the views' device; all of the method's randomness is drawn from it.
             progress: the share of the run that is done after this step, 0..1.
@@ -98,7 +98,7 @@ class Objective(nn.Module, ABC):
     ) -> Iterator[Tensor]:
         """Yield the loss in parts that add up to it, each of at most `1 / count` of the images.
 
-        By default the loss is taken for a mean over the images.
+        By default the loss is assumed to be a mean over the images.
         """
         images = len(views[0]) // self.views[0].count
         groups = [
@@ -110,44 +110,44 @@ class Objective(nn.Module, ABC):
             yield cast(Tensor, self([one.flatten(0, 1) for one in part], generator, progress)) * share
 
     def held_out(self, images: Tensor, generator: torch.Generator) -> Measured:
-        """Measure the method on whole images [B, C, H, W]; by default its loss on them, at the end of the run."""
+        """Measure the method on whole images [B, C, H, W]; by default the loss as at the end of the run."""
         return Measured(self([images], generator, 1.0))
 
     def begin_round(self) -> None:
-        """Do what follows the arrival of a new average, before a round's first step, as with a teacher."""
+        """Prepare for a round after a new average has arrived, such as resetting a teacher."""
 
     def after_step(self, progress: float) -> None:
-        """Do what follows an optimiser's step, such as moving a teacher.
+        """Update the method after an optimiser's step, such as moving a teacher.
 
         Args:
             progress: the share of the run that is done, 0..1.
         """
 
     def private(self) -> dict[str, Tensor]:
-        """Return what never leaves the site, beside the head: a teacher, a centre, a queue; by default nothing."""
+        """Return tensors besides the head that never leave the site, such as a teacher; by default none."""
         return {}
 
     def load_private(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `private` returned after an earlier round."""
 
     def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
-        """Have the costly function of a batch compiled; by default none is."""
+        """Compile the costly function of a batch with `compiled`; by default nothing."""
 
     @property
     def depth(self) -> int:
-        """How many blocks of the encoder a step runs through."""
+        """Return how many blocks of the encoder a step runs through."""
         return len(cast(Any, self.encoder).blocks)
 
     @property
     def tokens(self) -> int:
-        """How many tokens of an image, over all views, a step keeps for its backward pass."""
+        """Return how many tokens of an image, over all views, a step keeps for its backward pass."""
         vit = cast(Any, self.encoder)
         patch = int(vit.patch_embed.patch_size[0])
         return sum(group.count * ((group.size // patch) ** 2 + vit.num_prefix_tokens) for group in self.views)
 
     @property
     def head_values(self) -> int:
-        """How many numbers of an image, over all views, the head keeps for its backward pass."""
+        """Return how many numbers of an image, over all views, the head keeps for its backward pass."""
         return 0
 
 
@@ -156,14 +156,14 @@ class Pictured(Objective):
 
     @abstractmethod
     def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return normalised images [B, C, H, W] as the encoder gets them, and as the method reconstructs them."""
+        """Return normalised images [B, C, H, W] as the encoder gets them, and the method's reconstructions."""
 
 
 def section(config: Config, schema: type[S]) -> S:
     """Return the section of the run's method as an instance of its dataclass.
 
     Raises:
-        ConfigError: a value out of its range.
+        ConfigError: a value is out of its range.
     """
     name = config.pretrain.objective
     found = schema(**asdict(config.section(name)))

@@ -5,7 +5,7 @@ becomes noise, zeros, or that of another image at the same place ("alien"). The 
 image; a light head on the mean of several blocks' outputs predicts pixels; the loss is the mean absolute error
 on the corrupted ones.
 
-One choice a view: it is corrupted by noise or zeros, or by an alien, never by both, as the released code does.
+One choice per view: it is corrupted by noise or zeros, or by an alien, never by both, as the released code does.
 """
 
 import math
@@ -63,7 +63,7 @@ def draw_rectangles(
     centre_bias: bool,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `count` rectangles an image on a grid of `align` px, sides uniform in `align .. max_block * size` px.
+    """Draw `count` rectangles per image on a grid of `align` px, sides uniform in `align .. max_block * size` px.
 
     Args:
         centre_bias: True: as published, top-left corners lie inside the image and rectangles are clipped at the
@@ -96,20 +96,20 @@ def cover(start: Tensor, end: Tensor, *, grid: int, budget: Tensor) -> tuple[Ten
     """Stamp rectangles in their order until their union reaches the budget.
 
     The union of an image's first k rectangles is a matrix product of its rows and columns, and grows with k, so
-    the k that first reaches the budget is found by bisection, for the whole batch at once.
+    the k that first reaches the budget is found by bisection, for the whole batch together.
 
     Args:
         start, end: int64 [B, K, 2], edges in cells, the second exclusive.
         budget: [B], cells to cover.
 
     Returns:
-        mask: bool [B, grid, grid]; how many rectangles were stamped: int64 [B]. Where all K together stay below
-        the budget, all are stamped.
+        mask: bool [B, grid, grid]; the number of stamped rectangles: int64 [B]. If all K together stay below the
+        budget, all are stamped.
     """
     batch, count, _ = start.shape
     cells = torch.arange(grid, device=start.device)
     inside = (cells >= start.unsqueeze(-1)) & (cells < end.unsqueeze(-1))  # [B, K, 2, grid]
-    # Zeros and ones, and sums that are only asked whether they are zero: as exact in bf16, which is fast on a GPU.
+    # Zeros and ones, and sums that are only compared with zero: as exact in bf16, which is fast on a GPU.
     rows, columns = inside.to(torch.bfloat16 if start.is_cuda else torch.float32).unbind(dim=2)
     order = torch.arange(count, device=start.device)
 
@@ -128,7 +128,7 @@ def cover(start: Tensor, end: Tensor, *, grid: int, budget: Tensor) -> tuple[Ten
 
 
 def rectangles_needed(*, size: int, align: int, max_block: float, budget: float) -> int:
-    """How many rectangles to draw so that the budget is, for all practical purposes, always reached.
+    """Return how many rectangles to draw so that the budget is, for all practical purposes, always reached.
 
     Independent rectangles of mean area a leave exp(-k a) uncovered after k; four times that k bounds the draws,
     and with them the loop that the released code leaves unbounded (ours).
@@ -141,8 +141,8 @@ class GMML(Pictured):
     """Group masked model learning around an encoder.
 
     Attributes:
-        encoder: a timm ViT; what is federated and released.
-        head: predicts each patch's pixels from its token; stays where it was trained.
+        encoder: a timm ViT; it is federated and released.
+        head: predicts each patch's pixels from its token; stays at the site unless it is shared.
     """
 
     def __init__(
@@ -186,14 +186,14 @@ class GMML(Pictured):
         """Return the section `gmml`.
 
         Raises:
-            ConfigError: blocks that do not fit the image, or nothing to average or to corrupt by.
+            ConfigError: the blocks do not fit the image, or `blocks` or `kinds` is empty.
         """
         settings, size = section(config, Settings), config.encoder.img_size
         if size % settings.align:
             raise ConfigError(f"gmml.align={settings.align} does not divide encoder.img_size={size}")
         if settings.max_block * size <= settings.align:
             raise ConfigError(
-                f"gmml.max_block={settings.max_block} of {size} px is no longer than gmml.align={settings.align} px"
+                f"gmml.max_block={settings.max_block} of {size} px is not above gmml.align={settings.align} px"
             )
         if not settings.blocks:
             raise ConfigError("gmml.blocks is empty: name the encoder blocks whose outputs are averaged")
@@ -212,7 +212,7 @@ class GMML(Pictured):
             axis="loss (mean absolute error)",
             meaning="Loss: mean absolute error of the reconstructed pixels, in units of the encoder's input (grey "
             "levels 0 to 1 divided by data.std). Lower is better.",
-            pictures="It is trained on the corrupted parts alone." if only else "",
+            pictures="It is trained on the corrupted parts only." if only else "",
         )
 
     @classmethod
@@ -247,17 +247,17 @@ class GMML(Pictured):
 
     @property
     def depth(self) -> int:
-        """Up to the last block whose output is averaged."""
+        """Return the last block whose output is averaged."""
         return max(self.blocks)
 
     @property
     def head_values(self) -> int:
-        """The input and the activation of each linear layer before the projection to pixels."""
+        """Return the inputs and activations of the linear layers before the projection to pixels."""
         layers = (len(cast(nn.Sequential, self.head)) - 1) // 2
         return 2 * layers * self.tokens * int(cast(Any, self.encoder).embed_dim)
 
     def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
-        """Have `reconstruct` compiled."""
+        """Compile `reconstruct`."""
         cast(Any, self).reconstruct = compiled(self.reconstruct)
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
@@ -279,7 +279,7 @@ class GMML(Pictured):
             yield self.loss(self.reconstruct(corrupted), clean, mask) * share
 
     def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return images [B, C, H, W] corrupted, and reconstructed."""
+        """Return images [B, C, H, W] corrupted and reconstructed."""
         corrupted = self.corrupt(images, generator).images
         return corrupted, self.reconstruct(corrupted)
 
@@ -303,9 +303,9 @@ class GMML(Pictured):
         return Corruption(torch.where(mask, replacement, images), mask)
 
     def _mask(self, kind: Tensor, generator: torch.Generator) -> Tensor:
-        """bool [B, 1, H, W]: the union of rectangles, covering a budget drawn by each image's kind."""
+        """Return bool [B, 1, H, W]: the union of rectangles that covers a budget drawn by each image's kind."""
         share = torch.rand(len(kind), generator=generator, device=kind.device)
-        # One `where` a kind, not a look-up in a table: copying a table to a GPU waits for the GPU.
+        # One `where` per kind, not a look-up in a table: copying a table to a GPU waits for the GPU.
         for index, (low, high) in enumerate(self.budgets):
             share = torch.where(kind == index, low + (high - low) * share, share)
         grid = self.img_size // self.align
@@ -329,7 +329,7 @@ class GMML(Pictured):
         return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.in_chans, self.img_size, self.img_size)
 
     def loss(self, prediction: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
-        """Mean absolute error over the corrupted pixels, or over all where `corrupted_only` is False."""
+        """Return the mean absolute error over the corrupted pixels, or over all if `corrupted_only` is False."""
         error = (prediction.float() - clean).abs()
         if not self.corrupted_only:
             return error.mean()
@@ -338,7 +338,7 @@ class GMML(Pictured):
 
 
 def _reconstruction_head(embed_dim: int, pixels: int, layers: int) -> nn.Sequential:
-    """Linear + GELU `layers` times, then one projection of each token to its patch's pixels.
+    """Return Linear + GELU `layers` times, then one projection of each token to its patch's pixels.
 
     The projection is the published transposed convolution with kernel = stride = patch size, written as the
     linear map that it is.

@@ -23,7 +23,7 @@ from sscxr.models.tokens import embed, encode
 from sscxr.objectives.base import Pictured, Views, section
 from sscxr.runs import Words
 
-_HEAD_WIDTH = 32  # of the decoder, channels an attention head (the released code: 512 in 16 heads)
+_HEAD_WIDTH = 32  # of the decoder, channels per attention head (the released code: 512 in 16 heads)
 _STD = 0.02  # of the mask token's normal
 
 
@@ -41,7 +41,7 @@ class MAE(Pictured):
     """A masked autoencoder around an encoder.
 
     Attributes:
-        encoder: a timm ViT; what is federated and released.
+        encoder: a timm ViT; it is federated and released.
         head: the decoder.
     """
 
@@ -74,7 +74,7 @@ class MAE(Pictured):
         """Return the section `mae`.
 
         Raises:
-            ConfigError: a decoder's width that its attention heads do not divide.
+            ConfigError: the attention heads do not divide the decoder's width.
         """
         settings = section(config, Settings)
         if settings.decoder_width % _HEAD_WIDTH:
@@ -87,14 +87,14 @@ class MAE(Pictured):
     def words(cls, config: Config) -> Words:
         """Return the words of a reconstruction."""
         normalised = cls.settings(config).normalised
-        unit = "each patch normalised by itself" if normalised else "in units of the encoder's input"
+        unit = "each patch normalised on its own" if normalised else "in units of the encoder's input"
         return Words(
             kind="Federated pretraining without labels",
             made="pretrained without labels as a masked autoencoder (MAE)",
             loss="reconstruction loss",
             axis="loss (mean squared error)",
             meaning=f"Loss: mean squared error of the masked patches' pixels, {unit}. Lower is better.",
-            pictures="It predicts the masked patches alone; the others are shown as they are."
+            pictures="It predicts the masked patches only; the others are shown as they are."
             + (
                 " Each patch has its own true mean and contrast, which are not predicted."
                 if normalised
@@ -143,7 +143,7 @@ class MAE(Pictured):
         return cast(Tensor, self.head(seen, places, visible.shape[1]))
 
     def target(self, images: Tensor) -> Tensor:
-        """Return what is to be predicted of each patch: its pixels [B, N, pixels], normalised where that is set."""
+        """Return each patch's target: its pixels [B, N, pixels], normalised if that is set."""
         patches = self.patchify(images)
         if not self.given.normalised:
             return patches
@@ -151,13 +151,13 @@ class MAE(Pictured):
         return (patches - mean) / std
 
     def patchify(self, images: Tensor) -> Tensor:
-        """[B, N, C * P * P] of images [B, C, H, W]."""
+        """Return patches [B, N, C * P * P] of images [B, C, H, W]."""
         grid, patch = self.grid, self.patch_size
         cut = images.view(len(images), self.in_chans, grid, patch, grid, patch)
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Images [B, C, H, W] of [B, N, C * P * P]."""
+        """Return images [B, C, H, W] from patches [B, N, C * P * P]."""
         grid, patch = self.grid, self.patch_size
         pixels = patches.view(len(patches), grid, grid, self.in_chans, patch, patch)
         return pixels.permute(0, 3, 1, 4, 2, 5).reshape(
@@ -180,18 +180,18 @@ class MAE(Pictured):
         )
 
     def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
-        """Have `predict` compiled."""
+        """Compile `predict`."""
         cast(Any, self).predict = compiled(self.predict)
 
     @property
     def tokens(self) -> int:
-        """The visible patches and the prefix."""
+        """Return the number of visible patches and prefix tokens."""
         vit = cast(Any, self.encoder)
         return sum(group.count for group in self.views) * (self.visible + int(vit.num_prefix_tokens))
 
     @property
     def head_values(self) -> int:
-        """The decoder's blocks, at 18 numbers a token and channel (see `stages/memory.py`), and its pixels."""
+        """Return the numbers of the decoder's blocks, 18 a token and channel (`stages/memory.py`), and pixels."""
         tokens = sum(group.count for group in self.views) * (self.grid**2 + 1)
         pixels = self.in_chans * self.patch_size**2
         return tokens * (18 * self.given.decoder_depth * self.given.decoder_width + 3 * pixels)
@@ -235,7 +235,7 @@ class Decoder(nn.Module):
 
 
 def sines(grid: int, width: int) -> Tensor:
-    """Positions of a square grid, [1, grid * grid, width]: half of the channels for rows, half for columns."""
+    """Return a square grid's positions, [1, grid * grid, width]: half the channels for rows, half for columns."""
     rates = 10_000.0 ** -(torch.arange(width // 4, device="cpu").double() / (width // 4))
     angles = torch.arange(grid, device="cpu").double().unsqueeze(1) * rates
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid, width / 2]
@@ -244,11 +244,11 @@ def sines(grid: int, width: int) -> Tensor:
 
 
 def _at(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens [B, M, D] at indices [B, M] of [B, N, D]."""
+    """Return tokens [B, M, D] at indices [B, M] of [B, N, D]."""
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch, [B, N, 1]."""
+    """Return mean and standard deviation of each patch, [B, N, 1]."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()

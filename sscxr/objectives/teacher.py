@@ -1,4 +1,4 @@
-"""A teacher: a copy of modules that follows them by an exponential moving average, and is never trained itself."""
+"""A teacher: a copy of modules that follows them by an exponential moving average and is not trained itself."""
 
 import copy
 import math
@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Teacher(nn.Module):
-    """Copies of modules, always in eval mode, so that stochastic depth does not vary what they teach.
+    """Copies of modules, always in eval mode, so that stochastic depth does not vary their outputs.
 
     Attributes:
-        copies: the modules' copies, in their order.
+        copies: copies of the modules, in their order.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -39,5 +39,5 @@ class Teacher(nn.Module):
 
 
 def momentum_at(progress: float, start: float) -> float:
-    """The momentum of a teacher: from `start` to 1 by a cosine over the run (BYOL, arXiv 2006.07733, 3.2)."""
+    """Return a teacher's momentum: from `start` to 1 by a cosine over the run (BYOL, arXiv 2006.07733, 3.2)."""
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,4 +1,4 @@
-"""What each stage of a federation provides, so that no other module compares stage names."""
+"""The interface of a stage of a federation, so that no other module compares stage names."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Training(Protocol):
-    """What trains at a site: a model of two parts and its optimiser."""
+    """Training at a site: a model of two parts and its optimiser."""
 
     parts: Parts
 
@@ -56,8 +56,8 @@ class Stage(ABC):
 
     Attributes:
         config: the run's settings.
-        figure: the site's figure on held-out images, "auroc" or "dice"; empty: there is none.
-        averages_head: whether what is on top of the encoder is averaged where the settings leave it open.
+        figure: the site's figure on held-out images, "auroc" or "dice"; empty: none.
+        averages_head: whether the part on top of the encoder is averaged if the settings do not decide it.
         makes_model: whether a run ends with a model besides the encoder.
     """
 
@@ -70,45 +70,45 @@ class Stage(ABC):
 
     @property
     def shares_head(self) -> bool:
-        """Whether what is on top of the encoder is averaged too."""
+        """Return whether the part on top of the encoder is averaged too."""
         chosen = self.config.federation.share_head
         return self.averages_head if chosen is None else chosen
 
     @property
     def labels(self) -> Sequence[str]:
-        """The labels that the stage reads."""
+        """Return the labels that the stage reads."""
         return ()
 
     @property
     def pooling(self) -> str:
-        """How the released encoder pools its tokens: "avg", the patches' mean, or "token", the class token."""
+        """Return how the released encoder pools: "avg", the mean of the patches, or "token", the class token."""
         return "avg"
 
     @property
     @abstractmethod
     def words(self) -> Words:
-        """What the stage, its loss and its score are called in reports and on cards."""
+        """Return the names of the stage, its loss and its score in reports and on cards."""
 
     def problem(self) -> str:
-        """Return what the settings lack, in one line; empty: nothing."""
+        """Return one line on what the settings lack; empty: nothing."""
         return ""
 
     def missing(self, cache: Cache) -> str:
-        """Return what no image of a cache has and the stage cannot learn without, in one line; empty: nothing."""
+        """Return one line on labels or masks that the stage needs and no image has; empty: nothing."""
         return ""
 
     def start(self) -> dict[str, Tensor]:
-        """Return what the server sends in the first round: `parts`, its encoder loaded from `encoder.start` if set.
+        """Return the tensors of the first round: those of `parts`, its encoder loaded from `encoder.start` if set.
 
         Raises:
-            EncoderError, FinetunedError, ReleaseError, SigningError: a start that cannot be read, or does not fit.
+            EncoderError, FinetunedError, ReleaseError, SigningError: the start cannot be read, or does not fit.
         """
         begun = self.parts()
         if self.config.encoder.start:
             encoder = cast("VisionTransformer", begun.encoder)
             place = expanded(self.config.encoder.start)
             if place.is_dir() and not checkpoint.is_from_a_hub(place):
-                from sscxr.finetuning import finetuned  # pretraining from scratch need not wait for it
+                from sscxr.finetuning import finetuned  # pretraining from scratch does not need it
 
                 finetuned.load_encoder(encoder, place)
             else:
@@ -122,23 +122,23 @@ class Stage(ABC):
 
     @abstractmethod
     def encoder_args(self) -> dict[str, Any]:
-        """Return what timm needs, beside the encoder's name, to build it; see `encoder.model_args`."""
+        """Return timm's arguments for the encoder, besides its name; see `encoder.model_args`."""
 
     @abstractmethod
     def parts(self) -> Parts:
-        """Return the model, drawn from the run's seed alone; `start` loads `encoder.start` into it."""
+        """Return the model, initialised from the run's seed alone; `start` loads `encoder.start` into it."""
 
     @abstractmethod
     def training(self, device: torch.device, cache: Cache, rows: Rows, *, blank: bool = False) -> Training:
-        """Return what trains at a site on these rows.
+        """Return the training of a site on these rows.
 
         Args:
-            blank: whether the weights may be left unset, as the caller loads the shared and the local ones next.
+            blank: whether the weights may be left unset, because the caller loads all of them next.
         """
 
     @abstractmethod
     def usable(self, cache: Cache, rows: Rows) -> Rows:
-        """Return those rows that the stage can learn from."""
+        """Return the rows that the stage can learn from."""
 
     @abstractmethod
     def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
@@ -153,4 +153,4 @@ class Stage(ABC):
             shared: the averaged tensors, those of the head included.
             extra: further files, as name and text.
         """
-        raise NotImplementedError(f"{self.config.run.stage} makes no model")
+        raise NotImplementedError(f"{self.config.run.stage} does not make a model")

@@ -32,26 +32,26 @@ class Classifying(FineTuning):
 
     @property
     def pooling(self) -> str:
-        """As the classifier pools."""
+        """Return the classifier's pooling."""
         return "token" if self.config.classify.pool == "cls" else "avg"
 
     @property
     def labels(self) -> Sequence[str]:
-        """`classify.labels`."""
+        """Return `classify.labels`."""
         return self.config.classify.labels
 
     def problem(self) -> str:
-        """Return that no label is named, if so."""
+        """Return one line if no label is named."""
         if self.labels:
             return ""
-        return "classify.labels is empty: name the labels to tell, as in classify.labels=[pneumonia]"
+        return "classify.labels is empty: name the labels to predict, as in classify.labels=[pneumonia]"
 
     def missing(self, cache: Cache) -> str:
-        """Return the labels that no image has."""
+        """Return one line on the labels that no image has."""
         absent = [name for name in self.labels if name not in cache.labels]
         if not absent:
             return ""
-        there = f"there are: {', '.join(cache.labels)}" if cache.labels else "there is no label at all"
+        there = f"there are: {', '.join(cache.labels)}" if cache.labels else "no image has a label"
         return f"classify.labels: no image of the data is labelled {', '.join(absent)}; {there}"
 
     def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
@@ -59,7 +59,7 @@ class Classifying(FineTuning):
         return Classification(cast(Classifier, model), cache, self.config, device, train=rows)
 
     def usable(self, cache: Cache, rows: Rows) -> Rows:
-        """Return the rows with a known label; of a label that the cache lacks, none is known."""
+        """Return the rows with a known label; a label that the cache lacks is unknown for every row."""
         known = np.zeros(len(cache), dtype=bool)
         for label in self._there(cache):
             known |= np.isfinite(cache.label(label))

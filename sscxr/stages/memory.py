@@ -1,7 +1,7 @@
-"""How much memory a site's round takes; `bench/memory.py` holds the formula of pretraining against processes.
+"""The memory that a site's round takes; `bench/memory.py` compares the formula for pretraining with processes.
 
-It counts what is alive at the two moments that a round may peak at: the start of a backward pass, when a step's
-activations are all there, and the end of the round, when the update and the site's state are copied.
+The formula counts the tensors at the two possible peaks of a round: the start of a backward pass, when all of a
+step's activations exist, and the end of the round, when the update and the site's state are copied.
 """
 
 from typing import Any, cast
@@ -17,44 +17,45 @@ from sscxr.training.parts import Parts
 _PROCESS = 0.39e9  # Python, torch, timm and Flower
 _IN_STEP = 20  # a parameter: weight, two moments; the message's encoder, as it came and as decoded
 _AT_END = 34  # a parameter: the same, the moments' copy, the update and its encoding
-# For each token and channel of a block, what its backward pass needs: the inputs of the two norms and of the four
-# linear layers (the second of the MLP's is four times as wide), attention's three inputs and its output, GELU's.
+# For each token and channel of a block, the numbers for its backward pass: the inputs of the two norms and of the
+# four linear layers (the second of the MLP's is four times as wide), attention's three inputs and its output, and
+# GELU's.
 _BLOCK = {"fp32": 72, "bf16": 60}
-_BLOCK_INPUT = 4  # all that is kept of a block that is computed again
+_BLOCK_INPUT = 4  # for a block that is computed again, only its input is kept
 _VALUE = 4  # a number that the head keeps for its backward pass
-_FROZEN = 8  # a parameter that is not trained, such as a teacher's: itself, and as the site's state has it
+_FROZEN = 8  # a parameter that is not trained, such as a teacher's: itself, and in the site's state
 # For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
 _PIXEL = 80
-# Of a fine-tuning, coarser, measured on two cores: the process; for each parameter, fp32 weight, gradient, two
-# moments and a copy; for each image, token, channel and block, what the backward pass keeps in fp32.
+# For fine-tuning, coarser, measured on two cores: the process; for each parameter, fp32 weight, gradient, two
+# moments and a copy; for each image, token, channel and block, the numbers that the backward pass keeps in fp32.
 _TUNING_PROCESS, _TUNED, _TUNING_BLOCK = 0.6e9, 20, 90
 
 
 def of_round(config: Config, parts: Parts, *, bf16: bool) -> float:
-    """Bytes that a round of the run's stage takes at its peak.
+    """Return the bytes that a round of the run's stage takes at its peak.
 
     Args:
         parts: the stage's model.
-        bf16: whether the device computes in it, which counts in pretraining alone.
+        bf16: whether the device computes in it; it matters only for pretraining.
     """
     return of_pretraining(config, bf16=bf16) if config.pretrains else of_tuning(config, parts)
 
 
 def of_tuning(config: Config, parts: Parts) -> float:
-    """Bytes that a round of fine-tuning takes at its peak; arguments as in `of_round`."""
+    """Return the bytes that a round of fine-tuning takes at its peak; arguments as in `of_round`."""
     parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
     kept = _width(parts.encoder) * len(cast(Any, parts.encoder).blocks) * _TUNING_BLOCK
     return _TUNING_PROCESS + float(_TUNED * parameters + config.learning.batch_size * kept)
 
 
 def of_pretraining(config: Config, *, bf16: bool) -> float:
-    """Bytes of main memory, or of the GPU's with the process's own, that a round takes at its peak.
+    """Return the peak bytes of a round in main memory, or in the GPU's and the process's own together.
 
     Args:
-        config: of a stage that pretrains.
+        config: that of a stage that pretrains.
         bf16: whether the device computes in it (`device.in_bf16`).
     """
-    with torch.device("meta"):  # shapes alone: no memory, no time
+    with torch.device("meta"):  # only shapes: takes neither memory nor time
         objective = pretrain.build_objective(config)
     encoder = cast(Any, objective.encoder)
     parameters = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
@@ -70,6 +71,6 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
 
 
 def _width(encoder: nn.Module) -> int:
-    """Tokens times channels of an image in a block."""
+    """Return tokens times channels of an image in a block."""
     vit = cast(Any, encoder)
     return int((vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim)

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining on one site's images: what a round does there, and how it is measured."""
+"""Self-supervised pretraining on one site's images: its rounds, and its held-out figures."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +27,11 @@ from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Stretch, Trained, train
 from sscxr.training.parts import Parts
 
-_PRIVATE = "private."  # begins the names, in the site's state, of what a method keeps to itself
+_PRIVATE = "private."  # prefix, in the site's state, of a method's private tensors
 
 
 def build_encoder(config: Config) -> VisionTransformer:
-    """The encoder at its start: from the run's seed alone, alike everywhere; `Stage.start` loads a checkpoint."""
+    """Build the encoder from the run's seed alone, so the same everywhere; `Stage.start` loads a checkpoint."""
     settings = config.encoder
     with seeds.forked(config.run.seed, "encoder"):
         return encoders.build(
@@ -49,7 +49,7 @@ def method(config: Config) -> type[Objective]:
     """Return the class that `pretrain.objective` names.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no method of that name.
     """
     known = OBJECTIVES.get(config.pretrain.objective)
     if known is None:
@@ -59,25 +59,25 @@ def method(config: Config) -> type[Objective]:
 
 
 def build_objective(config: Config) -> Objective:
-    """The objective around a fresh encoder; its head from the run's seed alone, alike everywhere."""
+    """Build the objective around a fresh encoder, from the run's seed alone, so the same everywhere."""
     encoder = build_encoder(config)
     with seeds.forked(config.run.seed, "head"):
         return method(config).build(encoder, config)
 
 
 def blank_objective(config: Config, device: torch.device) -> Objective:
-    """The objective with memory for its weights and nothing in it: drawing them takes seconds for a large ViT."""
+    """Build the objective with uninitialised weights: drawing them takes seconds for a large ViT."""
     with torch.device("meta"):
         objective = build_objective(config)
     stored = objective.state_dict().keys()
     left_out = [name for name, _ in objective.named_buffers() if name not in stored]
-    if left_out:  # nothing that is loaded later would fill these
+    if left_out:  # no later loading would fill these
         return build_objective(config).to(device)
     return objective.to_empty(device=device)
 
 
 def schedule(config: Config) -> optim.Schedule:
-    """The run's learning-rate and weight-decay schedule."""
+    """Return the run's schedule of learning rate and weight decay."""
     settings = config.pretrain
     return optim.Schedule(
         lr=settings.lr,
@@ -98,7 +98,7 @@ class Pretraining(Stage):
         """Check the method's own settings.
 
         Raises:
-            ConfigError: an unknown method, or a setting of it that cannot be used.
+            ConfigError: the method is unknown, or one of its settings cannot be used.
         """
         super().__init__(config)
         self.method = method(config)
@@ -110,12 +110,12 @@ class Pretraining(Stage):
 
     @property
     def pooling(self) -> str:
-        """As the method has it."""
+        """Return the method's pooling."""
         return self.method.pooling
 
     @property
     def words(self) -> Words:
-        """The method's."""
+        """Return the method's words."""
         return self.method.words(self.config)
 
     def schedule(self) -> optim.Schedule:
@@ -153,9 +153,9 @@ class Pretraining(Stage):
 
 
 class SiteTraining:
-    """An objective and its optimiser at one site: loads a round's start, trains it, gives back both parts.
+    """An objective and its optimiser at one site: loads a round's start, trains it, and returns both parts.
 
-    What is not averaged of `parts`, and the optimiser's moments, stay at the site.
+    Parts that are not averaged, and the optimiser's moments, stay at the site.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class SiteTraining:
 
         Args:
             share_head: whether the head is averaged too.
-            blank: draw no start, as `parts` and `load_local` will fill in every weight and moment.
+            blank: leave the weights unset, because `parts` and `load_local` will fill in every weight and moment.
         """
         self.config, self.device, self.images = config, device, cache.images
         self.cache = cache
@@ -186,14 +186,14 @@ class SiteTraining:
         )
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `local` gave after an earlier round."""
+        """Restore what `local` returned after an earlier round."""
         self.parts.load_local(tensors)
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PRIVATE)}
         self.objective.load_private({name.removeprefix(_PRIVATE): own[name] for name in own})
         optim.restore_moments(self.optimiser, self.objective, tensors)
 
     def local(self) -> dict[str, Tensor]:
-        """What stays at the site between rounds, on the CPU."""
+        """Return the tensors that stay at the site between rounds, on the CPU."""
         private = {_PRIVATE + name: tensor for name, tensor in self.objective.private().items()}
         return self.parts.local() | private | optim.moments(self.optimiser, self.objective)
 
@@ -210,8 +210,8 @@ class SiteTraining:
 
         Args:
             rows: the site's training rows.
-            site, round_number: place the round's randomness; the attempt has no part in it.
-            budget: seconds there are.
+            site, round_number: seed the round's randomness, which does not depend on the attempt.
+            budget: seconds for the round.
         """
         settings, federation = self.config.pretrain, self.config.federation
         place = (self.config.run.seed, "train", site, round_number)
@@ -262,7 +262,7 @@ class SiteTraining:
     def loss(
         self, groups: list[Tensor], progress: float, source: torch.Generator
     ) -> Tensor | Iterator[Tensor]:
-        """The loss of a batch of views; in parts where gradients are accumulated over them."""
+        """Return the loss of a batch of views, in parts if gradients are accumulated over them."""
         count = self.config.pretrain.accumulate
         if count > 1:
             return self.objective.parts(groups, source, progress, count)
@@ -270,7 +270,7 @@ class SiteTraining:
 
     @torch.no_grad()
     def held_out(self, rows: Rows, *, site: str) -> HeldOut:
-        """The objective's loss on whole images that are never trained on; the same corruption every round."""
+        """Return the objective's loss on whole images never trained on, under the same corruption every round."""
         self.objective.eval()
         source = seeds.generator(self.device, self.config.run.seed, "held out", site)
         batches = np.array_split(rows, batches_per_epoch(len(rows), self.config.pretrain.batch_size))
@@ -281,18 +281,18 @@ class SiteTraining:
                 found = self.objective.held_out(clean, source)
             losses.append(found.loss)
             scores.append(torch.full_like(found.loss, math.nan) if found.score is None else found.score)
-        # The only wait for the device.
+        # Only here the host waits for the device.
         return HeldOut(*(_mean(torch.stack(each).tolist(), batches) for each in (losses, scores)))
 
 
 def _mean(values: Sequence[float], batches: Sequence[Rows]) -> float:
-    """The mean over images of figures that are means over batches."""
+    """Return the mean over images of figures that are means over batches."""
     total = math.fsum(value * len(batch) for value, batch in zip(values, batches, strict=True))
     return total / sum(map(len, batches))
 
 
 def positives(batch: Rows, rows: Rows, groups: npt.NDArray[Any], draws: np.random.Generator) -> Rows:
-    """For each row of a batch, another row of the same patient group among `rows`; itself where there is none."""
+    """Return for each row of a batch another row of the same patient group among `rows`, or itself if none."""
     found = []
     for row in batch:
         others = rows[(groups[rows] == groups[row]) & (rows != row)]
@@ -301,7 +301,7 @@ def positives(batch: Rows, rows: Rows, groups: npt.NDArray[Any], draws: np.rando
 
 
 def views(pixels: Tensor, config: Config, group: Views, generator: torch.Generator) -> Tensor:
-    """Random views [B, 1, H, W] of cached images uint8 [B, S, S], normalised."""
+    """Return random views [B, 1, H, W] of cached images uint8 [B, S, S], normalised."""
     settings = config.augment
     return augment.views(
         pixels,
@@ -319,7 +319,7 @@ def views(pixels: Tensor, config: Config, group: Views, generator: torch.Generat
 
 
 def whole(pixels: Tensor, config: Config) -> Tensor:
-    """Whole images [B, 1, H, W] from cached ones uint8 [B, S, S], normalised."""
+    """Return whole images [B, 1, H, W] from cached ones uint8 [B, S, S], normalised."""
     return augment.whole(pixels, out=config.encoder.img_size, mean=config.data.mean, std=config.data.std)
 
 

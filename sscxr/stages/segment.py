@@ -27,7 +27,7 @@ class Segmenting(FineTuning):
     )
 
     def missing(self, cache: Cache) -> str:
-        """Return that no image has a mask, if so."""
+        """Return one line if no image has a mask."""
         if (cache.index["has_mask"] == 1).any():
             return ""
         return "run.stage=segment: no image of the data has a lung mask; prepare it with masks"

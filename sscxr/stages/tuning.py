@@ -1,4 +1,4 @@
-"""Common to the fine-tuning stages: a classifier or a segmenter around the encoder."""
+"""The common part of the fine-tuning stages: a classifier or a segmenter around the encoder."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class FineTuning(Stage):
         return finetuned.spec_of(self.config).model_args
 
     def parts(self) -> Parts:
-        """Return the encoder and what is on top of it."""
+        """Return the encoder and the part on top of it."""
         return site_finetune.parts_of(site_finetune.build_model(self.config), share_head=self.shares_head)
 
     def training(

@@ -82,7 +82,7 @@ def test_a_label_or_mask_that_no_image_has_is_said_before_any_site_waits(tmp_pat
         check_labelled(labelled, configs.load("smoke", ["run.stage=segment"]))
     masked = make_cache(tmp_path / "b", images(1), {"has_mask": [0, 0, 1, 0]})
     check_labelled(masked, configs.load("smoke", ["run.stage=segment"]))
-    with pytest.raises(ConfigError, match="labelled edema, effusion; there is no label at all"):
+    with pytest.raises(ConfigError, match="labelled edema, effusion; no image has a label"):
         check_labelled(masked, configs.load("smoke", classify))
 
 
