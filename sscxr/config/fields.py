@@ -1,4 +1,4 @@
-"""What a setting may be, beyond its type, stated with the setting: `lr: float = number(1e-7, 0.5)`."""
+"""The ranges and choices of settings, stated with each setting: `lr: float = number(1e-7, 0.5)`."""
 
 import math
 from collections.abc import Iterator
@@ -7,37 +7,37 @@ from typing import Any
 
 from omegaconf import MISSING
 
-ABOVE_ZERO = 1e-12  # stands for the lowest value of what has to be positive
-# Of AdamW's two: with less memory than this it is not AdamW, and a step shows its gradient.
+ABOVE_ZERO = 1e-12  # the lowest value of a setting that must be positive
+# For AdamW's two betas: with less memory than this it is not AdamW, and a step shows its gradient.
 BETAS = ((0.5, 0.99), (0.9, 0.9999))
 
 
 def number(low: float, high: float) -> Any:
-    """A number, or a list of numbers, each at least `low` and at most `high`."""
+    """Return the field of a number, or a list of numbers, each at least `low` and at most `high`."""
     return field(default=MISSING, metadata={"range": (low, high)})
 
 
 def pair(low: float, high: float) -> Any:
-    """Two numbers in `low .. high`, the lower first."""
+    """Return the field of two numbers in `low .. high`, the lower first."""
     return field(default=MISSING, metadata={"range": (low, high), "pair": True})
 
 
 def choice(*names: str) -> Any:
-    """One of some names, or a list of them."""
+    """Return the field of one of some names, or a list of them."""
     return field(default=MISSING, metadata={"choices": names})
 
 
 def betas() -> Any:
-    """AdamW's two betas, in `BETAS`."""
+    """Return the field of AdamW's two betas, in `BETAS`."""
     return field(default=MISSING, metadata={"betas": True})
 
 
 def problems(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yield each setting of a section that cannot be used, in one line that names it and repeats its value.
+    """Yield a line on each setting of a section that cannot be used, with its name and value.
 
     Args:
         section: an instance of a dataclass of settings; sections inside it are searched too.
-        prefix: begins the settings' names, such as "pretrain.".
+        prefix: the start of the settings' names, such as "pretrain.".
     """
     for item in fields(section):
         value, key = getattr(section, item.name), prefix + item.name
@@ -61,7 +61,7 @@ def problems(section: Any, prefix: str = "") -> Iterator[str]:
 
 def _betas(key: str, values: list[float]) -> Iterator[str]:
     if len(values) != 2:
-        yield f"{key}={values} wants two numbers"
+        yield f"{key}={values} needs two numbers"
     elif not all(low <= beta <= high for beta, (low, high) in zip(values, BETAS, strict=True)):
         (least, most), (slowest, longest) = BETAS
         yield (

@@ -1,7 +1,7 @@
 """Reads the settings of a run: the schema, filled from YAML and `key=value` overrides.
 
-A recipe (`configs/demo.yaml`, a path of your own) states what it changes of `configs/default.yaml`. Nothing below
-the layer that calls `load` sees the result: core functions take tensors and numbers.
+A recipe (`configs/demo.yaml`, or your own path) states its changes to `configs/default.yaml`. Only the layer that
+calls `load` sees the result: core functions take tensors and numbers.
 """
 
 import copy
@@ -31,12 +31,13 @@ def load(file: str | Path = "default", overrides: Sequence[str] = (), *, foreign
 
     Args:
         file: a shipped recipe by name (`demo`) or the path of a YAML file.
-        overrides: dotted settings, e.g. `["pretrain.lr=1e-3"]`; values are YAML, but a text is taken as it is
+        overrides: dotted settings, e.g. `["pretrain.lr=1e-3"]`; values are YAML, but a text is used as it is
             written. `setting` makes one from a value.
-        foreign: the file may be somebody else's, as in a run's folder: "${" in it is refused.
+        foreign: the file may be from someone else, as in a run's folder: "${" in it is refused.
 
     Raises:
-        ConfigError: unknown key (with the nearest known one), wrong type, or a value out of its range.
+        ConfigError: a key is unknown (the message has the nearest known one), a type is wrong, or a value is out of
+            its range.
     """
     layers = [] if str(file) == "default" else [(str(file), _read(_find(file), foreign=foreign))]
     layers += [(f"override {_short(item)}", _override(item)) for item in overrides]
@@ -47,13 +48,13 @@ def load(file: str | Path = "default", overrides: Sequence[str] = (), *, foreign
 
 
 def loads(text: str, *, partial: bool = False) -> Config:
-    """Return the settings in the YAML text of a resolved config, as `dumps` wrote it, whoever sent it.
+    """Return the settings in the YAML text of a resolved config, as `dumps` wrote it; the sender is not trusted.
 
     Args:
-        partial: settings that it does not have are at their defaults.
+        partial: whether missing settings get their defaults.
 
     Raises:
-        ConfigError: as for `load`; "${" in it, however it is written.
+        ConfigError: as for `load`; or the text has "${" in it, in any spelling.
     """
     return copy.deepcopy(_loaded(text, partial))
 
@@ -61,7 +62,7 @@ def loads(text: str, *, partial: bool = False) -> Config:
 @functools.lru_cache(maxsize=4)  # every message of a run carries the same text; reading it takes 50 ms
 def _loaded(text: str, partial: bool) -> Config:
     merged = copy.deepcopy(_defaults()) if partial else OmegaConf.structured(schema())
-    if not partial:  # methods that came with a later version are at their defaults all the same
+    if not partial:  # methods that a later version added still get their defaults
         for name in _methods():
             merged[name] = copy.deepcopy(_defaults()[name])
     _fill(merged, "resolved config", _layer("resolved config", text, foreign=True))
@@ -87,12 +88,12 @@ def setting(key: str, value: object) -> str:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists."""
+    """Return the settings as plain dictionaries and lists."""
     return asdict(config)
 
 
 def split_overrides(text: str) -> list[str]:
-    """One string of overrides, as `flwr run` carries it, cut as a shell would."""
+    """Split a string of overrides, as `flwr run` passes it, like a shell."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -100,19 +101,19 @@ def split_overrides(text: str) -> list[str]:
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """The settings that have to be alike everywhere, by section."""
+    """Return the settings that must be the same everywhere, by section."""
     whole = as_dict(config)
     run = {name: whole["run"][name] for name in ("stage", "threads", "compile")}
     return {"run": run} | {name: whole[name] for name in config.recipe_sections}
 
 
 def recipe_hash(config: Config) -> str:
-    """16 hex digits that agree where the settings of the objective, the model and its input agree."""
+    """Return 16 hex digits that are equal if the settings of objective, model and input are."""
     return hashlib.sha256(json.dumps(recipe(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def known_keys() -> list[str]:
-    """Every setting by its dotted name."""
+    """Return every setting's dotted name."""
     return list(_keys(schema()))
 
 
@@ -143,7 +144,7 @@ def _shipped(name: str) -> Path:
 
 @functools.cache
 def _defaults() -> Any:
-    """The schema, filled from `configs/default.yaml`; whoever changes it copies it first."""
+    """Return the schema, filled from `configs/default.yaml`; copy it before changing it."""
     filled = OmegaConf.structured(schema())
     _fill(filled, "configs/default.yaml", _read(_shipped("default")))
     return filled
@@ -153,8 +154,8 @@ def _defaults() -> Any:
 def schema() -> type[Config]:
     """Return `Config` with the sections of the methods, which `configs/default.yaml` has beside those of `Config`.
 
-    Their types are those of the defaults. The methods' own modules have types and ranges, but need torch: a report,
-    or `sscxr --help`, need not wait for it.
+    Their types are those of the defaults. The methods' own modules have types and ranges, but import torch, which a
+    report or `sscxr --help` does not need.
     """
     written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_shipped("default"))))
     known = {field.name for field in fields(Config)}
@@ -166,7 +167,7 @@ def schema() -> type[Config]:
 
 
 def _methods() -> list[str]:
-    """The sections that `schema` adds: one a self-supervised method."""
+    """Return the sections that `schema` adds: one for each self-supervised method."""
     own = {field.name for field in fields(Config)}
     return [field.name for field in fields(schema()) if field.name not in own]
 
@@ -220,7 +221,7 @@ def _override(item: str) -> dict[str, Any]:
 
 
 def _value(text: str, kind: Any) -> yaml_text.Node:
-    """Return what stands behind "key="; for a text all of it, colons and hashes included, unless it is quoted."""
+    """Return the value after "key="; a text includes colons and hashes, unless it is quoted."""
     if kind not in (str, str | None):
         return yaml_text.parse(text) if text else yaml_text.Scalar("")
     try:
@@ -240,14 +241,14 @@ def _explain(error: OmegaConfBaseException) -> str:
         if same_leaf:
             candidates = [name for name in known if name.rsplit(".", 1)[-1] == same_leaf[0]]
             near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
-        hint = f"did you mean {near[0]!r}?" if near else "docs/configuration.md has every one"
+        hint = f"did you mean {near[0]!r}?" if near else "docs/configuration.md lists all"
         return f"unknown setting {_short(key)}; {hint}"
     first_line = str(error).strip().splitlines()[0]
     return f"setting {key!r}: {first_line}" if key else first_line
 
 
 def _of_reference(key: str, error: Exception) -> str:
-    """One line on a "${" that leads nowhere."""
+    """Return one line on a "${" that cannot be resolved."""
     if isinstance(error, RecursionError):
         reason = "refers to itself, directly or through another setting"
     else:
@@ -276,7 +277,7 @@ def _checked(merged: Any) -> Config:
 
 
 def _resolve(node: Any, prefix: str) -> None:
-    """Put values in the place of references, one by one, so that a fault names its setting."""
+    """Replace references by their values, one by one, so that an error names its setting."""
     names = list(node.keys()) if OmegaConf.is_dict(node) else range(len(node))
     for name in names:
         key = f"{prefix}{name}"
@@ -286,7 +287,7 @@ def _resolve(node: Any, prefix: str) -> None:
             if refers:
                 node[name] = value
         except MissingMandatoryValue:
-            continue  # all of them are listed together
+            continue  # `_checked` lists all of them
         except (OmegaConfBaseException, RecursionError) as error:
             raise ConfigError(_of_reference(key, error)) from None
         if OmegaConf.is_config(value):

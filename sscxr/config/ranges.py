@@ -1,4 +1,4 @@
-"""What settings have to be together, and names; `schema` has what each may be."""
+"""Checks of names, and of settings that depend on each other; `schema` has the range of each."""
 
 import re
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from sscxr.config.schema import MAX_TOTAL_WEIGHT, Config
 
 # Runs' and sites' names become file names and table cells.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-GRID = 4  # patches a side, at least: fewer, and an update could show them
+GRID = 4  # patches a side, at least: an update of fewer could show them
 
 
 def problem(config: Config) -> str:
-    """The first setting that cannot be used, in one line; empty where all can."""
+    """Return one line on the first setting that cannot be used; empty if all can."""
     return next(_problems(config), "")
 
 
@@ -61,5 +61,5 @@ def _rounds(config: Config) -> Iterator[str]:
     if len(federation.sites) * federation.max_images > MAX_TOTAL_WEIGHT:
         yield (
             f"{len(federation.sites)} sites of up to federation.max_images={federation.max_images} are more than "
-            f"{MAX_TOTAL_WEIGHT} images, which is all that the sum can hold; lower federation.max_images"
+            f"{MAX_TOTAL_WEIGHT} images, the most that the sum can hold; lower federation.max_images"
         )

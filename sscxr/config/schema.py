@@ -1,7 +1,7 @@
 """The settings of a run by name, type and range; `configs/default.yaml` has their values, with unit or reason.
 
-A run's settings reach a hospital's images, so no value is allowed that learns nothing and reads: too few images or
-patches in a step, rates and bounds that turn AdamW into something else (docs/privacy.md has the measurements).
+A run's settings act on a hospital's images, so values are refused that would reveal images instead of learning: too
+few images or patches in a step, rates and bounds that make AdamW another rule (docs/privacy.md has measurements).
 
 The section of a self-supervised method is stated beside the method, in `sscxr/objectives`.
 """
@@ -14,18 +14,18 @@ from omegaconf import MISSING
 from sscxr.config.fields import ABOVE_ZERO, betas, choice, number, pair
 from sscxr.errors import SscxrError
 
-MAX_TOTAL_WEIGHT = 2**25 - 1  # images in one round's average: what the server's integer sum holds
-# What a step at a site mixes at least, ours: the smallest at which what an inversion recovers is as close to other
-# images as to those that were trained on (tests/client/test_inversion.py).
+MAX_TOTAL_WEIGHT = 2**25 - 1  # images in one round's average: the most that the server's integer sum holds
+# The least images in a step at a site, ours: the smallest number at which an inversion recovers pictures that are
+# as close to other images as to those that were trained on (tests/client/test_inversion.py).
 MIXED_IMAGES = 8
 PARTITIONS = ("natural", "iid", "dirichlet", "quantity", "natural-dirichlet", "file")
 
 
 class ConfigError(SscxrError):
-    """A setting that cannot be used: one line that names it and says what to do."""
+    """A setting cannot be used; one line names it and states what to do."""
 
 
-# What must be the same at every site and at the server for an update to mean the same thing, by stage.
+# Sections that must be the same at every site and at the server, so that updates can be averaged; by stage.
 RECIPE_SECTIONS = {
     "pretrain": ("data", "encoder", "augment", "pretrain"),  # and the method's own
     "classify": ("data", "encoder", "finetune", "classify"),
@@ -151,7 +151,7 @@ class FederationConfig:
     start_timeout: float = number(0, 30 * 86400)
     retries: int = number(0, 1000)
     uplink: str = choice("fp32", "fp16", "int8")
-    # Not int8: weights are sent whole every time, and no later message makes up for a rounding error.
+    # Not int8: weights are sent whole every time, and no later message corrects a rounding error.
     downlink: str = choice("fp32", "fp16")
     share_head: bool | None = MISSING
     max_images: int = number(1, MAX_TOTAL_WEIGHT)
@@ -206,20 +206,20 @@ class Config:
 
     @property
     def pretrains(self) -> bool:
-        """Whether the stage learns without labels."""
+        """Return whether the stage learns without labels."""
         return "pretrain" in RECIPE_SECTIONS[self.run.stage]
 
     @property
     def learning(self) -> PretrainConfig | FinetuneConfig:
-        """The section by which the stage trains."""
+        """Return the section with the stage's training settings."""
         return self.pretrain if self.pretrains else self.finetune
 
     @property
     def recipe_sections(self) -> tuple[str, ...]:
-        """The sections that have to be alike everywhere; of the methods' that of the run's own alone."""
+        """Return the sections that must be the same everywhere; of the methods only the run's own."""
         own = (self.pretrain.objective,) if self.pretrains else ()
         return RECIPE_SECTIONS[self.run.stage] + own
 
     def section(self, name: str) -> Any:
-        """Return a section by its name; None where there is none."""
+        """Return a section by its name; None if there is none."""
         return getattr(self, name, None)
