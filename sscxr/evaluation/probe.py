@@ -1,8 +1,8 @@
-"""What an encoder's frozen features know: k-NN and linear probes on patient-split labels.
+"""Probes of an encoder's frozen features: k-NN and linear classifiers on patient-split labels.
 
 A task is a label within one source, never across sources, where the two are confounded (`tasks.py`). Probes
 fit on the patients that pretraining may use and are tested on those set aside. The feature is the mean of the
-patch tokens after the final norm; the CLS token is left out, because GMML trains it on nothing.
+patch tokens after the final norm; the CLS token is left out, because GMML does not train it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,17 +37,17 @@ TEMPERATURE = 0.07
 def knn_scores(
     train: Floats, positive: npt.NDArray[np.bool_], test: Floats, *, neighbours: int
 ) -> npt.NDArray[np.float64]:
-    """Weighted share of positives among the nearest training images: float64 [M], 0 .. 1.
+    """Return the weighted share of positives among the nearest training images: float64 [M], 0 .. 1.
 
-    Nearest by cosine on features standardised over the training images: without it the mean vector, common
-    to all chest X-rays, makes every cosine nearly 1. Votes are weighted by exp(cosine / 0.07), which also
+    Nearest by cosine on features standardised over the training images: without standardising, the mean vector,
+    common to all chest X-rays, makes every cosine nearly 1. Votes are weighted by exp(cosine / 0.07), which also
     ranks the test images more finely than k + 1 possible shares.
 
     Args:
         train: float [N, D].
         positive: bool [N].
         test: float [M, D].
-        neighbours: k; all training images where there are fewer.
+        neighbours: k; all training images if there are fewer.
     """
     scaler = StandardScaler().fit(train)
     from_train, from_test = _unit(scaler.transform(train)), _unit(scaler.transform(test))
@@ -66,7 +66,7 @@ def knn_scores(
 def linear_scores(
     train: Floats, positive: npt.NDArray[np.bool_], groups: npt.NDArray[Any], test: Floats
 ) -> npt.NDArray[np.float64]:
-    """Log-odds by logistic regression on standardised features: float64 [M].
+    """Return log-odds by logistic regression on standardised features: float64 [M].
 
     The L2 regularisation is the one of `STRENGTHS` with the least log loss in a cross-validation within the
     training images, no patient group in two folds.
@@ -80,7 +80,7 @@ def linear_scores(
     train, test = np.asarray(train, dtype=np.float64), np.asarray(test, dtype=np.float64)
     scaler = StandardScaler().fit(train)
     inputs = scaler.transform(train)
-    # One BLAS thread: the same figures whatever the machine, and many small fits are faster so.
+    # One BLAS thread: the same figures on every machine, and many small fits are faster.
     with threadpool_limits(1):
         model = _regression(_best_strength(inputs, positive, groups)).fit(inputs, positive)
         scores: npt.NDArray[np.float64] = model.decision_function(scaler.transform(test))
@@ -105,10 +105,10 @@ def run(
     Args:
         encoder, untrained: see `inference.features`.
         cache: labelled images; without a usable label the result is an empty list.
-        seed: of the bootstrap. The others as in `inference.features`, `find_tasks` and `knn_scores`.
+        seed: the bootstrap's. The others as in `inference.features`, `find_tasks` and `knn_scores`.
 
     Returns:
-        Two comparisons a task, linear then k-NN, in the order of the cohorts and labels.
+        Two comparisons per task, linear then k-NN, in the order of the cohorts and labels.
     """
     tasks = find_tasks(cache, test_share=test_share, min_cases=min_cases, cohorts=cohorts)
     if not tasks:
@@ -128,7 +128,7 @@ def run(
 def compare(
     task: Task, kind: str, scores: Floats, baseline: Floats, *, resamples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Two encoders' scores of a task's test rows (float [M] each), with intervals over patients."""
+    """Compare two encoders' scores on a task's test rows (float [M] each), with intervals over patients."""
     truth, groups = task.test_positive, task.test_groups
     difference = metrics.bootstrap_difference(scores, baseline, truth, groups, resamples=resamples, seed=seed)
     trained, untrained = (
@@ -155,7 +155,7 @@ def _probe(task: Task, kind: str, area: metrics.Interval) -> Probe:
 
 
 def _best_strength(inputs: Floats, positive: npt.NDArray[np.bool_], groups: npt.NDArray[Any]) -> float:
-    """The strength of least out-of-fold log loss; the middle one where a class has too few patients to fold."""
+    """Return the strength of least out-of-fold log loss; the middle one if a class has too few patients."""
     # Codes by first appearance: folds must not depend on the salt of the groups' names.
     codes, _ = pd.factorize(groups)
     folds = min(FOLDS, *(len(np.unique(codes[positive == has])) for has in (True, False)))

@@ -1,10 +1,9 @@
-"""How well lungs are outlined: Dice and the 95 % Hausdorff distance, with intervals over patients.
+"""Evaluation of lung masks: Dice and the 95 % Hausdorff distance, with intervals over patients.
 
-Both are taken at the cache's resolution, image by image, and averaged. Ignored pixels are taken out of prediction
-and truth alike, as if there were nothing. Where nothing of the lung remains in the truth, an empty prediction is
-right (Dice 1, distance 0), any other wrong (Dice 0); where only one of the two is empty, its outline is nowhere,
-and the distance is the longest there could be, the square's diagonal: a model that finds no lung does not gain by
-it. How many are empty is counted.
+Both are measured at the cache's resolution, image by image, and averaged. Ignored pixels are removed from both
+masks, as if they were background. If the truth is then empty, an empty prediction is right (Dice 1, distance 0)
+and any other wrong (Dice 0). If only one of the two is empty, it has no outline, and the distance is the longest
+possible one, the square's diagonal, so a model that finds no lung gains nothing. Empty masks are counted.
 """
 
 import math
@@ -30,10 +29,10 @@ _EMPTY = ("empty_predictions", "empty_truths")
 
 
 def masked(cache: Cache, rows: Rows) -> Rows:
-    """Those of some rows whose image has a mask.
+    """Return those of some rows whose image has a mask.
 
     Raises:
-        CacheError: no mask in the cache or none among these rows, or masks of another size than the images.
+        CacheError: the cache or these rows have no mask, or masks and images differ in size.
     """
     if cache.masks is None:
         raise CacheError(
@@ -49,13 +48,13 @@ def masked(cache: Cache, rows: Rows) -> Rows:
     if not len(found):
         where = ", ".join(sorted(cache.index["source"][has].unique()))
         raise CacheError(
-            f"none of these {len(rows)} images of cache {cache.folder} has a mask; of {where} some do"
+            f"none of these {len(rows)} images of cache {cache.folder} has a mask; images of {where} do"
         )
     return found
 
 
 def measure(predicted: Bools, masks: Masks, mm_per_px: npt.NDArray[np.floating[Any]]) -> pd.DataFrame:
-    """The figures of each image.
+    """Return the figures of each image.
 
     Args:
         predicted: bool [N, S, S], lung.
@@ -67,11 +66,11 @@ def measure(predicted: Bools, masks: Masks, mm_per_px: npt.NDArray[np.floating[A
         `empty_predictions`, `empty_truths`. All are NaN or False where every pixel is ignored.
 
     Raises:
-        ValueError: shapes that do not agree.
+        ValueError: the shapes do not agree.
     """
     if predicted.shape != masks.shape or predicted.ndim != 3 or len(mm_per_px) != len(masks):
         raise ValueError(
-            f"predicted {predicted.shape}, masks {masks.shape}, {len(mm_per_px)} spacings: [N, S, S] and N wanted"
+            f"predicted {predicted.shape}, masks {masks.shape}, {len(mm_per_px)} spacings: expected [N, S, S] and N"
         )
     rows = [_of_image(*pair) for pair in zip(predicted, masks, strict=True)]
     found = pd.DataFrame(rows, columns=["dice", "hd95_px", *_EMPTY])
@@ -80,7 +79,7 @@ def measure(predicted: Bools, masks: Masks, mm_per_px: npt.NDArray[np.floating[A
 
 
 def mean_dice(predicted: Bools, masks: Masks) -> float:
-    """The mean of `measure`'s Dice alone, which takes a fiftieth of its time; arguments as there."""
+    """Return the mean Dice, in a fiftieth of the time of `measure`; arguments as there."""
     each = [
         dice(mine & (mask != MASK_IGNORE), mask == MASK_LUNG)
         for mine, mask in zip(predicted, masks, strict=True)
@@ -90,26 +89,26 @@ def mean_dice(predicted: Bools, masks: Masks) -> float:
 
 
 def dice(predicted: Bools, truth: Bools) -> float:
-    """Twice what is in both, as a share of what is in each, 0..1; 1 where both are empty."""
+    """Return the Dice coefficient, 0..1: twice the overlap over the sum of both areas; 1 if both are empty."""
     total = int(predicted.sum()) + int(truth.sum())
     return 2 * int((predicted & truth).sum()) / total if total else 1.0
 
 
 def hd95(predicted: Bools, truth: Bools) -> float:
-    """95 % Hausdorff distance between two outlines in px, by MONAI; see the module for empty ones."""
+    """Return the 95 % Hausdorff distance of two outlines in px, by MONAI; see the module for empty ones."""
     if not predicted.any() or not truth.any():
         return math.hypot(*truth.shape) if predicted.any() or truth.any() else 0.0
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance  # takes seconds to import
 
     one, other = (torch.from_numpy(mask)[None, None] for mask in (predicted, truth))
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # MONAI's, of its own call
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # MONAI raises it for its own call
         return float(compute_hausdorff_distance(one, other, include_background=True, percentile=95))
 
 
 def mm_per_px(index: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Millimetres a pixel of the cache, float64 [N]; NaN where the original's spacing is unknown.
+    """Return the cache's mm per pixel, float64 [N]; NaN if the original's spacing is unknown.
 
-    By the longer side, which is rounded least when an image is scaled into the square.
+    They follow from the longer side, which is rounded least when an image is scaled into the square.
     """
     original = index[["height", "width"]].max(axis=1)
     scaled = index[["content_height", "content_width"]].max(axis=1)
@@ -119,16 +118,16 @@ def mm_per_px(index: pd.DataFrame) -> npt.NDArray[np.float64]:
 def evaluate(
     measured: pd.DataFrame, index: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Everything that is said of a segmenter on a set of images, as JSON takes it.
+    """Return all figures of a segmenter on a set of images, in types that JSON has.
 
     Args:
-        measured: what `measure` returned, N rows.
-        index: a cache's index, the same N rows: the patient groups and what the subgroups are made of.
-        resamples, seed: of the bootstrap.
+        measured: the result of `measure`, N rows.
+        index: a cache's index, the same N rows, with the patient groups and the columns of the subgroups.
+        resamples, seed: the bootstrap's.
 
     Returns:
-        What `figures` returns, and `by`: source, view, sex and age_band -> value ("unknown" where empty) -> what
-        `figures` returns of those images.
+        The result of `figures`, and `by`: source, view, sex and age_band -> value ("unknown" if empty) -> the
+        result of `figures` for those images.
     """
     measured = measured.set_axis(index.index)
     found = figures(measured, index["group"], resamples=resamples, seed=seed)
@@ -150,14 +149,14 @@ def figures(
     seed: int = 0,
     test: bool = False,
 ) -> dict[str, Any]:
-    """Means over images with 95 % intervals over patients.
+    """Return means over images with 95 % intervals over patients.
 
     Args:
         groups: [N]. The others as in `evaluate`.
-        test: add `p` to each figure, of the test that it is 0.
+        test: add `p` to each figure, for the test that it is 0.
 
     Returns:
-        Each of `FIGURES`: {value, low, high, n}, n the images that have it; value, low and high are null where
+        Each of `FIGURES`: {value, low, high, n}, n the images that have it; value, low and high are null if
         none has. Then counts: images `n`, `patients`, `empty_predictions`, `empty_truths`.
     """
     groups = np.asarray(groups)

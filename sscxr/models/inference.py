@@ -1,4 +1,4 @@
-"""What models say of whole images, in batches: probabilities and features. Nothing is varied, nothing learned."""
+"""Inference on whole images, in batches: probabilities, features and masks, without augmentation."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Images = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Input:
-    """What a model takes, and where and how it is computed.
+    """The form of a model's input, and its batch size and device.
 
     Attributes:
         img_size: px a side at the model's input.
         mean, std: grey levels (0..1) that normalise the input.
-        batch_size: images at a time.
-        device: where to compute; a model is moved there and stays.
+        batch_size: images per batch.
+        device: the device that computes; a model is moved there and stays.
     """
 
     img_size: int
@@ -33,7 +33,7 @@ class Input:
     device: torch.device | str = "cpu"
 
     def of(self, images: Images) -> Tensor:
-        """Return whole images, uint8 [B, S, S], as a model takes them: float32 [B, 1, img_size, img_size]."""
+        """Return whole images, uint8 [B, S, S], as a model's input: float32 [B, 1, img_size, img_size]."""
         pixels = torch.from_numpy(images).to(self.device)
         return augment.whole(pixels, out=self.img_size, mean=self.mean, std=self.std)
 
@@ -41,26 +41,26 @@ class Input:
 def probabilities(
     model: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.float64]:
-    """The probability of each label being present: float64 [len(rows), L], 0 .. 1.
+    """Return the probability that each label is present: float64 [len(rows), L], 0 .. 1.
 
     Args:
-        model: gives logits [B, L] of float32 [B, 1, img_size, img_size]. Its mode is restored.
+        model: returns logits [B, L] for float32 [B, 1, img_size, img_size]. Its mode is restored.
         images: uint8 [N, S, S], square; memory-mapped or not.
-        rows: which, in the order wanted; None: all.
+        rows: the images to use, in this order; None: all.
     """
-    # float64 before the sigmoid: float32 rounds whatever is nearly certain to the same 1, and makes ties.
-    said = batches(model, model, images, rows, wants)
-    found = [torch.sigmoid(logits.double()).cpu().numpy() for logits in said]
+    # float64 before the sigmoid: float32 rounds all nearly certain values to the same 1, which makes ties.
+    outputs = batches(model, model, images, rows, wants)
+    found = [torch.sigmoid(logits.double()).cpu().numpy() for logits in outputs]
     return np.concatenate(found) if found else np.zeros((0, 0))
 
 
 def features(
     encoder: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.float32]:
-    """An encoder's features after the final norm, pooled as its `global_pool` says: float32 [len(rows), D].
+    """Return an encoder's features after the final norm, pooled by its `global_pool`: float32 [len(rows), D].
 
     Args:
-        encoder: `encoder.forward_features` gives [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
+        encoder: `encoder.forward_features` returns [B, P + N, D] with P = `encoder.num_prefix_tokens` (CLS) and N
             patches; "token" takes the first token, anything else the mean of the patches. The others as in
             `probabilities`.
     """
@@ -82,16 +82,16 @@ def batches(
     rows: Rows | None,
     wants: Input,
 ) -> Iterator[Tensor]:
-    """What `forward` makes of each batch, the model in eval mode meanwhile; arguments as in `probabilities`."""
+    """Yield the output of `forward` for each batch, the model in eval mode; arguments as in `probabilities`."""
     rows = np.arange(len(images)) if rows is None else rows
     training = model.training
     model.to(wants.device).eval()
     try:
         for start in range(0, len(rows), wants.batch_size):
-            # Not around the yield, where it would hold for the caller's code as well.
+            # Not around the yield, where it would apply to the caller's code as well.
             with torch.inference_mode():
-                said = forward(wants.of(images[rows[start : start + wants.batch_size]]))
-            yield said
+                output = forward(wants.of(images[rows[start : start + wants.batch_size]]))
+            yield output
     finally:
         model.train(training)
 
@@ -99,20 +99,20 @@ def batches(
 def lungs(
     model: nn.Module, images: Images, rows: Rows | None = None, *, wants: Input
 ) -> npt.NDArray[np.bool_]:
-    """Where a segmenter sees lung, at the images' own resolution: bool [len(rows), S, S].
+    """Return a segmenter's lung masks at the images' own resolution: bool [len(rows), S, S].
 
     Args:
-        model: gives logits [B, 1, img_size, img_size]; brought to S px bilinearly, then cut at probability 0.5.
-            The others as in `probabilities`.
+        model: returns logits [B, 1, img_size, img_size]; they are resized to S px bilinearly, then cut at
+            probability 0.5. The others as in `probabilities`.
     """
     size = images.shape[-1]
-    said = batches(model, model, images, rows, wants)
-    found = [(upsampled(logits, size)[:, 0] > 0).cpu().numpy() for logits in said]
+    outputs = batches(model, model, images, rows, wants)
+    found = [(upsampled(logits, size)[:, 0] > 0).cpu().numpy() for logits in outputs]
     return np.concatenate(found) if found else np.zeros((0, size, size), dtype=bool)
 
 
 def upsampled(logits: Tensor, size: int) -> Tensor:
-    """Logits [B, 1, H, W] brought to [B, 1, size, size], bilinearly; antialiased where that is smaller."""
+    """Resize logits [B, 1, H, W] to [B, 1, size, size] bilinearly, with antialiasing if that is smaller."""
     if logits.shape[-1] == size:
         return logits.float()
     return nn.functional.interpolate(
