@@ -1,6 +1,6 @@
-"""What a simulation can show and a server cannot: images through the encoder over the rounds, and a map of images.
+"""Pictures of a simulation, which has images: reconstructions over the rounds, and a map of images.
 
-Both lie in the run's folder, from where the report takes them.
+Both are written to the run's folder, and the report reads them there.
 """
 
 import json
@@ -37,7 +37,7 @@ from sscxr.training.device import set_up
 
 _SHOWN = 6  # held-out images
 _PLACED = 1000  # images on the map: more would hide each other
-_LABELS = 5  # that have a colour of their own on the map
+_LABELS = 5  # labels with their own colour on the map
 _PERPLEXITY = 30.0  # t-SNE's usual number of neighbours (van der Maaten and Hinton 2008: 5 to 50)
 
 log = logging.getLogger("sscxr.sim")
@@ -45,7 +45,7 @@ log = logging.getLogger("sscxr.sim")
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Report what goes wrong with a picture, and go on: the rounds are worth more."""
+    """Log an error of a picture and continue: the rounds matter more."""
     try:
         yield
     except Exception as error:  # a full disk, a font, a defect
@@ -53,7 +53,7 @@ def guarded() -> Iterator[None]:
 
 
 class Pictures:
-    """Keeps pictures of a pretraining, while it is open."""
+    """Keeps pictures of a pretraining while it is open."""
 
     def __init__(self, cache: Cache, config: Config, out: Path) -> None:
         self._cache, self._config, self._out = cache, config, out
@@ -71,7 +71,7 @@ class Pictures:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass  # whoever set the listener first takes it away
+        pass  # the code that set the first listener removes it
 
     def _show(self, number: int) -> None:
         with guarded():
@@ -79,12 +79,12 @@ class Pictures:
 
 
 def is_shown(number: int, rounds: int) -> bool:
-    """Whether a round, from 1, is pictured: the powers of two, since it learns fastest at first, and the last."""
+    """Return whether a round, from 1, is pictured: powers of two, as learning is fastest at first, and the last."""
     return number == rounds or (number > 0 and number & (number - 1) == 0)
 
 
 def show(cache: Cache, config: Config, out: Path, number: int) -> None:
-    """Keep the pictures of a round, if it is one that is pictured and they are not there yet."""
+    """Keep the pictures of a round, if it is to be pictured and they are not there yet."""
     folder = out / pictures.FOLDER
     if is_shown(number, config.federation.rounds) and not pictures.has(folder, _name(number)):
         _add(folder, cache, config, out, number)
@@ -96,9 +96,9 @@ def _name(number: int) -> str:
 
 @torch.no_grad()
 def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> None:
-    """Held-out images through the encoder after a round and the head of the largest site, kept as pictures.
+    """Keep reconstructions of held-out images, by the encoder after a round and the head of the largest site.
 
-    A head that is not averaged never leaves its site's folder, which in a simulation is at hand.
+    A head that is not averaged never leaves its site's folder, which a simulation can read.
     """
     rows = cache.rows(laterals=config.data.laterals)
     rows = rows[cache.held_out(config.data.test_share)[rows]]
@@ -156,7 +156,7 @@ def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Se
 
 
 def plane(features: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
-    """Features [N, D] as places [N, 2]: PCA to 30 dimensions, then t-SNE; the same for the same features."""
+    """Map features [N, D] to places [N, 2]: PCA to 30 dimensions, then t-SNE; deterministic."""
     scaled = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
     with threadpool_limits(1):
         few = PCA(min(30, *scaled.shape), svd_solver="full").fit_transform(scaled.astype(np.float64))
@@ -167,7 +167,7 @@ def plane(features: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float6
 
 
 def _of_sites(cache: Cache, out: Path, config: Config, sites: Sequence[str]) -> tuple[Rows, list[str]]:
-    """As many rows of each site, and whose each is."""
+    """Return equally many rows of each site, and each row's site."""
     usable = cache.rows(laterals=config.data.laterals)
     rows, homes = [], []
     for name in sites:
@@ -179,20 +179,20 @@ def _of_sites(cache: Cache, out: Path, config: Config, sites: Sequence[str]) -> 
 
 
 def kinds(cache: Cache, rows: Rows) -> list[str]:
-    """One word an image for the map: the rarest of its frequent findings, none of them, or unknown."""
+    """Return one word per image for the map: the rarest of its frequent findings, none of them, or unknown."""
     index, labels = cache.index.iloc[rows], [name for name in cache.labels if name.lower() not in HEALTHY]
     columns = {name: index[f"label:{name}"].to_numpy(dtype=float) for name in labels}
-    table = pd.DataFrame(columns, index=range(len(rows)))  # of so many rows without a label, too
+    table = pd.DataFrame(columns, index=range(len(rows)))  # the index: rows even without labels
     frequent = (table == 1).sum().sort_values(ascending=False, kind="stable")
     frequent = frequent[frequent > 0].head(_LABELS)
     found = np.where(table.isna().all(axis=1), "unknown", "none of these").astype(object)
-    for name in frequent.index:  # the rarest last: it is the more telling one
+    for name in frequent.index:  # the rarest last, since it is the most specific
         found[(table[name] == 1).to_numpy()] = name
     return [str(word) for word in found]
 
 
 def _spread(rows: Rows, most: int) -> Rows:
-    """At most so many, evenly spaced."""
+    """Return at most `most` rows, evenly spaced."""
     if not len(rows):
         return rows
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64)]

@@ -1,9 +1,9 @@
-"""Progress as a person sees it: in a terminal lines that renew themselves, elsewhere a plain line now and then.
+"""Progress on the screen: lines that are updated in a terminal, elsewhere a plain line now and then.
 
-A display is never a reason for the work to fail: where nobody reads it any more, it is silent.
+A display never makes the work fail: if its reader has gone, it is silent.
 
-The bar is rich's. Its columns are not used: they know no time left where a step takes more than 30 s, as a round
-does; with a longer window they forget all but the last 1000 steps; and they fold a row that is too long, where ours
+The bar is rich's. Its columns are not used: they show no time left if a step takes more than 30 s, as a round does;
+with a longer window they forget all but the last 1000 steps; and they wrap a row that is too long, where ours
 leaves out the last notes.
 """
 
@@ -29,12 +29,12 @@ _GAP = "  "
 
 @dataclass(frozen=True)
 class Line:
-    """A bar and what is said beside it.
+    """A bar with a title and notes.
 
     Attributes:
-        title: stands before the bar.
-        done, total: how far it is; no total: it is not known.
-        notes: stand behind it, the most important first; those that find no room are left out.
+        title: the text before the bar.
+        done, total: the progress; total is None if it is unknown.
+        notes: the texts after the bar, the most important first; those that do not fit are left out.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Line:
     notes: Sequence[str] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One row: the bar and the first note come before the other notes; narrow windows have no bar."""
+        """Yield one row: the bar and the first note come before the other notes; narrow windows have no bar."""
         width, notes = options.max_width, list(self.notes)
         least = len(_GAP) + _BAR[0]
         while len(notes) > 1 and len(_GAP.join([self.title, *notes])) + least > width:
@@ -62,11 +62,11 @@ class Line:
 
 
 class Board:
-    """Lines at the foot of a terminal while it is open; elsewhere only what is said.
+    """Lines at the foot of a terminal while the board is open; elsewhere only the lines of `say`.
 
     Attributes:
-        lines: what is shown; may be set at any time.
-        in_terminal: whether there is one.
+        lines: the lines shown; may be set at any time.
+        in_terminal: whether the output is a terminal.
     """
 
     def __init__(self) -> None:
@@ -90,24 +90,24 @@ class Board:
         self._live.stop()
 
     def say(self, text: str, style: str = "") -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self.console.print(text, style=style or None, soft_wrap=True)
         self._said = time.monotonic()
 
     def say_now_and_then(self, text: str) -> None:
-        """A line where there is no terminal, and none was said for a while."""
+        """Print a line if there is no terminal and the last line is `EVERY` seconds old."""
         if not self.in_terminal and time.monotonic() - self._said > EVERY:
             self.say(text)
 
 
 class Clock:
-    """How long something still takes, from how far it came since it was looked at first."""
+    """Estimates the time left from the progress since the first call."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
 
     def left(self, done: float, total: float) -> str:
-        """Such as "2:10 left"; empty where nothing can be said yet."""
+        """Return the time left, such as "2:10 left"; empty if it cannot be estimated yet."""
         now = time.monotonic()
         began, at = self._first = self._first or (now, done)
         if done <= at:
@@ -116,37 +116,37 @@ class Clock:
 
 
 class Rate:
-    """How many a second, from the first look on."""
+    """Measures a rate per second since the first call."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
 
     def of(self, done: float) -> float | None:
-        """So many a second; None before there is anything to go by."""
+        """Return the rate per second; None if it cannot be estimated yet."""
         now = time.monotonic()
         began, at = self._first = self._first or (now, done)
         return (done - at) / (now - began) if done > at and now > began else None
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as a clock shows them."""
+    """Return hours, minutes and seconds as a clock shows them."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class PlainConsole(Console):
-    """A console that takes text as text: no markup, no control characters, whoever wrote it."""
+    """A console that prints plain text: no markup, no control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield the segments; what rich itself wants of the terminal is not in their text."""
+        """Yield the segments with printable text; rich's own control codes are not in their text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Be silent: whoever read this has gone, the work has not."""
+        """Be silent: the reader has gone, but the work continues."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

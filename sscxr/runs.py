@@ -133,7 +133,7 @@ def find(run: str | Path) -> Path:
     here = expanded(run)
     places = [here]
     found = any((here / name).is_file() for name in (STATUS, CONFIG))
-    if len(here.parts) == 1 and not found:  # if found, an account without a home folder is no error
+    if len(here.parts) == 1 and not found:  # if found, an account without a home folder is not an error
         places.append(expanded(USUAL, "give the run's path, with a slash in it") / here)
     for place in places:
         if (place / STATUS).is_file() or (place / CONFIG).is_file():

@@ -20,7 +20,7 @@ def wanted(setting: str, device: torch.device) -> bool:
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` of a batch, compiled where there are gradients; where that fails, as it was, and the log says so.
+    """Compile a function of a batch, for calls with gradients; if that fails, use it as it is and log a warning.
 
     It is compiled once for batches of any size above one, so that results do not depend on which size came first.
     """

@@ -30,11 +30,11 @@ class OutOfTimeError(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a stretch of training was.
+    """The outcome of a stretch of training.
 
     Attributes:
         loss: mean over its steps.
-        steps, images: how many.
+        steps, images: their numbers.
         seconds: wall time.
     """
 
@@ -46,11 +46,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A model on a site's held-out images.
+    """Figures of a model on a site's held-out images.
 
     Attributes:
         loss: mean over the images.
-        score: mean AUROC of a classifier, Dice of a segmenter; NaN: there is none.
+        score: mean AUROC of a classifier, Dice of a segmenter; NaN: none.
     """
 
     loss: float
@@ -59,14 +59,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Where a stretch of `steps` lies in the whole run: from `begin` to `end`, shares in 0..1."""
+    """The place of a stretch of `steps` in the whole run: from `begin` to `end`, shares in 0..1."""
 
     steps: int
     begin: float
     end: float
 
     def progress(self, step: int) -> float:
-        """The share of the run done at the end of step `step`, counted from 0."""
+        """Return the share of the run that is done after step `step`, counted from 0."""
         return self.begin + (self.end - self.begin) * (step + 1) / self.steps
 
 
@@ -88,16 +88,16 @@ def train(
     """Train `model` for one stretch.
 
     Args:
-        batches: pairs of what `loss_of` takes and the cache rows of its images.
-        loss_of: the loss of a batch; or an iterator over parts that add up to it, each of which is worked out,
-            differentiated and forgotten before the next.
-        budget: seconds; after the step that passed it, training stops with an error rather than reply too late.
+        batches: pairs of a batch for `loss_of` and the cache rows of its images.
+        loss_of: returns the loss of a batch, or an iterator over parts that add up to it; each part is computed,
+            differentiated and freed before the next.
+        budget: seconds; after the step that exceeds it, training stops with an error rather than reply too late.
         on_step: called with (steps done, images done, latest known loss).
         after_step: called after each optimiser's step with the share of the run that is done.
 
     Raises:
-        NonFiniteLossError: a loss was not finite, which is seen at most `_CHECK_EVERY` steps later; or the weights
-            are not after the last step.
+        NonFiniteLossError: a loss was not finite, which is noticed at most `_CHECK_EVERY` steps later; or the
+            weights are not finite after the last step.
         OutOfTimeError: the budget ended first.
     """
     model.train()
@@ -122,11 +122,13 @@ def train(
             losses += _finite(recent)
             recent.clear()
         if monotonic() - began > budget:  # at each step: on a slow machine twenty of them are many minutes
-            raise OutOfTimeError(f"{step + 1} of {stretch.steps} steps took the {budget:.0f} s there were")
+            raise OutOfTimeError(
+                f"{step + 1} of {stretch.steps} steps took the whole budget of {budget:.0f} s"
+            )
         if on_step is not None:
             on_step(step + 1, images, losses[-1] if losses else math.nan)
     losses += _finite(recent)
-    # The last step's loss tells nothing of the weights that it led to.
+    # The last loss is from before the last step, so it does not show the final weights.
     largest = torch.stack(torch._foreach_norm(list(model.parameters()), math.inf))
     if not largest.isfinite().all():
         raise NonFiniteLossError(
@@ -141,7 +143,7 @@ def _differentiate(
     batch: BatchT,
     autocast: AbstractContextManager[object],
 ) -> Tensor:
-    """Add a batch's gradients to the parameters; its loss, detached."""
+    """Add a batch's gradients to the parameters, and return its loss, detached."""
     with autocast:
         loss = loss_of(batch)
     if isinstance(loss, Tensor):

@@ -27,7 +27,7 @@ class Schedule:
     weight_decay_end: float
 
     def at(self, progress: float) -> tuple[float, float]:
-        """(learning rate, weight decay) at `progress` in 0..1."""
+        """Return (learning rate, weight decay) at `progress` in 0..1."""
         progress = min(max(progress, 0.0), 1.0)
         decay = _cosine(self.weight_decay, self.weight_decay_end, progress)
         if progress < self.warmup:
@@ -41,7 +41,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def adamw(model: nn.Module, *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over a model's parameters: those of two dimensions or more decay, biases and norms do not.
+    """Return AdamW over a model's parameters: those of two dimensions or more decay, biases and norms do not.
 
     As published, the position embedding and the class token, of three dimensions, do decay.
     """
@@ -56,15 +56,15 @@ def adamw(model: nn.Module, *, lr: float, betas: tuple[float, float]) -> torch.o
 def layered_adamw(
     model: nn.Module, *, lr: float, betas: tuple[float, float], layer_decay: float, top: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW for fine-tuning: the nearer to the input, the lower the rate (BEiT, arXiv 2106.08254, appendix).
+    """Return AdamW for fine-tuning, with lower rates nearer to the input (BEiT, arXiv 2106.08254, appendix).
 
     Block i of d, from 0, learns at `layer_decay` ** (d - i) of the rate, the embeddings at one power more; the
-    final norm and what is on top of the encoder at the whole rate. Biases, norms, the position embedding and the
+    final norm and the part on top of the encoder at the whole rate. Biases, norms, the position embedding and the
     class token do not decay. Parameters that need no gradient are left out.
 
     Args:
         model: has a timm ViT as `encoder`.
-        top: the rate of what is on top of the encoder, as a multiple of the whole.
+        top: the rate of the part on top of the encoder, as a multiple of the whole.
     """
     depth = len(cast(Any, model.encoder).blocks)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -83,10 +83,11 @@ def layered_adamw(
 
 
 def _layers_above(name: str, depth: int) -> int:
-    """How many times the rate is reduced for a parameter of the encoder.
+    """Return how many times the rate is reduced for a parameter of the encoder.
 
-    Not by `timm.optim.param_groups_layer_decay`: of an encoder without a head it counts the final norm as the last
-    block's, which then learns at the whole rate, and every block and the embeddings at a power less than BEiT's.
+    `timm.optim.param_groups_layer_decay` is not used: for an encoder without a head it counts the final norm as the
+    last block's, which then learns at the whole rate, and every block and the embeddings at a power less than
+    BEiT's.
     """
     part, _, rest = name.removeprefix("encoder.").partition(".")
     if part == "blocks":
@@ -95,14 +96,14 @@ def _layers_above(name: str, depth: int) -> int:
 
 
 def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Set what the schedule says for the next step."""
+    """Set the rates of the next step."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group.get("scale", 1.0)
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
 def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by parameter name, e.g. `exp_avg.encoder.norm.bias`, on the CPU."""
+    """Return AdamW's moments and step counts by parameter name, e.g. `exp_avg.encoder.norm.bias`, on the CPU."""
     tensors = {}
     for name, parameter in model.named_parameters():
         state = optimiser.state.get(parameter, {})
@@ -115,10 +116,10 @@ def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Ten
 def restore_moments(
     optimiser: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `moments` gave; a parameter that it does not name starts anew.
+    """Restore what `moments` returned; a parameter that it does not name starts anew.
 
     Raises:
-        ValueError: a moment whose shape is not its parameter's.
+        ValueError: a moment's shape is not its parameter's.
     """
     for name, parameter in model.named_parameters():
         found = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
