@@ -1,13 +1,13 @@
-"""Seconds and peak memory of folding the replies of N sites into the global encoder, beside Flower's own FedAvg.
+"""Time and peak memory of folding the replies of N sites into the global encoder, compared with Flower's FedAvg.
 
     python bench/aggregate.py --sites 4,8,16,64,256 --codec fp32,fp16,int8 --flower --json aggregate.json
 
-The replies are encoded as a site encodes them, made one at a time as a Grid yields them, and go through the
-very check and fold of `server/rounds.py`. `--flower` hands the same updates, as fp32 or fp16 arrays, to
-`flwr.serverapp.strategy.FedAvg`, which takes them all at once (it has no int8). Each line is a process of its own.
-Peak memory is the process's, less what it held before the first reply; the encoder is that of configs/sscxr.yaml
-(ViT-S/16) unless told otherwise. `seconds` are of the processor, `clock` by the clock; with more threads than one
-the fold takes less of the latter, Flower's FedAvg as much.
+The replies are encoded as by a site, made one at a time as a Grid yields them, and go through the check and fold
+of `server/rounds.py`. `--flower` hands the same updates, as fp32 or fp16 arrays, to
+`flwr.serverapp.strategy.FedAvg`, which takes them all together (it has no int8). Each line is a separate process.
+Peak memory is the process's, less that before the first reply; the encoder is that of configs/sscxr.yaml
+(ViT-S/16) by default. `seconds` is processor time, `clock` wall time; with several threads the fold takes less
+wall time, Flower's FedAvg does not.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Encoder = dict[str, torch.Tensor]
 
 
 def peak_mb() -> float:
-    """The process's peak resident memory so far, MB."""
+    """Return the process's peak resident memory so far, MB."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
 
@@ -45,10 +45,10 @@ def peak_mb() -> float:
 def replies(
     encoder: Encoder, sites: int, codec: str, fingerprint: str, *, flower: bool = False
 ) -> Iterator[tuple[str, int, Callable[[], Message]]]:
-    """One site at a time: its name, its images, and what gives its reply, an update of 1e-3 in every weight.
+    """Yield each site's name, its images, and a function for its reply, an update of 1e-3 in every weight.
 
     Args:
-        flower: with an array for each tensor, as Flower's own strategies want it.
+        flower: make replies with an array for each tensor, as Flower's own strategies need them.
     """
     places = codecs.layout(codec, encoder)
     question = Message(RecordDict(), 1, "train", group_id="0")
@@ -59,8 +59,8 @@ def replies(
         drawn.append(codecs.encode(update, codec, source))
     for number in range(sites):
         site, images = f"site-{number}", 1000 + number
-        said = wire.TrainReply(site, 0, 0, fingerprint, images, 1, 1.0, 1.0, "new")
-        content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(said)))})
+        reply = wire.TrainReply(site, 0, 0, fingerprint, images, 1, 1.0, 1.0, "new")
+        content = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(reply)))})
 
         def reply(content: RecordDict = content, number: int = number) -> Message:
             data = drawn[number % _DRAWN]
@@ -75,7 +75,7 @@ def replies(
 
 
 class Stopwatch:
-    """Seconds of the processor and by the clock, of what goes on within its blocks."""
+    """Measures processor and wall time of its blocks."""
 
     def __init__(self) -> None:
         self.processor = self.clock = 0.0
@@ -90,7 +90,7 @@ class Stopwatch:
 
 
 def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[Stopwatch, float]:
-    """Fold the replies and step once: its seconds, and the peak before the first one."""
+    """Fold the replies and step once; return the time, and the peak memory before the first reply."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
     bounds = Bounds(config, State(0, encoder, {}))
     fold = Fold(config.federation, encoder, fingerprint, bounds, round_number=0, attempt=0)
@@ -107,7 +107,7 @@ def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tu
 
 
 def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tuple[Stopwatch, float]:
-    """Hand the same replies to Flower's FedAvg: its seconds, and the peak before the first one."""
+    """Give the same replies to Flower's FedAvg; return the time, and the peak memory before the first reply."""
     strategy, all_of_them, before = FedAvg(weighted_by_key="num-examples"), [], 0.0
     for _, images, make in replies(encoder, sites, codec, "", flower=True):
         before = before or peak_mb()
@@ -126,7 +126,7 @@ def flowers(sites: int, codec: str, config: configs.Config, encoder: Encoder) ->
 def measure(
     sites: int, codec: str, config: configs.Config, *, flower: bool, threads: int
 ) -> dict[str, object]:
-    """One line of the table."""
+    """Return one line of the table."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
     torch.set_num_threads(threads)
     config.federation.uplink = codec
@@ -155,7 +155,7 @@ def _jobs(given: argparse.Namespace) -> Iterator[tuple[int, str, bool]]:
 
 
 def main() -> None:
-    """Print a line a measurement and write JSON."""
+    """Print one line per measurement and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,9 +1,9 @@
 """Compares how DICOM files are read here with dcmtk's dcm2pnm: `python bench/decoders.py [FOLDER]`.
 
-Without a folder the test files that pydicom ships are read. Their headers are made those of a chest radiograph
-first, as most are of other kinds, and how they lie is not judged; the pixels and what describes them stay as they
-were. Where dcm2pnm, which has no JPEG 2000, reads nothing, a file of NEMA's WG04 set (`CT1_J2KR`) is compared with
-another form of the same picture (`CT1_RLE`) that dcm2pnm reads.
+Without a folder it reads the test files that pydicom ships. Most are not chest radiographs, so their headers are
+replaced by those of one first, and their orientation is not judged; the pixels and their description are unchanged.
+dcm2pnm does not read JPEG 2000, so such a file of NEMA's WG04 set (`CT1_J2KR`) is compared with another form of the
+same picture (`CT1_RLE`) that dcm2pnm reads.
 """
 
 import collections
@@ -25,10 +25,10 @@ MATCH = 0.98  # of the correlation with dcm2pnm's picture
 
 
 def picture(file: Path, scratch: Path, *, window: bool) -> npt.NDArray[np.uint8] | None:
-    """The grey picture that dcm2pnm makes of a file's first frame; None where it makes none.
+    """Return the grey picture that dcm2pnm makes of a file's first frame; None if it makes none.
 
     Args:
-        window: by the header's first window; else from the darkest to the brightest pixel.
+        window: use the header's first window; else the range from the darkest to the brightest pixel.
     """
     out = scratch / "theirs.pgm"
     out.unlink(missing_ok=True)
@@ -44,7 +44,7 @@ def picture(file: Path, scratch: Path, *, window: bool) -> npt.NDArray[np.uint8]
 
 
 def as_chest(file: Path, to: Path) -> pydicom.Dataset | None:
-    """Writes a file with a chest radiograph's header to `to`; None where pydicom cannot write it."""
+    """Write a file with a chest radiograph's header to `to`; return None if pydicom cannot write it."""
     try:
         image = pydicom.dcmread(file, force=True)
         if "PixelData" not in image:
@@ -59,7 +59,7 @@ def as_chest(file: Path, to: Path) -> pydicom.Dataset | None:
 
 
 def alike(ours: Prepared, theirs: npt.NDArray[np.uint8]) -> float:
-    """The correlation of a prepared image with another decoder's picture of it."""
+    """Return the correlation of a prepared image with another decoder's picture of it."""
     rows = slice(ours.top, ours.top + ours.content_height)
     content = ours.image[rows, ours.left : ours.left + ours.content_width]
     side = Image.fromarray(theirs).resize(content.shape[::-1], Image.Resampling.BOX)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _of_wg04(name: str) -> str:
-    """Which picture of the WG04 set a file holds, such as "CT1"; empty: none."""
+    """Return the picture of the WG04 set that a file holds, such as "CT1"; empty: none."""
     found = re.match(r"([A-Z]{2}\d)_[A-Z0-9]{3,4}\b", name)
     return found[1] if found else ""
 

@@ -1,13 +1,13 @@
-"""Trained at one source, tested at another: a pretrained encoder against the same network untrained.
+"""Training at one source and testing at another: a pretrained encoder against the same network untrained.
 
     python bench/drift.py --encoder ENCODER --data CACHE --label pneumonia \
         --train paeds_gwcmc,nih_cxr14_1000 --test paeds_gwcmc,nih_cxr14_1000,covid_idc --out drift.jsonl
 
 Without --label, lungs are segmented. Each pair of fine-tunings learns from one source with one seed, and both are
 judged at every source, on the images of patients that neither learned from: each line of the file is one such
-test, {value, low, high, n} of the two and of their paired difference, by bootstrap over patients. Run again, it
-goes on after the pairs that are there. The table has the mean over the seeds of each value and of the ends of its
-interval, and how many images, and patients, it is of.
+test, {value, low, high, n} of the two and of their paired difference, by bootstrap over patients. Run again,
+it continues after the pairs that are there. The table has the mean over the seeds of each value and of the ends of
+its interval, and the numbers of images and patients.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sscxr.release import fetch
 
 
 def tests(arguments: argparse.Namespace, encoder: Path, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One pair of fine-tunings at a source, judged at every source: a mapping for each."""
+    """Judge one pair of fine-tunings at a source on every source; return a mapping for each."""
     began, source = monotonic(), str(keys["train"])
     config = pairs.settings(encoder, arguments.label, [*arguments.overrides, f"run.seed={keys['seed']}"])
     name = "auroc" if arguments.label else "dice"
@@ -46,7 +46,7 @@ def tests(arguments: argparse.Namespace, encoder: Path, keys: Mapping[str, Any])
 
 
 def cell(rows: Sequence[Mapping[str, Any]], name: str, sign: str = "") -> str:
-    """The mean over seeds of a figure and of the ends of its interval; empty where there is none."""
+    """Return the mean over seeds of a figure and of the ends of its interval; empty if there is none."""
     figures = [row[name] for row in rows if row[name]["low"] is not None]
     if not figures:
         return ""

@@ -1,12 +1,12 @@
-"""What a pretrained encoder is worth with few labels: AUROC against the same network untrained, seed by seed.
+"""The gain of a pretrained encoder with few labels: AUROC against the same network untrained, seed by seed.
 
     python bench/few_labels.py --encoder ENCODER --data CACHE --label pneumonia --source paeds_gwcmc \
         --per-class 10,20,50,100 --seeds 5 --out few.jsonl --picture few.svg
 
 Each line of the file is one pair of fine-tunings on the same drawn images: both AUROCs on the test patients, and
-their difference. Run again, it goes on after the pairs that are there. The table and the picture have the mean
+their difference. Run again, it continues after the pairs that are there. The table and the picture have the mean
 over the seeds with its 95 % interval (Student's t over seeds: draws of images, of heads and of views; not of test
-patients). --per-class 0 is all labels.
+patients). --per-class 0 uses all labels.
 """
 
 import argparse
@@ -32,7 +32,7 @@ STYLES = {"pretrained": "o-", "untrained": "s--"}
 def aurocs(
     arguments: argparse.Namespace, encoder: Path, cache: Cache, keys: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The AUROC of the pretrained and of the untrained network, on the same images."""
+    """Return the AUROC of the pretrained and of the untrained network, on the same images."""
     began = monotonic()
     few = [f"run.seed={keys['seed']}", f"classify.per_class={keys['per_class']}"]
     few.append("probe.resamples=1")  # the interval is over seeds
@@ -45,7 +45,7 @@ def aurocs(
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval over seeds; NaN of one seed."""
+    """Return the mean, and half of its 95 % interval over seeds; NaN for one seed."""
     if len(values) < 2:
         return fmean(values), float("nan")
     half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5

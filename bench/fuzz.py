@@ -1,9 +1,9 @@
 """Damages image files and reads them as `sscxr prepare` does: `python bench/fuzz.py FOLDER --mutants 3000`.
 
-Each mutant is a file of the folder with some bytes changed, cut, repeated or put in another place. Counted are
-those that end their reader or hang it, those of which nothing comes back, and those whose refusal or warnings
-repeat the patient's name, which is put into each DICOM file first. Of the accepted ones, those whose image is
-another than the original's (correlation below 0.5): most often damage in compressed pixels, which nothing tells.
+Each mutant is a file of the folder with some bytes changed, cut, repeated or moved. The bench counts mutants that
+end their reader or hang it, that return nothing, or whose refusal or warnings repeat the patient's name, which each
+DICOM file gets first. Of the accepted ones it counts those whose image differs from the original's (correlation
+below 0.5): most often damage in compressed pixels, which nothing reveals.
 """
 
 import argparse
@@ -27,12 +27,12 @@ KINDS = ("bytes", "header", "cut", "repeat", "zeros", "move")
 
 
 def task(file: Path) -> Task:
-    """As `prepare` reads a file that no manifest tells of."""
+    """Return the task of reading a file as `prepare` does without a manifest."""
     return Task(file, None, "", SIZE, 50_000_000)
 
 
 def seeds(folder: Path, scratch: Path) -> dict[str, tuple[bytes, np.ndarray]]:
-    """The readable files of a folder by name: bytes, with the patient's name in a DICOM's header, and image."""
+    """Return the readable files of a folder by name: bytes, with the name in a DICOM's header, and image."""
     found = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         data = file.read_bytes()
@@ -53,7 +53,7 @@ def seeds(folder: Path, scratch: Path) -> dict[str, tuple[bytes, np.ndarray]]:
 
 
 def mutant(data: bytes, source: np.random.Generator) -> tuple[str, bytes]:
-    """A kind of damage, and a file with it."""
+    """Return a kind of damage, and a file with it."""
     kind = str(source.choice(KINDS))
     changed = bytearray(data)
     length = int(2 ** source.uniform(0, 12))
@@ -76,22 +76,22 @@ def mutant(data: bytes, source: np.random.Generator) -> tuple[str, bytes]:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two images; 0 where one has a single grey level."""
+    """Return the correlation of two images; 0 if one has a single grey level."""
     if not (one.std() and other.std()):
         return 0.0
     return float(np.corrcoef(np.ravel(one), np.ravel(other))[0, 1])
 
 
 def words(outcome: Prepared | Refused) -> str:
-    """All that is said of a file."""
+    """Return the refusal or the warnings of a file."""
     return str(outcome) if isinstance(outcome, Refused) else "; ".join(outcome.facts.warnings)
 
 
 def fuzz(folder: Path, mutants: int, seed: int, workers: int) -> collections.Counter[str]:
-    """Read so many damaged files; what came of them, counted.
+    """Read damaged files, and return counts of their outcomes.
 
     Raises:
-        SystemExit: no readable file in the folder.
+        SystemExit: the folder has no readable file.
     """
     source, counts = np.random.default_rng(seed), collections.Counter[str]()
     with tempfile.TemporaryDirectory() as made:
@@ -122,19 +122,19 @@ def fuzz(folder: Path, mutants: int, seed: int, workers: int) -> collections.Cou
 
 
 def _judged(outcome: Prepared | Refused, name: str, kind: str, original: np.ndarray) -> Sequence[str]:
-    said = words(outcome)
-    found = ["the name was told"] if NAME.lower() in said.lower() else []
+    text = words(outcome)
+    found = ["the name was told"] if NAME.lower() in text.lower() else []
     if isinstance(outcome, Refused):
-        return [*found, "ended or hung its reader" if "kills its reader" in said else "refused"]
+        return [*found, "ended or hung its reader" if "kills its reader" in text else "refused"]
     found.append("accepted")
     if alike(outcome.image, original) < ALIKE:
-        found.append("accepted, another image" + (", with a warning" if said else ""))
-        print(f"{name}: {kind}: {said or 'no warning'}")
+        found.append("accepted, another image" + (", with a warning" if text else ""))
+        print(f"{name}: {kind}: {text or 'no warning'}")
     return found
 
 
 def main() -> None:
-    """Print a line for each accepted image that is another, and the counts; exit 1 where a reader ended or told."""
+    """Print accepted images that differ, and the counts; exit 1 if a reader ended or repeated the name."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mutants", type=int, default=3000)

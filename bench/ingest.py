@@ -1,20 +1,20 @@
-"""`sscxr prepare` from DICOM, against the usual loop and against decoders alone.
+"""`sscxr prepare` from DICOM, compared with the usual loop and with decoders alone.
 
     python bench/ingest.py --files 24 --json ingest.json
 
 Phantoms of a hospital's size (2048 x 2048 px, 12 bits) are written uncompressed, as lossless JPEG and as JPEG 2000.
-In turn: `prepare` with a worker a core; a loop in one process that reads with pydicom, windows, resizes with Pillow
-and saves a PNG; `pydicom`, its `pixel_array` alone in one process, by the plug-in that it takes of itself;
-`decoder`, the same by the plug-in that a worker takes; `decoder_pool`, that one in as many processes as there are
-workers, which are started before; a worker's work in one worker process by itself. Then the peak memory of a worker
-at two numbers of files.
+Timed in turn: `prepare` with a worker per core; a loop in one process that reads with pydicom, windows, resizes
+with Pillow and saves a PNG; `pydicom`, its `pixel_array` alone in one process, with the plug-in that it chooses;
+`decoder`, the same with a worker's plug-in; `decoder_pool`, that one in as many processes as there are workers,
+started before; a worker's work in one worker process alone. Then the peak memory of a worker at two numbers of
+files.
 
 Goals: compressed files at least 0.85 of the decoder's rate times the cores; uncompressed ones at least twice the
-loop's rate on two cores; memory by workers and not by files. Both shares are told: pydicom takes GDCM, which has
-several cores for one JPEG 2000 image already, and which is slow to hand over lossless JPEG. Two decoders at once
-may slow each other by themselves: `share of decoder_pool` is what `prepare` comes to beside that. `start_s` is the
-first file in a fresh program, with the start of the fork server and a worker; the rates, of least times, have the
-fork server's behind them. `cpu` compares CPU seconds with that worker's, which holds on a machine that others use.
+loop's rate on two cores; memory by workers and not by files. Both shares are reported: pydicom takes GDCM, which
+uses several cores for one JPEG 2000 image, and which is slow to return lossless JPEG. Two simultaneous decoders may
+slow each other: `share of decoder_pool` compares `prepare` with that. `start_s` is the first file in a fresh
+program, with the start of the fork server and a worker; the rates, by least times, exclude the fork server's start.
+`cpu` compares CPU seconds with that worker's, which is valid on a shared machine.
 """
 
 import zlib  # noqa: F401, I001 - before gdcm: its own zlib, if it is loaded first, breaks Python's
@@ -54,7 +54,7 @@ SIDE, SIZE = 2048, 256  # px: of a file, of the cache
 
 
 def write(folder: Path, syntax: int | None, files: int) -> list[Path]:
-    """Phantoms as DICOM of `SIDE` px; each with noise of its own, as a detector has."""
+    """Write phantoms as DICOM of `SIDE` px, each with its own detector noise."""
     folder.mkdir()
     rng, written = np.random.default_rng(0), []
     site = phantom.draw_site(rng, "bench")
@@ -87,14 +87,14 @@ def _compress(file: Path, syntax: int) -> None:
 
 
 def prepared(files: list[Path], out: Path, workers: int) -> None:
-    """What is measured."""
+    """Prepare the files into a fresh cache."""
     shutil.rmtree(out, ignore_errors=True)
     cache = prepare(files, out, size=SIZE, workers=workers, progress=False)
     assert len(cache) == len(files), (out / "quarantine.csv").read_text()
 
 
 def loop(files: list[Path], out: Path) -> None:
-    """The usual way: one file after another to a PNG."""
+    """Convert one file after another to PNG, the usual way."""
     out.mkdir(exist_ok=True)
     for file in files:
         data = dcmread(file)
@@ -107,19 +107,19 @@ def loop(files: list[Path], out: Path) -> None:
 
 
 def decoder(files: list[Path], plugin: str) -> None:
-    """A decoder alone; pydicom's own choice without a name."""
+    """Run a decoder alone; without a name, pydicom's choice."""
     for file in files:
         pixel_array(dcmread(file), decoding_plugin=plugin)
 
 
 def decoder_pool(files: list[Path], plugin: str, processes: ProcessPoolExecutor) -> None:
-    """A decoder alone, in several processes at once."""
+    """Run a decoder alone, in several processes."""
     for done in [processes.submit(decoder, [file], plugin) for file in files]:
         done.result()
 
 
 def work(files: list[Path]) -> float:
-    """A worker's whole work; the seconds of CPU time that it took."""
+    """Do a worker's whole work, and return its CPU seconds."""
     began = process_time()
     for file in files:
         result = attempt(Task(file, None, "", SIZE, MAX_PIXELS))
@@ -128,14 +128,14 @@ def work(files: list[Path]) -> float:
 
 
 def start(file: Path) -> float:
-    """Seconds to the first result of a program's first pool."""
+    """Return the seconds to the first result of a program's first pool."""
     began = perf_counter()
     list(pool.decode([(file, Task(file, None, "", SIZE, MAX_PIXELS))], 1))
     return perf_counter() - began
 
 
 def memory_of_workers(files: list[Path], few: int) -> dict[str, float]:
-    """Peak resident memory of a worker, MB: of `few` files, and of all."""
+    """Return the peak resident memory of a worker, MB, for `few` files and for all."""
     return {f"{count} files": _peak(files[:count]) for count in (few, len(files))}
 
 
@@ -163,7 +163,7 @@ def _high_water(pid: int) -> float:
 
 
 def measure(files: int, repetitions: int, workers: int) -> dict[str, object]:
-    """All figures, by transfer syntax."""
+    """Return all figures, by transfer syntax."""
     found: dict[str, object] = {"files": f"{files} of {SIDE} x {SIDE} px", "workers": workers}
     with tempfile.TemporaryDirectory() as folder:
         for name, (syntax, plugin) in SYNTAXES.items():

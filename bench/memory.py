@@ -1,10 +1,10 @@
-"""Peak memory of a site's round of pretraining, against the formula of `sscxr/stages/memory.py`.
+"""Peak memory of a site's round of pretraining, compared with the formula of `sscxr/stages/memory.py`.
 
     python bench/memory.py --config default --json memory.json
     python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=8" run.threads=1
 
-Every setting runs in a process of its own: the steps of `client/app.py` on images of noise, two optimiser steps.
-The peak is the kernel's (`ru_maxrss`). The recipe is the default one; a model's blocks are those it has.
+Every setting runs in a separate process: the steps of `client/app.py` on images of noise, two optimiser steps.
+The peak is the kernel's (`ru_maxrss`). The recipe is the default one; a model keeps its own number of blocks.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SETTINGS = (
 
 
 def site_round(config: Config, folder: Path) -> None:
-    """What a site does between a message and its reply, but for the message's way."""
+    """Do the work of a site between a message and its reply, without the transport."""
     device = set_up(config)
     cache = noise(folder, config, 2 * config.pretrain.batch_size)
     training = pretrain.SiteTraining(config, device, cache)
@@ -59,7 +59,7 @@ def site_round(config: Config, folder: Path) -> None:
 
 
 def peak(config: Config) -> float:
-    """Bytes that a process of its own takes for a round."""
+    """Return the peak bytes of a round in a separate process."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_child, args=(config, theirs))
     process.start()
@@ -77,7 +77,7 @@ def _child(config: Config, answer: Connection) -> None:
 
 
 def settings_of(recipe: str, model: str, text: str, overrides: list[str]) -> Config:
-    """A recipe with another model, whose last block and every second before it feed the head."""
+    """Return a recipe with another model, whose last block and every second one before it feed the head."""
     import timm
 
     with torch.device("meta"):
@@ -90,7 +90,7 @@ def settings_of(recipe: str, model: str, text: str, overrides: list[str]) -> Con
 def measure(
     recipe: str, models: Sequence[str], settings: Sequence[str], overrides: list[str]
 ) -> dict[str, object]:
-    """GB measured and predicted, for each model and setting."""
+    """Return measured and predicted GB for each model and setting."""
     found: dict[str, object] = {}
     for model in models:
         for text in settings:

@@ -1,4 +1,4 @@
-"""A cache of noise, for benches that want images and do not look at them."""
+"""A cache of noise, for benches that do not depend on image content."""
 
 import json
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ _BLOCK = 10_000  # rows made at a time
 
 
 def make(folder: Path, images: int, size: int, *, sparse: bool = False) -> Path:
-    """Write a cache of so many images, a patient each, every fifth of them set aside.
+    """Write a cache of images, one per patient, every fifth of them set aside.
 
     Args:
-        sparse: the images are a hole in a file, which reads as zeros and takes no room.
+        sparse: the images are a hole in a file, which reads as zeros and takes no space.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A pretrained encoder and the same network untrained, fine-tuned alike; results in a file that is gone on with."""
+"""A pretrained encoder and the same network untrained, fine-tuned alike; the file of results can be continued."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ STARTS = ("pretrained", "untrained")
 
 
 def settings(encoder: Path, label: str, overrides: Sequence[str]) -> Config:
-    """The settings of a classifier of that label; without one, of a lung segmenter."""
+    """Return the settings of a classifier of a label; without one, of a lung segmenter."""
     if not label:
         return tune.settings(encoder, "segment", "segment", overrides)
     config = tune.settings(encoder, "classify", "default", overrides)
@@ -25,7 +25,7 @@ def settings(encoder: Path, label: str, overrides: Sequence[str]) -> Config:
 def pair(
     encoder: Path, cache: Cache, config: Config, sources: Sequence[str], folder: Path
 ) -> dict[str, tune.Tuned]:
-    """Both fine-tunings, on the same images and draws, by the name of their start; the models are in `folder`."""
+    """Run both fine-tunings on the same images and draws; return results by start. The models are in `folder`."""
     config = configs.loads(configs.dumps(config))
     config.data.cache_size = cache.size
     learn = tune.classify if config.run.stage == "classify" else tune.segment
@@ -38,12 +38,12 @@ def pair(
 def resumed(
     file: Path, wanted: Iterable[Mapping[str, Any]], measured: Callable[[Mapping[str, Any]], list[Any]]
 ) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, after those that are not there yet were measured and added to it.
+    """Measure what a JSON-lines file lacks, add it, and return all its lines.
 
     Args:
-        file: each line is what was wanted and what was measured, in one object.
-        wanted: keys that tell one measurement from the others.
-        measured: the measurements that one of `wanted` gives: a mapping each.
+        file: each line is one object with the keys and the figures of a measurement.
+        wanted: keys that identify each measurement.
+        measured: returns the measurements for one of `wanted`, a mapping each.
     """
     lines = file.read_text().splitlines() if file.exists() else []
     done = [json.loads(line) for line in lines]

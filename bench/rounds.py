@@ -1,4 +1,4 @@
-"""What a round of a federation costs beside the sites' training, for each way of carrying the messages.
+"""The cost of a federation's round besides the sites' training, for each transport of the messages.
 
     python bench/rounds.py --steps 60 --json rounds.json               # 8 sites, the demo recipe
     python bench/rounds.py --engines inline --steps 4 --rounds 8       # where the time goes beside training
@@ -7,10 +7,10 @@
 127.0.0.1, without TLS, and a fresh process for each message, which is Flower's way. Sites have images of noise;
 held-out figures are left out. The first round is not counted.
 
-Seconds are of the processor, summed over all processes of a run (Linux), since those of the clock tell what else
-the machine does. What is training, and the parts beside it, are measured in the inline engine's one thread; the
-others train on as many images. `wall` compares seconds of the clock: of a round, and of the sites' training as they
-report it, divided by how many train at once.
+Seconds are processor time, summed over all processes of a run (Linux), since wall time depends on the machine's
+other work. Training and the other parts are measured in the inline engine's one thread; the other engines train on
+as many images. `wall` compares wall time: that of a round, and that of the sites' training as they report it,
+divided by the number of sites that train simultaneously.
 """
 
 import argparse
@@ -61,7 +61,7 @@ PARTS = {
 }  # fmt: skip
 
 
-# ---- one run, in a process of its own that carries the mark
+# ---- one run, in a separate process that carries the mark
 
 
 def in_process(engine_name: str, out: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def in_process(engine_name: str, out: Path, given: argparse.Namespace) -> dict[s
 
 @contextmanager
 def timed(wanted: bool) -> Iterator[Counter[str]]:
-    """The seconds of the processor that this thread spends in each of `PARTS`, while the block goes on."""
+    """Measure the processor time of this thread in each of `PARTS` within the block."""
     spent: Counter[str] = Counter()
     with ExitStack() as stack:
         for part, places in PARTS.items() if wanted else ():
@@ -129,7 +129,7 @@ def _timed(real: Callable[..., Any], part: str, spent: Counter[str]) -> Callable
 
 
 def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Run over a SuperLink and SuperNodes on this machine, each hospital with a folder of its own."""
+    """Run over a SuperLink and SuperNodes on this machine, each hospital with its own folder."""
     from omegaconf import OmegaConf
 
     from sscxr import config as configs
@@ -179,7 +179,7 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(given: argparse.Namespace) -> list[str]:
-    """The overrides of a run."""
+    """Return the overrides of a run."""
     return [
         f"federation.rounds={given.rounds + 1}", "federation.keep_checkpoints=99", "federation.retries=0",
         "federation.evaluate_every=0", "federation.deadline=3000", "sim.partition=iid", "run.device=cpu",
@@ -188,7 +188,7 @@ def settings(given: argparse.Namespace) -> list[str]:
 
 
 def _images(config: Any, steps: int) -> int:
-    """Images of a site that give it so many steps a round, once a share was set aside."""
+    """Return the images of a site for a number of steps per round, after a share is set aside."""
     share = (1 - config.data.test_share) * config.federation.local_epochs
     return round(steps * config.pretrain.batch_size / share)
 
@@ -221,7 +221,7 @@ def _until(there: Callable[[], bool], logs: Path, run: Path | None = None) -> No
 
 
 def _now() -> dict[str, float]:
-    """The clock, and the seconds of the processor that the processes of this run have taken so far."""
+    """Return wall time, and the processor time of this run's processes so far."""
     return {
         "clock": monotonic(),
         "processor": sum(seconds for _, seconds in _processes(os.environ.get(MARK, ""))),
@@ -229,7 +229,7 @@ def _now() -> dict[str, float]:
 
 
 def _processes(mark: str) -> Iterator[tuple[int, float]]:
-    """Each living process with this mark, and the seconds that it took, with the children it has seen end."""
+    """Yield each living process with this mark, and its processor time, including its ended children's."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
@@ -241,7 +241,7 @@ def _processes(mark: str) -> Iterator[tuple[int, float]]:
 
 @contextmanager
 def ended(mark: str) -> Iterator[None]:
-    """Whatever carries this mark ends with the block."""
+    """End all processes with this mark when the block ends."""
     try:
         yield
     finally:
@@ -253,7 +253,7 @@ def ended(mark: str) -> Iterator[None]:
 
 
 def measure(engine_name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """One run in a process of its own; its figures a round."""
+    """Do one run in a separate process, and return its figures per round."""
     scratch = Path(tempfile.mkdtemp(prefix="rounds-"))
     mark = str(scratch)
     command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", engine_name, "--out", mark]
@@ -274,7 +274,7 @@ def measure(engine_name: str, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def start_of_a_process() -> float:
-    """Seconds of the processor that a site's process takes before it can look at a message."""
+    """Return the processor time of a site's process before it can read a message."""
     before = os.times().children_user + os.times().children_system
     subprocess.run([sys.executable, "-W", "ignore", "-c", "import client.app"], check=True, cwd=ROOT)
     return os.times().children_user + os.times().children_system - before

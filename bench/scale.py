@@ -1,12 +1,12 @@
-"""What opening and sampling a cache costs at 10 thousand images and at a million, and a simulation of many sites.
+"""The cost of opening and sampling a cache of 10 thousand images and of a million, and of simulating many sites.
 
     python bench/scale.py --images 10000,1000000 --json scale.json
     python bench/scale.py --images "" --sites 256 --json sites.json
 
-Pixels are a hole in a file. Opening is what a site does at a message: open a cache, find its rows, read 64 images.
-It is measured in a process of its own, with and without the index's columns (`index.safetensors`); memory is
-what the process gained over one that has imported the same. The simulation is one round of the smoke recipe,
-inline, a batch at each site, with nothing but the run itself: no probe, no pictures.
+Pixels are a hole in a file. Opening is a site's work at a message: open a cache, find its rows, read 64 images.
+It is measured in a separate process, with and without the index's columns (`index.safetensors`); memory is the
+increase over a process with the same imports. The simulation is one round of the smoke recipe,
+inline, a batch at each site, without probes and pictures.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _SIZE = 64  # px a side of the sparse images
 
 
 def peak_mb() -> float:
-    """The process's peak resident memory so far, MB."""
+    """Return the process's peak resident memory so far, MB."""
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
 
@@ -52,7 +52,7 @@ def opened(folder: Path) -> dict[str, Any]:
 
 
 def simulated(sites: int) -> dict[str, Any]:
-    """One round over so many sites of 16 images to train on."""
+    """Simulate one round over sites with 16 training images each."""
     import rounds
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +78,7 @@ def _alone(*words: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line a measurement and write JSON."""
+    """Print one line per measurement and write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

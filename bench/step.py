@@ -1,16 +1,17 @@
-"""The pretraining step: what it takes beside the model, and what the data take beside it.
+"""The pretraining step: its time besides the model's, and the time of the data besides the step's.
 
     python bench/step.py --config demo --json step.json
     python bench/step.py --config default pretrain.batch_size=8 run.threads=1
 
-Three things, in turn, over and over: the bare forward and backward pass of encoder and head on a corrupted batch
-that is there already; the whole step on cached pixels that are there (views, corruption, loss, clipping, optimiser,
-by the training loop itself); a round of the same steps from the cache on the disk, by `SiteTraining.train_round`.
-Then the machine's own matmul at the recipe's precision, and the share of it that each reaches.
+Three things are timed in turn, repeatedly: the bare forward and backward pass of encoder and head on a corrupted
+batch that is there already; the whole step on cached pixels that are there (views, corruption, loss, clipping,
+optimiser, by the training loop itself); a round of the same steps from the cache on the disk, by
+`SiteTraining.train_round`. Then the machine's own matmul at the recipe's precision, and the share of it that each
+reaches.
 
 Goals: the whole step at least 0.93 of the bare pass, the round at least 0.97 of the whole step. On a busy machine
-the least times (`wall_min`, `cpu_min`) say more than the medians. The images are noise unless --data names a cache:
-the time does not depend on what they show.
+the least times (`wall_min`, `cpu_min`) are more reliable than the medians. The images are noise unless --data names
+a cache: the time does not depend on their content.
 """
 
 import argparse
@@ -58,18 +59,18 @@ class Bench:
         self.corruption = objective.corrupt(*self.clean, self.source) if isinstance(objective, GMML) else None
 
     def views(self) -> list[Tensor]:
-        """A batch's groups of views, from the pixels at hand."""
+        """Return a batch's groups of views, from pixels in memory."""
         return [
             pretrain.views(self.pixels.repeat(group.count, 1, 1), self.config, group, self.source)
             for group in self.training.objective.views
         ]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The recipe's precision on this device."""
+        """Return the recipe's precision on this device."""
         return autocast(self.config.pretrain.amp, self.device)
 
     def pass_of_model(self) -> None:
-        """One forward and backward pass of encoder and head, of GMML without its corruption."""
+        """Run one forward and backward pass of encoder and head; GMML's without its corruption."""
         objective = self.training.objective
         objective.train()
         with self.autocast():
@@ -82,12 +83,12 @@ class Bench:
         objective.zero_grad(set_to_none=True)
 
     def bare(self) -> None:
-        """The model alone."""
+        """Run the model alone."""
         for _ in range(self.steps):
             self.pass_of_model()
 
     def full(self) -> None:
-        """Whole steps on pixels that are there."""
+        """Run whole steps on pixels in memory."""
 
         def batches() -> Iterator[tuple[tuple[list[Tensor], float], list[int]]]:
             for _ in range(self.steps):
@@ -107,13 +108,13 @@ class Bench:
         )
 
     def pipeline(self) -> None:
-        """A round from the cache."""
+        """Run a round from the cache."""
         done = self.training.train_round(self.rows, site="bench", round_number=0, budget=1e9)
         assert done.steps == self.steps
 
 
 def flops(config: Config, cache: Cache) -> float:
-    """Floating-point operations of one bare pass; not compiled, as the counter does not see into that."""
+    """Return the floating-point operations of one bare pass; uncompiled, so that the counter sees them."""
     plain = copy.deepcopy(config)
     plain.run.compile = "false"
     bench = Bench(plain, cache, steps=1)
@@ -123,14 +124,14 @@ def flops(config: Config, cache: Cache) -> float:
 
 
 def matmul(device: torch.device, dtype: torch.dtype) -> tuple[float, Any]:
-    """Floating-point operations of a product of two square matrices, and a function that makes it."""
+    """Return the floating-point operations of a product of two square matrices, and a function that computes it."""
     side = MATMUL[device.type]
     one = torch.randn(side, side, device=device).to(dtype)
     return 2.0 * side**3, lambda: one @ one
 
 
 def noise(folder: Path, config: Config, images: int) -> Cache:
-    """A cache's images alone, of noise, memory-mapped."""
+    """Return memory-mapped images of noise, as in a cache."""
     size = config.data.cache_size
     pixels = np.random.default_rng(0).integers(0, 256, (images, size, size), dtype=np.uint8)
     np.save(folder / "images.npy", pixels)
@@ -138,7 +139,7 @@ def noise(folder: Path, config: Config, images: int) -> Cache:
 
 
 def steps_for(seconds: float, bench: Bench) -> int:
-    """How many steps take about so long."""
+    """Return how many steps take about this long."""
     bench.pass_of_model()
     began = perf_counter()
     bench.pass_of_model()
@@ -146,7 +147,7 @@ def steps_for(seconds: float, bench: Bench) -> int:
 
 
 def measure(config: Config, data: str | None, seconds: float, repetitions: int) -> dict[str, object]:
-    """All figures of one recipe on this machine."""
+    """Return all figures of one recipe on this machine."""
     config.federation.local_epochs, config.federation.rounds = 1, 1
     with tempfile.TemporaryDirectory() as folder:
         cache = open_cache(data) if data else noise(Path(folder), config, 512)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: things timed in turn on a machine that others use too."""
+"""Shared code of the benchmarks: timing in turn, on a machine that others use too."""
 
 import json
 import sys
@@ -14,15 +14,15 @@ class Times:
     """Seconds of one thing, by repetition.
 
     Attributes:
-        wall: by the clock, after the device is done.
-        cpu: of this process's threads; what other programs take of the machine is not in it.
+        wall: wall time, including the device's work.
+        cpu: CPU time of this process's threads, without other programs.
     """
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     def figures(self, per: float) -> dict[str, float]:
-        """Least and median wall time, and least CPU time, each divided by `per`."""
+        """Return least and median wall time, and least CPU time, each divided by `per`."""
         return {
             "wall_min": min(self.wall) / per,
             "wall_median": median(self.wall) / per,
@@ -31,7 +31,7 @@ class Times:
 
 
 def in_turn(things: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Times]:
-    """Time each thing once, then each again, and so on, so that what slows the machine slows all of them."""
+    """Time each thing once, then each again, and so on, so that a slow machine slows all of them."""
     times = {name: Times() for name in things}
     for _ in range(repetitions):
         for name, do in things.items():
@@ -45,7 +45,7 @@ def in_turn(things: Mapping[str, Callable[[], object]], repetitions: int) -> dic
 
 
 def ratios(base: Times, other: Times, *, per_base: float = 1, per_other: float = 1) -> dict[str, float]:
-    """`other`'s time as a share of `base`'s, by each of the figures; the last is the median over repetitions."""
+    """Return `other`'s time as a share of `base`'s, by each figure; the last is the median over repetitions."""
     above, below = other.figures(per_other), base.figures(per_base)
     pairs = zip(other.wall, base.wall, strict=True)
     each = median(a / per_other / (b / per_base) for a, b in pairs)
@@ -53,20 +53,20 @@ def ratios(base: Times, other: Times, *, per_base: float = 1, per_other: float =
 
 
 def _wait() -> None:
-    torch = sys.modules.get("torch")  # what did not import it has nothing on a device
+    torch = sys.modules.get("torch")  # without the import nothing runs on a device
     if torch is not None and torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def rounded(found: object) -> object:
-    """Numbers to four digits that count, for a person."""
+    """Return numbers to four significant digits."""
     if isinstance(found, dict):
         return {name: rounded(value) for name, value in found.items()}
     return float(f"{found:.4g}") if isinstance(found, float) else found
 
 
 def report(found: dict[str, object], file: str | None) -> None:
-    """Print figures line by line, and write them as JSON where a file is named."""
+    """Print figures line by line, and write them as JSON if a file is named."""
     found = {name: rounded(value) for name, value in found.items()}
     for name, value in found.items():
         text = "  ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value

@@ -4,10 +4,10 @@
     python bench/train_posture.py --data ../shared/data/cxr --leave-out nih        # a source never seen
     python bench/train_posture.py --data ../shared/data/cxr --measure-only
 
-Data: folders with a `manifest.csv` each, used for training where the licence has no NC, and phantoms. By
-patient group, 25 % are held out, 10 % set the thresholds. One thread and fixed seeds: the same weights again.
-The loss is the cross entropy over the 16 ways to undo a picture, of which only the first, to leave it as it
-is, is right: with every picture the network sees all turns, mirrorings and inversions.
+Data: folders with a `manifest.csv` each, used for training if the licence has no NC, and phantoms. By patient
+group, 25 % are held out, 10 % set the thresholds. One thread and fixed seeds: every run gives the same weights. The
+loss is the cross entropy over the 16 ways to undo a picture; only the first, which leaves it unchanged, is right:
+with every picture the network sees all turns, mirrorings and inversions.
 """
 
 import argparse
@@ -46,12 +46,12 @@ class Picture:
 
 
 def place_of(group: str) -> float:
-    """A patient group's place in 0..1; below TEST_SHARE it is held out."""
+    """Return a patient group's place in 0..1; below TEST_SHARE it is held out."""
     return int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def read(data: Path, leave_out: str) -> tuple[list[Picture], dict[str, str]]:
-    """All frontal pictures, and the licences of the sources. What is not for training is put in the test share."""
+    """Read all frontal pictures and the sources' licences. Pictures not for training are put in the test share."""
     pictures, licences = [], {}
     for manifest in sorted(data.glob("*/manifest.csv")):
         table = pd.read_csv(manifest, keep_default_na=False)
@@ -78,7 +78,7 @@ def read(data: Path, leave_out: str) -> tuple[list[Picture], dict[str, str]]:
 
 
 class Network(nn.Module):
-    """What `posture.scores` computes, in torch."""
+    """The network of `posture.scores`, in torch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Network(nn.Module):
         return self.score(hidden)[:, 0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights in the layout that `posture.scores` reads."""
+        """Return the weights in the layout that `posture.scores` reads."""
         found = {}
         for layer, conv in enumerate(self.convs):
             found[f"conv{layer}.weight"] = conv.weight.permute(2, 3, 1, 0)
@@ -156,7 +156,7 @@ def vary(squares: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def squares_of(pictures: list[Picture]) -> Tensor:
-    """float32 [N, 96, 96]: trimmed and squashed."""
+    """Return the trimmed and squashed pictures, float32 [N, 96, 96]."""
     found = np.empty((len(pictures), STORE, STORE), dtype=np.float32)
     for row, picture in enumerate(pictures):
         found[row] = Image.fromarray(posture.trim(picture.image)).resize((STORE, STORE), Image.Resampling.BOX)
@@ -164,7 +164,7 @@ def squares_of(pictures: list[Picture]) -> Tensor:
 
 
 def train(pictures: list[Picture], steps: int, seed: int) -> Network:
-    """Train on all but the held-out and the threshold shares, the sources in like parts."""
+    """Train on all but the held-out and the threshold shares, the sources in equal parts."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     chosen = [picture for picture in pictures if picture.place >= TEST_SHARE + THRESHOLD_SHARE]
@@ -195,7 +195,7 @@ def train(pictures: list[Picture], steps: int, seed: int) -> Network:
 
 
 def set_thresholds(network: Network, pictures: list[Picture], seed: int) -> dict[str, float]:
-    """Log odds that varied upright pictures of the threshold share pass too rarely to matter."""
+    """Return log odds that varied upright pictures of the threshold share exceed too rarely to matter."""
     generator = torch.Generator().manual_seed(seed + 1)
     share = [picture for picture in pictures if TEST_SHARE <= picture.place < TEST_SHARE + THRESHOLD_SHARE]
     squares = squares_of(share)
@@ -234,7 +234,7 @@ HARMLESS = tuple(CHANGES)[:6]
 
 
 def measure(pictures: list[Picture], detector: posture.Detector) -> pd.DataFrame:
-    """`posture.look` on held-out pictures: one row a picture and change."""
+    """Run `posture.look` on held-out pictures; return one row per picture and change."""
     rows = []
     for number, picture in enumerate(pictures):
         if picture.place >= TEST_SHARE:
@@ -246,7 +246,7 @@ def measure(pictures: list[Picture], detector: posture.Detector) -> pd.DataFrame
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Percentages by source: false alarms of what quarantines and of mirroring, then sensitivities."""
+    """Return percentages by source: false alarms of what quarantines and of mirroring, then sensitivities."""
 
     def one(rows: pd.DataFrame) -> pd.Series:
         def share(change: str, right: Callable[[pd.DataFrame], "pd.Series[bool]"]) -> float:

@@ -1,11 +1,11 @@
-"""Views and corruption of a batch at a time, against a loader written the usual way.
+"""Views and corruption of whole batches, compared with a loader written the usual way.
 
     python bench/views.py --config demo --json views.json
     python bench/views.py --config default pretrain.batch_size=16 --repetitions 3 --originals 1024
 
 The plain loader opens each JPEG with Pillow, makes a random resized crop with jitter, and stamps blocks in a loop
-until an image's budget is met, in a worker of torch's DataLoader: the way of the published GMML scripts, and of
-most. Its files are of the cache's size, or by `--originals` as large as a corpus has them, NIH's 1024 px a side.
+until an image's budget is met, in a worker of torch's DataLoader, like the published GMML scripts and most
+others. Its files have the cache's size, or with `--originals` a corpus's own, such as NIH's 1024 px a side.
 Ours gathers pictures from the cache's memory map, and crops, varies and corrupts the batch as a whole.
 Both draw by the recipe's settings, and both run on one thread.
 
@@ -55,7 +55,7 @@ class PlainLoader(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return clean, torch.where(mask, content, clean), mask
 
     def view(self, file: Path) -> Tensor:
-        """A crop of one picture, float32 [1, H, W], normalised."""
+        """Return a crop of one picture, float32 [1, H, W], normalised."""
         settings, size = self.config.augment, self.config.encoder.img_size
         image = Image.open(file).convert("L")
         side = image.width
@@ -77,7 +77,7 @@ class PlainLoader(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return ((pixels - self.config.data.mean) / self.config.data.std).unsqueeze(0)
 
     def mask(self) -> Tensor:
-        """bool [1, H, W]: blocks stamped until they cover a budget."""
+        """Return blocks stamped until they cover a budget, bool [1, H, W]."""
         settings, size = self.config.gmml, self.config.encoder.img_size
         budget = random.uniform(*settings.drop_budget) * size**2
         mask, longest = torch.zeros(1, size, size, dtype=torch.bool), int(settings.max_block * size)
@@ -92,7 +92,7 @@ class PlainLoader(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def pictures(folder: Path, size: int) -> list[Path]:
-    """Phantoms as JPEG files of `size` px."""
+    """Write phantoms as JPEG files of `size` px."""
     rng, files = np.random.default_rng(0), []
     few: list[npt.NDArray[np.float32]] = [phantom.draw(rng, size=size)[0] for _ in range(8)]
     for number in range(IMAGES):
@@ -103,7 +103,7 @@ def pictures(folder: Path, size: int) -> list[Path]:
 
 
 def measure(config: Config, repetitions: int, originals: int) -> dict[str, object]:
-    """All figures of one recipe on this machine."""
+    """Return all figures of one recipe on this machine."""
     settings, cached = config.pretrain, config.data.cache_size
     config.run.threads = 1
     with tempfile.TemporaryDirectory() as folder:
