@@ -91,7 +91,7 @@ def _comments(text: str) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _may_be(kind: Any, bounds: Mapping[str, Any]) -> str:
-    """What a setting accepts, in words."""
+    """Return in words the values that a setting accepts."""
     text = str(kind) if "[" in str(kind) or "|" in str(kind) else kind.__name__
     several = text.startswith(("list", "dict"))
     words = {

@@ -104,8 +104,8 @@ def run(
         if state is None:
             state = State(round=0, encoder=start or stages.of(config).start(), optimiser={})
         if state.round >= rounds and (not releases or (out / "encoder").is_dir()):
-            told = (out / runs.STATUS).exists() and runs.read_status(out).state == "finished"
-            if not told:  # it was killed between its last file and the word for it
+            recorded = (out / runs.STATUS).exists() and runs.read_status(out).state == "finished"
+            if not recorded:  # it was killed between its last file and its last status
                 status.write(out, "finished", done=state.round, rounds=rounds)
             log.info("run %s is finished: %d rounds; nothing to do", out, state.round)
             return

@@ -1,4 +1,4 @@
-"""What each virtual site holds: a table and a picture, to check before training."""
+"""The holdings of each virtual site: a table and a picture, to check before training."""
 
 import io
 from collections.abc import Mapping, Sequence

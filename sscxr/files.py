@@ -212,7 +212,7 @@ def locked(file: Path, refusal: SscxrError | None = None, *, patience: float = 0
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a process holds a lock file, which need not be writable; False where there is none."""
+    """Return whether a process holds a lock file, which need not be writable; False if there is no file."""
     try:
         handle = file.open()
     except FileNotFoundError:

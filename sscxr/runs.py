@@ -32,16 +32,16 @@ class RunError(SscxrError):
 
 @dataclass(frozen=True)
 class Words:
-    """What a run trains, its loss and its score are called, for reports and cards.
+    """The names of a run's kind, loss and score in reports and on cards.
 
     Attributes:
-        kind: of run, a title.
+        kind: the kind of run, as a title.
         made: how its encoder came to be; a card has it behind "an encoder".
         loss: the name of the loss.
         axis: the same, with its unit.
         meaning: sentences on the loss and the score.
-        score: the name of the second held-out figure; empty: there is none.
-        pictures: a sentence on the reconstructions that a report shows; empty: nothing is to be added.
+        score: the name of the second held-out figure; empty: none.
+        pictures: a sentence on the reconstructions that a report shows; empty: none.
         task: whether it learns a task from labels or masks; its model is then compared with each site's own.
     """
 

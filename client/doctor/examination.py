@@ -17,7 +17,7 @@ from sscxr.federation.join import Join, JoinError
 
 @dataclass(frozen=True)
 class Asked:
-    """What to examine.
+    """The machine and files to examine.
 
     Attributes:
         site: the `site.yaml`; None: the coordinator's machine.

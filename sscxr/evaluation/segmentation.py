@@ -177,10 +177,11 @@ def difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One segmenter's figures minus another's on the same images: a paired bootstrap over patients.
+    """Return one segmenter's figures minus another's on the same images, by a paired bootstrap over patients.
 
-    Of Dice more is better, of distances less. Arguments and result as in `figures`, without the empty ones'
-    counts; each figure has `p` as well, of the test that there is no difference (null where none has it).
+    A higher Dice is better, a shorter distance is better. Arguments and result as in `figures`, without the counts
+    of empty masks; each figure also has `p`, for the test that the difference is 0 (null if no image has the
+    figure).
     """
     gains = measured[list(FIGURES)].reset_index(drop=True) - baseline[list(FIGURES)].reset_index(drop=True)
     return figures(gains, groups, resamples=resamples, seed=seed, test=True)

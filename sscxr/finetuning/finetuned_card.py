@@ -107,7 +107,7 @@ def _recipe(config: Config, history: History) -> str:
     best = history.epochs[history.best - 1]
     kept = ""
     if not math.isnan(best.score):
-        kept = f", of which number {history.best} is kept (validation score {best.score:.3f})"
+        kept = f"; number {history.best} is kept (validation score {best.score:.3f})"
     text = configs.dumps(config).strip()
     head = f"{len(history.epochs)} passes over the training images of at most {history.planned}{kept}."
     return f"## Recipe\n\n{head}\n\n```yaml\n{text}\n```"

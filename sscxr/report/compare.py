@@ -21,7 +21,7 @@ _PROBED = "AUROC of classifiers on frozen features of patients that were set asi
 _SCORED = (
     "Each run's model on patients that each site set aside. AUROC: 0.5 is chance. Dice: 1 is the drawn mask."
 )
-_APART = "Two intervals that overlap may still differ: each run was measured by itself."
+_APART = "Two intervals that overlap may still differ: each run was measured separately."
 _LONGEST = 60  # letters of a setting's value
 
 

@@ -97,5 +97,5 @@ def _is_of(folder: Path, size: int, digest: str) -> bool:
     text, ours = (folder / INDEX).stat(), (folder / FILE).stat()
     if text.st_size != size:
         return False
-    # A copy of the cache may have other times; then the content tells.
+    # A copy of the cache may have other times; then the content decides.
     return text.st_mtime_ns == ours.st_mtime_ns or sha256(folder / INDEX) == digest

@@ -29,7 +29,7 @@ Grey = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Task:
-    """Attributes: the file; its mask and view, if a manifest tells; the cache's px a side; px a file may have;
+    """Attributes: the file; its mask and view, if a manifest has them; the cache's px a side; px a file may have;
     further masks, to be joined with the first; words for a chest in Body Part Examined beside those known; whether
     the image is wanted at its own resolution too.
     """

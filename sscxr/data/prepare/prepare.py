@@ -134,7 +134,7 @@ def count_new(
 
 
 def _header(size: int, max_pixels: int) -> dict[str, Any]:
-    """What every outcome depends on besides the file itself."""
+    """Return the values that every outcome depends on besides the file itself."""
     detector = sha256(posture.WEIGHTS)[:16]
     return {"pipeline": PIPELINE, "posture": detector, "size": size, "max_pixels": max_pixels}
 
