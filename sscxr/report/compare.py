@@ -11,7 +11,6 @@ from sscxr.report.charts import Chart, Estimate, Line
 from sscxr.report.page import template
 from sscxr.report.record import FOLDED, Record, read
 from sscxr.report.summary import held_out, many, mean_loss, total_images
-from sscxr.report.tables import FIGURES
 
 # Settings that name a run and do not change what it does.
 _UNLIKE = ("run.name",)
@@ -153,7 +152,8 @@ def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate
             found = (pair.trained.auroc, pair.trained.low, pair.trained.high)
             table.setdefault(task, {})[name] = found
         for score in record.scores:
-            label = f"{score.site} ({FIGURES[score.figure]})" if score.figure in FIGURES else score.site
+            figure = score.figure and record.words.score
+            label = f"{score.site} ({figure})" if figure else score.site
             table.setdefault(label, {})[name] = charts.triple(score.federated)
     return [Estimate(label, {name: row.get(name) for name in names}) for label, row in sorted(table.items())]
 

@@ -15,7 +15,6 @@ from sscxr.runs import natural
 # Refusals and absences listed in full; for more the report refers to sites.csv.
 LISTED = 40
 _REASONS = 3  # kinds of absence named in a site's row
-FIGURES = {"auroc": "AUROC", "dice": "Dice"}
 Row = dict[str, Any]
 
 
@@ -130,7 +129,8 @@ def scores(record: Record) -> list[Row]:
     for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
         enough, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
-        row = {"site": score.site, "figure": FIGURES.get(score.figure, score.figure) or "too few images"}
+        figure = score.figure and (record.words.score or score.figure)
+        row = {"site": score.site, "figure": figure or "too few images"}
         row |= {"patients": str(score.test_patients) if enough else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}
