@@ -85,7 +85,7 @@ def run(
         raise ConfigError(f"--engine {engine_name!r} is not known; choose one of: {', '.join(_ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [], begun=resume and (out / CONFIG).exists())
     settings = _settings(config, [*overrides, *given])
-    if label and settings.run.stage != "classify":
+    if label and "classify" not in settings.recipe_sections:
         raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; use --stage classify")
     kinds = ["tensorboard"] * tensorboard + ["mlflow"] * mlflow
     tracking = ",".join(kinds_of(",".join(kinds)))
