@@ -73,10 +73,10 @@ def site_approve(
     file = site or join.parent / "site.yaml"
     invitation = Join.read(join)
     config = approval.settings_of(invitation.recipe)
-    stages.of(config)  # refuses a method's own settings, too
+    learns = stages.of(config).learns  # refuses a method's own settings, too
     typer.echo(f"{invitation.federation}, issued {invitation.issued}. At each site the run")
     marks = 0
-    for word in approval.words(config):
+    for word in approval.words(config, learns):
         typer.echo(f"  {word.what:15} {word.value}")
         if word.mark:
             marks += 1

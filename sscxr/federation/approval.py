@@ -111,11 +111,11 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def words(config: Config) -> Iterator[Word]:
-    """Describe a recipe for the hospital that decides on it."""
+def words(config: Config, learns: str) -> Iterator[Word]:
+    """Describe a recipe for the hospital that decides on it; `learns`: see `Stage.learns`."""
     federation, encoder = config.federation, config.encoder
     pretrains, learning = config.pretrains, config.learning
-    yield Word("learns", _learnt(config))
+    yield Word("learns", learns)
     size = (0 if pretrains else config.finetune.img_size) or encoder.img_size
     grid = size // encoder.patch_size
     yield Word(
@@ -172,14 +172,6 @@ def words(config: Config) -> Iterator[Word]:
     yield Word("laterals", "used" if config.data.laterals else "left out")
     if pretrains:
         yield from _method(config)
-
-
-def _learnt(config: Config) -> str:
-    if config.run.stage == "classify":
-        return f"to classify {', '.join(config.classify.labels) or 'nothing'} (labels are used)"
-    if config.run.stage == "segment":
-        return "to outline the lungs (masks are used)"
-    return f"an encoder without labels ({config.pretrain.objective})"
 
 
 def _method(config: Config) -> Iterator[Word]:

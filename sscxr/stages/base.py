@@ -89,6 +89,11 @@ class Stage(ABC):
     def words(self) -> Words:
         """Return the names of the stage, its loss and its score in reports and on cards."""
 
+    @property
+    @abstractmethod
+    def learns(self) -> str:
+        """What the stage learns, for the hospital that approves it."""
+
     def problem(self) -> str:
         """Return one line on what the settings lack; empty: nothing."""
         return ""

@@ -40,6 +40,11 @@ class Classifying(FineTuning):
         """Return `classify.labels`."""
         return self.config.classify.labels
 
+    @property
+    def learns(self) -> str:
+        """Return the labels."""
+        return f"to classify {', '.join(self.labels) or 'nothing'} (labels are used)"
+
     def problem(self) -> str:
         """Return one line if no label is named."""
         if self.labels:

@@ -118,6 +118,11 @@ class Pretraining(Stage):
         """Return the method's words."""
         return self.method.words(self.config)
 
+    @property
+    def learns(self) -> str:
+        """Return the method's name."""
+        return f"an encoder without labels ({self.config.pretrain.objective})"
+
     def schedule(self) -> optim.Schedule:
         """Return the schedule of the section `pretrain`."""
         return schedule(self.config)

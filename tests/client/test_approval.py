@@ -15,6 +15,7 @@ from client import commands
 from client.settings import approve, init, read_settings
 from server.commands import describe
 from sscxr import config as configs
+from sscxr import stages
 from sscxr.federation import approval, wire
 
 KINDS = ("query", "train", "evaluate")
@@ -177,7 +178,8 @@ def test_the_server_names_who_has_not_approved_before_the_first_round(
 
 @pytest.mark.parametrize("recipe", ["default", "demo", "smoke", "sscxr"])
 def test_the_words_of_a_shipped_recipe(recipe: str) -> None:
-    found = {word.what: word for word in approval.words(configs.load(recipe))}
+    config = configs.load(recipe)
+    found = {word.what: word for word in approval.words(config, stages.of(config).learns)}
     assert {
         "learns",
         "model",
