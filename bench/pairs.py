@@ -28,9 +28,8 @@ def pair(
     """Run both fine-tunings on the same images and draws; return results by start. The models are in `folder`."""
     config = configs.loads(configs.dumps(config))
     config.data.cache_size = cache.size
-    learn = tune.classify if config.run.stage == "classify" else tune.segment
     return {
-        start: learn(tune.Job(encoder, cache, config, folder / start, sources, start == "untrained"))
+        start: tune.fine_tune(tune.Job(encoder, cache, config, folder / start, sources, start == "untrained"))
         for start in STARTS
     }
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,9 +19,8 @@ from sscxr import stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.evaluation import classification, segmentation
 from sscxr.files import write_atomically
-from sscxr.finetuning import finetune, finetuned
+from sscxr.finetuning import KINDS, finetune, finetuned
 from sscxr.finetuning.finetune import Split
 from sscxr.finetuning.site_finetune import SiteFineTuning
 from sscxr.report import SiteScore
@@ -78,33 +76,10 @@ def _score(
         return unmeasured
     if not len(test):
         return unmeasured
-    return SiteScore(
-        site.name, name, *counts, *_figures(federated.task, alone.task, test, groups[test], name, config)
-    )
-
-
-def _figures(
-    federated: Any, alone: Any, test: Rows, groups: npt.NDArray[Any], name: str, config: Config
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the federation's figure, the site's own, and the difference: {value, low, high, n} each.
-
-    Args:
-        federated, alone: two `Classification` or two `Segmentation`, by `name`: "auroc" or "dice".
-        test: rows to measure on.
-        groups: the patient group of each.
-    """
-    if name == "dice":
-        measured = [task.measured(test) for task in (federated, alone)]
-        first, second = (segmentation.figures(one, groups)[name] for one in measured)
-        return first, second, segmentation.difference(measured[0], measured[1], groups)[name]
-    truth, labels = federated.targets[test], list(config.classify.labels)
-    probabilities = [task.probabilities(test) for task in (federated, alone)]
-    first, second = (classification.figures(one, truth, groups, labels)[name] for one in probabilities)
-    return (
-        first,
-        second,
-        classification.difference(probabilities[0], probabilities[1], truth, groups, labels)[name],
-    )
+    kind, place = KINDS[config.run.stage], (site.cache, test, finetuned.spec_of(config).labels)
+    predicted = [kind.predict(one.model, one.task.input, *place, place[-1]) for one in (federated, alone)]
+    each, gain = kind.compare(*predicted, *place)
+    return SiteScore(site.name, name, *counts, *(figures[name] for figures in (*each, gain)))
 
 
 def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:

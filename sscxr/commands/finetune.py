@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sscxr.config import Config
     from sscxr.finetuning.finetune import Epoch, Split
-    from sscxr.finetuning.tune import Job, Listener, Tuned
+    from sscxr.finetuning.tune import Listener, Tuned
 
 _LINES = 30  # the most plain lines of epochs without a terminal
 
@@ -81,15 +81,11 @@ def classify(
     key: PublicKey = None,
 ) -> None:
     """Fine-tune a classifier. At the end it is evaluated on patients that were never trained on."""
-    from sscxr.finetuning import tune
-
     folder = _located(encoder, key)
     settings = _settings(folder, "classify", config, overrides, frozen=frozen)
     settings.classify.labels = names(label)
     settings.classify.per_class = per_class or settings.classify.per_class
-    with Show(settings) as show:
-        tuned = tune.classify(_job(folder, data, settings, out, source, untrained, force), show.listener)
-    _finish(tuned)
+    _tune(folder, data, settings, out, source, untrained, force)
 
 
 def segment(
@@ -105,13 +101,9 @@ def segment(
     key: PublicKey = None,
 ) -> None:
     """Fine-tune a lung segmenter (UNETR) on masks. At the end it is evaluated on patients it has not seen."""
-    from sscxr.finetuning import tune
-
     folder = _located(encoder, key)
     settings = _settings(folder, "segment", config, overrides, frozen=frozen)
-    with Show(settings) as show:
-        tuned = tune.segment(_job(folder, data, settings, out, source, untrained, force), show.listener)
-    _finish(tuned)
+    _tune(folder, data, settings, out, source, untrained, force)
 
 
 class Show:
@@ -119,9 +111,10 @@ class Show:
 
     def __init__(self, config: "Config") -> None:
         from sscxr.display import Board, Clock
+        from sscxr.finetuning import KINDS
 
         self.board, self._clock = Board(), Clock()
-        self.score = "AUROC" if config.run.stage == "classify" else "Dice"
+        self.score = KINDS[config.run.stage].score
         self._planned, self._images, self._epochs, self._last = 1, 0, 0, ""
         self._began = 0.0
 
@@ -196,20 +189,25 @@ def _settings(
     return settings
 
 
-def _job(
+def _tune(
     encoder: Path, data: Path, settings: "Config", out: Path, source: str, untrained: bool, force: bool
-) -> "Job":
+) -> None:
     from sscxr.data.cache.cache import open_cache
     from sscxr.finetuning import tune
 
     cache = open_cache(data)
     settings.data.cache_size = cache.size  # the size that `sscxr predict` scales files to
-    return tune.Job(encoder, cache, settings, out, names(source), untrained, force)
+    job = tune.Job(encoder, cache, settings, out, names(source), untrained, force)
+    with Show(settings) as show:
+        tuned = tune.fine_tune(job, show.listener)
+    _finish(tuned)
 
 
 def _finish(tuned: "Tuned") -> None:
     """Print the figures on the test patients, and the model's folder."""
     from rich.table import Table
+
+    from sscxr.finetuning import KINDS
 
     found = tuned.figures
     if found:
@@ -217,7 +215,7 @@ def _finish(tuned: "Tuned") -> None:
         table = Table("", "value", "95 % interval", "images", title=title, title_justify="left", box=None)
         _add_figures(table, found)
         sources = found["by"]["source"]
-        if tuned.spec.task == "segment" and len(sources) > 1:
+        if KINDS[tuned.spec.task].by_source and len(sources) > 1:
             for source, figures in sources.items():
                 table.add_section()
                 _add_figures(table, figures, f"{source}: ")

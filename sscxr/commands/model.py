@@ -136,8 +136,7 @@ def predict(
             model,
             files,
             out,
-            with_saliency=with_saliency,
-            with_seg=with_seg,
+            options=[*["--saliency"] * with_saliency, *["--dicom-seg"] * with_seg],
             overwrite=force,
             on_file=shown,
         )

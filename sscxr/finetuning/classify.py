@@ -1,7 +1,8 @@
 """Classification as a task of fine-tuning: its images, targets, loss and score."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
+from sscxr.evaluation import classification
 from sscxr.evaluation.metrics import auroc
-from sscxr.finetuning.finetune import FinetuneError, Split, varied
+from sscxr.finetuning import finetune
+from sscxr.finetuning.finetune import FinetuneError, JudgeError, Split, varied
+from sscxr.finetuning.kind import Figures, Kind
 from sscxr.models import inference
 from sscxr.models.classifier import Classifier
 from sscxr.models.inference import Input
@@ -195,3 +199,96 @@ def _occurrence(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         counts.append(seen.get(value, 0))
         seen[value] = counts[-1] + 1
     return np.array(counts, dtype=np.int64)
+
+
+def split(cache: Cache, config: Config, sources: Sequence[str], note: Callable[[str], None]) -> Split:
+    """See `Kind`; with `classify.per_class` a few rows to learn from, and none for validation."""
+    labels, few = list(config.classify.labels), config.classify.per_class
+    _check_labels(labels)
+    wanted = targets(cache, labels)
+    rows = labelled(wanted, finetune.usable(cache, laterals=config.data.laterals, sources=sources))
+    if not len(rows):
+        raise FinetuneError(
+            f"{', '.join(labels)} is unknown of every image here: there is nothing to learn from"
+        )
+    val_share = 0.0 if few else config.finetune.val_share
+    parts = finetune.split(cache, rows, test_share=config.data.test_share, val_share=val_share)
+    if few:
+        drawn = draw(cache, wanted, parts.train, labels, per_class=few, seed=config.run.seed)
+        parts = dataclasses.replace(parts, train=drawn)
+    check_classes(wanted, parts, labels)
+    if len(parts.val) and not has_both(wanted[parts.val]).any():
+        note("the validation patients have one class only: no early stopping, the last weights are kept")
+    return parts
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if not labels:
+        raise FinetuneError("classify.labels is empty: name the labels to learn, as in --label pneumonia")
+    twice = [label for place, label in enumerate(labels) if label in labels[:place]]
+    if twice:
+        raise FinetuneError(f"label {twice[0]!r} is named twice")
+
+
+def judgeable(cache: Cache, rows: Rows, labels: Sequence[str]) -> tuple[Rows, list[str]]:
+    """Return the rows with a known label, and notes on weak labels."""
+    there = [label for label in labels if label in cache.labels]
+    if not there:
+        cache.label(labels[0])  # raises an error that lists the labels
+    notes = [f"the cache has no label {label!r}" for label in labels if label not in there]
+    truth = known_targets(cache, labels)
+    known = labelled(truth, rows)
+    if not len(known):
+        raise JudgeError(f"cache {cache.folder} knows {', '.join(there)} for none of {len(rows)} images")
+    for label in there:
+        column = truth[known, labels.index(label)]
+        present, absent = int((column == 1).sum()), int((column == 0).sum())
+        if not (present and absent):
+            notes.append(
+                f"label {label!r}: {present} images have it and {absent} do not, so figures that need "
+                "both are left out"
+            )
+    return known, notes
+
+
+def _predict(
+    model: nn.Module, wants: Input, cache: Cache, rows: Rows, known: Sequence[str], labels: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    predicted = inference.probabilities(model, cache.images, rows, wants=wants)
+    return predicted[:, [known.index(label) for label in labels]]
+
+
+def _evaluate(predicted: Any, cache: Cache, rows: Rows, labels: Sequence[str], **settings: Any) -> Figures:
+    truth = known_targets(cache, labels)[rows]
+    return classification.evaluate(predicted, truth, cache.index.iloc[rows], labels, **settings)
+
+
+def _compare(
+    first: Any, second: Any, cache: Cache, rows: Rows, labels: Sequence[str], **settings: Any
+) -> tuple[list[Figures], Figures]:
+    beside = known_targets(cache, labels)[rows], cache.index["group"].to_numpy()[rows], labels
+    each = [classification.figures(predicted, *beside, **settings) for predicted in (first, second)]
+    return each, classification.difference(first, second, *beside, **settings)
+
+
+KIND = Kind(
+    noun="classifier",
+    verb="Classifies",
+    score="AUROC",
+    shown=classification.FIGURES,
+    labels=lambda config: config.classify.labels,
+    build=lambda encoder, spec: Classifier(encoder, labels=len(spec.labels), pool=spec.pool),
+    split=split,
+    task=lambda model, cache, config, device, train: Classification(
+        model, cache, config, device, train=train
+    ),
+    begin=lambda task: task.model.start_at(task.prior),
+    judgeable=judgeable,
+    predict=_predict,
+    settings=lambda config: {
+        "specificity": config.classify.specificity,
+        "resamples": config.probe.resamples,
+    },
+    evaluate=_evaluate,
+    compare=_compare,
+)

@@ -17,19 +17,19 @@ from sscxr.data import augment
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.errors import SscxrError
-from sscxr.models.classifier import Classifier
+from sscxr.models.inference import Input
 from sscxr.training import optim
 from sscxr.training.batches import batches_per_epoch, epoch
 from sscxr.training.device import autocast
 from sscxr.training.loop import NonFiniteLossError, Stretch, train
 
-# Factor on the rate of a linear head on a frozen encoder. Ours, on paediatric X-rays: at the plain rate the head
-# stays far from the best linear classifier (AUROC 0.86; with this factor 0.93).
-_LINEAR_RATE = 20.0
-
 
 class FinetuneError(SscxrError):
     """The data or settings do not allow training; one line states why."""
+
+
+class JudgeError(SscxrError):
+    """A model cannot be judged on the data; one line states why."""
 
 
 class Task(Protocol):
@@ -37,9 +37,11 @@ class Task(Protocol):
 
     Attributes:
         model: the model to train; its attribute `encoder` is a timm ViT.
+        input: what the model takes.
     """
 
     model: nn.Module
+    input: Input
 
     def batch(self, rows: Rows, generator: torch.Generator) -> Any:
         """Return varied inputs and their targets, on the device; the generator is on the device too."""
@@ -156,7 +158,7 @@ def freeze(encoder: nn.Module) -> None:
 def optimiser(model: nn.Module, settings: FinetuneConfig) -> torch.optim.AdamW:
     """Return AdamW with rates by layer, without a frozen encoder, on which a classifier's head learns faster."""
     low, high = settings.betas
-    top = _LINEAR_RATE if settings.frozen and isinstance(model, Classifier) else 1.0
+    top = getattr(model, "frozen_rate", 1.0) if settings.frozen else 1.0
     return optim.layered_adamw(
         model, lr=settings.lr, betas=(low, high), layer_decay=settings.layer_decay, top=top
     )

@@ -30,9 +30,9 @@ from sscxr import __version__, files, seeds
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.errors import SscxrError
+from sscxr.finetuning import KINDS
 from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
-from sscxr.models.classifier import Classifier
 from sscxr.release import release, signing
 
 Model: TypeAlias = nn.Module  # Classifier or UNETR: has `encoder`, gives logits
@@ -53,7 +53,7 @@ class Spec:
     """The specification of a fine-tuned model.
 
     Attributes:
-        task: "classify" or "segment".
+        task: "classify" or "segment": of `KINDS`.
         architecture: timm's name of the encoder.
         model_args: img_size (as fine-tuned), patch_size, in_chans, and depth if it differs from the name's.
         mean, std: grey levels (0..1) that normalise the input.
@@ -89,16 +89,12 @@ def build(spec: Spec, *, drop_path: float = 0.0) -> Model:
         EncoderError: see `encoder.build`.
     """
     encoder = encoders.build(spec.architecture, **spec.model_args, drop_path=drop_path)
+    if spec.task not in KINDS:
+        raise FinetunedError(f"task {spec.task!r} is none of {', '.join(KINDS)}")
     try:
-        if spec.task == "classify":
-            return Classifier(encoder, labels=len(spec.labels), pool=spec.pool)
-        if spec.task == "segment":
-            from sscxr.models.unetr import UNETR  # MONAI takes seconds to import
-
-            return UNETR(encoder, patch_size=spec.model_args["patch_size"], feature_size=spec.feature_size)
+        return KINDS[spec.task].build(encoder, spec)
     except ValueError as error:
         raise FinetunedError(str(error)) from None
-    raise FinetunedError(f"task {spec.task!r} is none of classify, segment")
 
 
 def encoder_settings(folder: str | Path) -> list[str]:
@@ -129,7 +125,7 @@ def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:
         model_args=args,
         mean=config.data.mean,
         std=config.data.std,
-        labels=list(config.classify.labels) if config.run.stage == "classify" else ["lung"],
+        labels=list(KINDS[config.run.stage].labels(config)),
         pool=config.classify.pool,
         feature_size=config.segment.feature_size,
         encoder_sha256=encoder_sha256,
@@ -300,7 +296,7 @@ def _is_well(spec: Spec) -> bool:
     """Return whether each part has the right type; building the model shows whether they fit each other."""
     sizes = [spec.img_size, *(value for name, value in spec.model_args.items() if name != "img_size")]
     return (
-        spec.task in ("classify", "segment")
+        spec.task in KINDS
         and isinstance(spec.architecture, str)
         and all(isinstance(size, int) and size > 0 for size in [*sizes, spec.feature_size])
         and math.isfinite(spec.mean)
@@ -342,7 +338,7 @@ def is_model(folder: Path) -> bool:
         facts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(facts, dict) and facts.get("task") in ("classify", "segment")
+    return isinstance(facts, dict) and facts.get("task") in [*KINDS]
 
 
 def _pickles(folder: Path) -> str:

@@ -1,18 +1,17 @@
 """The card of a fine-tuned model: its task, training data, figures and limits."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
 
 from sscxr import config as configs
 from sscxr.config import Config
+from sscxr.finetuning import KINDS
 from sscxr.finetuning.finetune import History, Split
 from sscxr.finetuning.finetuned import Spec
 from sscxr.release.card import count, escape, interval, non_commercial
-
-_SHOWN = ("auroc", "aupr", "accuracy", "sensitivity", "specificity", "ece", "dice", "hd95_px", "hd95_mm")
 
 
 def render(
@@ -35,7 +34,7 @@ def render(
     sections = [
         _head(spec),
         _data(config, index, parts),
-        _figures(figures, config.privacy.min_cell),
+        _figures(figures, KINDS[spec.task].shown, config.privacy.min_cell),
         _recipe(config, history),
         _LIMITS,
     ]
@@ -43,16 +42,15 @@ def render(
 
 
 def _head(spec: Spec) -> str:
-    labels = ", ".join(escape(label) for label in spec.labels)
-    what = f"Classifies {labels}" if spec.task == "classify" else f"Outlines the {labels}"
+    labels, kind = ", ".join(escape(label) for label in spec.labels), KINDS[spec.task]
     origin = (
         f"It began from a pretrained encoder whose `model.safetensors` has the SHA-256 `{spec.encoder_sha256}`."
         if spec.encoder_sha256
         else "It began untrained, as a baseline."
     )
-    return f"""# A chest X-ray {"classifier" if spec.task == "classify" else "segmenter"}: {labels}
+    return f"""# A chest X-ray {kind.noun}: {labels}
 
-{what} in frontal chest X-rays. `{spec.architecture}` at {spec.img_size} px. {origin} Code: sscxr
+{kind.verb} {labels} in frontal chest X-rays. `{spec.architecture}` at {spec.img_size} px. {origin} Code: sscxr
 {escape(spec.code_version)}.
 
 `sscxr evaluate THIS_FOLDER --data CACHE` judges it on other data;
@@ -84,12 +82,12 @@ def _data(config: Config, index: pd.DataFrame, parts: Split) -> str:
     return "\n".join(["## Data", "", *lines, "", "No patient is in two parts."])
 
 
-def _figures(figures: Mapping[str, Any], min_cell: int) -> str:
+def _figures(figures: Mapping[str, Any], shown: Collection[str], min_cell: int) -> str:
     if not figures:
         return "## Figures\n\nNone: no patients were set aside for testing."
     lines = ["| figure | value (95 % interval) | images |", "| --- | ---: | ---: |"]
     for name, figure in figures.items():
-        if name.partition(":")[0] in _SHOWN and figure["value"] is not None:
+        if name.partition(":")[0] in shown and figure["value"] is not None:
             low, high = figure["low"], figure["high"]
             value = f"{figure['value']:.3f}" if low is None else interval(figure["value"], low, high)
             lines.append(f"| {escape(name)} | {value} | {count(figure['n'], min_cell)} |")

@@ -2,31 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
 from sscxr import config as configs
+from sscxr import files
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache, open_cache
 from sscxr.data.rows import Rows
-from sscxr.errors import SscxrError
-from sscxr.evaluation import classification, segmentation
-from sscxr.finetuning import finetune, finetuned
+from sscxr.finetuning import KINDS, finetune, finetuned
+from sscxr.finetuning.finetune import JudgeError
 from sscxr.finetuning.finetuned import Model, Spec
-from sscxr.models import inference
 from sscxr.models.inference import Input
 from sscxr.training.device import set_up
-
-Floats = npt.NDArray[np.floating[Any]]
-
-
-class JudgeError(SscxrError):
-    """A model cannot be judged on the data; one line states why."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,15 @@ class Opened:
     def input(self) -> Input:
         """Return the form of the model's input."""
         return Input(self.spec.img_size, self.spec.mean, self.spec.std, device=self.device)
+
+    def predict(self, cache: Cache, rows: Rows, labels: Sequence[str]) -> Any:
+        """Return the model's predictions; see `Kind`."""
+        return KINDS[self.spec.task].predict(self.model, self.input, cache, rows, self.spec.labels, labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the weights."""
+        return files.sha256(self.folder / finetuned.WEIGHTS)
 
     @property
     def cache_size(self) -> int:
@@ -93,25 +95,12 @@ def evaluate(
     """
     opened, cache = open_model(folder), open_cache(cache_folder)
     rows, notes = _rows(cache, [opened], sources, held_out)
-    if opened.spec.task == "segment":
-        rows = segmentation.masked(cache, rows)
-        resamples = opened.config.probe.resamples
-        found = segmentation.evaluate(
-            _measured(opened, cache, rows), cache.index.iloc[rows], resamples=resamples
-        )
-    else:
-        rows, truth, more = _truth(cache, rows, opened.spec.labels)
-        notes += more
-        found = classification.evaluate(
-            probabilities(opened, cache.images, rows),
-            truth,
-            cache.index.iloc[rows],
-            opened.spec.labels,
-            specificity=opened.config.classify.specificity,
-            resamples=opened.config.probe.resamples,
-        )
-    about = {"task": opened.spec.task, "labels": opened.spec.labels}
-    return Judged(found | about | {"model": str(folder), "cache": str(cache_folder)}, notes)
+    kind, labels = KINDS[opened.spec.task], opened.spec.labels
+    rows, more = kind.judgeable(cache, rows, labels)
+    predicted = opened.predict(cache, rows, labels)
+    found = kind.evaluate(predicted, cache, rows, labels, **kind.settings(opened.config))
+    about = {"task": opened.spec.task, "labels": labels}
+    return Judged(found | about | {"model": str(folder), "cache": str(cache_folder)}, notes + more)
 
 
 def compare(
@@ -143,45 +132,11 @@ def compare(
     rows, notes = _rows(cache, pair, sources, held_out)
     about = {"task": a.task, "labels": labels, "models": [str(first), str(second)]}
     about |= {"cache": str(cache_folder)}
-    groups, resamples = cache.index["group"].to_numpy(), pair[0].config.probe.resamples
-    if a.task == "segment":
-        rows = segmentation.masked(cache, rows)
-        measured = [_measured(opened, cache, rows) for opened in pair]
-        found = segmentation.difference(measured[0], measured[1], groups[rows], resamples=resamples)
-        each = [segmentation.figures(one, groups[rows], resamples=resamples) for one in measured]
-        return Judged(found | {"a": each[0], "b": each[1]} | about, notes)
-    rows, truth, more = _truth(cache, rows, labels)
-    predicted = [
-        probabilities(opened, cache.images, rows)[:, [opened.spec.labels.index(label) for label in labels]]
-        for opened in pair
-    ]
-    settings: dict[str, Any] = {
-        "specificity": pair[0].config.classify.specificity,
-        "resamples": resamples,
-    }
-    found = classification.difference(predicted[0], predicted[1], truth, groups[rows], labels, **settings)
-    each = [classification.figures(one, truth, groups[rows], labels, **settings) for one in predicted]
+    kind = KINDS[a.task]
+    rows, more = kind.judgeable(cache, rows, labels)
+    predicted = [opened.predict(cache, rows, labels) for opened in pair]
+    each, found = kind.compare(*predicted, cache, rows, labels, **kind.settings(pair[0].config))
     return Judged(found | {"a": each[0], "b": each[1]} | about, notes + more)
-
-
-def probabilities(
-    opened: Opened, images: npt.NDArray[np.uint8], rows: Rows | None = None
-) -> npt.NDArray[np.float64]:
-    """Return a classifier's probabilities for square 8-bit images; see `inference.probabilities`."""
-    return inference.probabilities(opened.model, images, rows, wants=opened.input)
-
-
-def lungs(opened: Opened, images: npt.NDArray[np.uint8], rows: Rows | None = None) -> npt.NDArray[np.bool_]:
-    """Return a segmenter's masks of square 8-bit images, at their resolution; see `inference.lungs`."""
-    return inference.lungs(opened.model, images, rows, wants=opened.input)
-
-
-def _measured(opened: Opened, cache: Cache, rows: Rows) -> pd.DataFrame:
-    """Return a segmenter's figures for each row; all rows have a mask; see `segmentation.measure`."""
-    if cache.masks is None:
-        raise JudgeError(f"cache {cache.folder} has no masks")
-    millimetres = segmentation.mm_per_px(cache.index.iloc[rows])
-    return segmentation.measure(lungs(opened, cache.images, rows), cache.masks[rows], millimetres)
 
 
 def _rows(
@@ -226,26 +181,3 @@ def trained_on(folder: str | Path) -> set[str]:
         return set(pd.read_csv(file, dtype=str, keep_default_na=False)["group"])
     except (OSError, ValueError, KeyError) as error:
         raise JudgeError(f"{file} is not readable as a list of patient groups ({error})") from None
-
-
-def _truth(cache: Cache, rows: Rows, labels: Sequence[str]) -> tuple[Rows, Floats, list[str]]:
-    """Return the rows with a known label, their labels float32 [N, L] (NaN: unknown), and notes on weak labels."""
-    there = [label for label in labels if label in cache.labels]
-    if not there:
-        cache.label(labels[0])  # raises an error that lists the labels
-    notes = [f"the cache has no label {label!r}" for label in labels if label not in there]
-    unknown = np.full(len(cache), np.nan, dtype=np.float32)
-    truth = np.stack([cache.label(label) if label in there else unknown for label in labels], axis=1)[rows]
-    known = np.isfinite(truth).any(axis=1)
-    if not known.any():
-        raise JudgeError(f"cache {cache.folder} knows {', '.join(there)} for none of {len(rows)} images")
-    truth = truth[known]
-    for label in there:
-        column = truth[:, labels.index(label)]
-        present, absent = int((column == 1).sum()), int((column == 0).sum())
-        if not (present and absent):
-            notes.append(
-                f"label {label!r}: {present} images have it and {absent} do not, so figures that need "
-                "both are left out"
-            )
-    return rows[known], truth, notes

@@ -1,12 +1,11 @@
 """Lung segmentation as a task of fine-tuning: its images, loss and score."""
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from monai.losses.dice import MaskedDiceLoss
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sscxr.config import Config
@@ -14,12 +13,15 @@ from sscxr.data.cache.cache import Cache
 from sscxr.data.pixels.pictures import MASK_IGNORE, MASK_LUNG
 from sscxr.data.rows import Rows
 from sscxr.evaluation import segmentation
-from sscxr.finetuning.finetune import varied
+from sscxr.finetuning import finetune
+from sscxr.finetuning.finetune import Split, varied
+from sscxr.finetuning.kind import Figures, Kind
 from sscxr.models import inference
 from sscxr.models.inference import Input
-from sscxr.models.unetr import UNETR
 
-_DICE = MaskedDiceLoss(sigmoid=True)
+if TYPE_CHECKING:
+    from sscxr.finetuning.finetuned import Spec
+    from sscxr.models.unetr import UNETR
 
 
 class Segmentation:
@@ -29,7 +31,7 @@ class Segmentation:
         model: the model that learns.
     """
 
-    def __init__(self, model: UNETR, cache: Cache, config: Config, device: torch.device) -> None:
+    def __init__(self, model: "UNETR", cache: Cache, config: Config, device: torch.device) -> None:
         """Prepare for training and scoring on rows of a cache that have masks (`segmentation.masked`).
 
         Args:
@@ -57,15 +59,8 @@ class Segmentation:
 
     def score(self, rows: Rows) -> float:
         """Return the mean Dice over whole images, at the cache's resolution."""
-        return segmentation.mean_dice(self._outlined(rows), self.masks[rows])
-
-    def measured(self, rows: Rows) -> pd.DataFrame:
-        """Return the figures of each row; see `segmentation.measure`."""
-        millimetres = segmentation.mm_per_px(self.cache.index.iloc[rows])
-        return segmentation.measure(self._outlined(rows), self.masks[rows], millimetres)
-
-    def _outlined(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        return inference.lungs(self.model, self.cache.images, rows, wants=self.input)
+        lungs = inference.lungs(self.model, self.cache.images, rows, wants=self.input)
+        return segmentation.mean_dice(lungs, self.masks[rows])
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -77,7 +72,59 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         logits: float32 [B, 1, H, W].
         masks: uint8 [B, 1, H, W]: 255 lung, 127 ignore, 0 background.
     """
+    from monai.losses.dice import MaskedDiceLoss  # takes seconds to import
+
     known, lung = (masks != MASK_IGNORE).float(), (masks == MASK_LUNG).float()
     each = nn.functional.binary_cross_entropy_with_logits(logits, lung, reduction="none")
     entropy = (each * known).sum() / known.sum().clamp(min=1)
-    return cast(Tensor, _DICE(logits, lung, known)) + entropy
+    return cast(Tensor, MaskedDiceLoss(sigmoid=True)(logits, lung, known)) + entropy
+
+
+def build(encoder: VisionTransformer, spec: "Spec") -> "UNETR":
+    """See `Kind`."""
+    from sscxr.models.unetr import UNETR  # MONAI takes seconds to import
+
+    return UNETR(encoder, patch_size=spec.model_args["patch_size"], feature_size=spec.feature_size)
+
+
+def _split(cache: Cache, config: Config, sources: Sequence[str], note: Callable[[str], None]) -> Split:
+    rows = finetune.usable(cache, laterals=config.data.laterals, sources=sources)
+    shares = {"test_share": config.data.test_share, "val_share": config.finetune.val_share}
+    return finetune.split(cache, segmentation.masked(cache, rows), **shares)
+
+
+def _predict(
+    model: nn.Module, wants: Input, cache: Cache, rows: Rows, known: Sequence[str], labels: Sequence[str]
+) -> pd.DataFrame:
+    """Return a segmenter's figures for each row; all rows have a mask; see `segmentation.measure`."""
+    assert cache.masks is not None, "the rows have masks"
+    lungs = inference.lungs(model, cache.images, rows, wants=wants)
+    return segmentation.measure(lungs, cache.masks[rows], segmentation.mm_per_px(cache.index.iloc[rows]))
+
+
+def _compare(
+    first: Any, second: Any, cache: Cache, rows: Rows, labels: Sequence[str], **settings: Any
+) -> tuple[list[Figures], Figures]:
+    groups = cache.index["group"].to_numpy()[rows]
+    each = [segmentation.figures(predicted, groups, **settings) for predicted in (first, second)]
+    return each, segmentation.difference(first, second, groups, **settings)
+
+
+KIND = Kind(
+    noun="segmenter",
+    verb="Outlines the",
+    score="Dice",
+    shown=segmentation.FIGURES,
+    by_source=True,
+    labels=lambda config: ["lung"],
+    build=build,
+    split=_split,
+    task=lambda model, cache, config, device, train: Segmentation(model, cache, config, device),
+    judgeable=lambda cache, rows, labels: (segmentation.masked(cache, rows), []),
+    predict=_predict,
+    settings=lambda config: {"resamples": config.probe.resamples},
+    evaluate=lambda predicted, cache, rows, labels, **settings: segmentation.evaluate(
+        predicted, cache.index.iloc[rows], **settings
+    ),
+    compare=_compare,
+)

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from sscxr import seeds
 from sscxr.config import Config
+from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.finetuning import finetune, finetuned
+from sscxr.finetuning import KINDS, finetune, finetuned
 from sscxr.training import optim
 from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import autocast
@@ -25,20 +26,21 @@ class SiteFineTuning:
         self,
         config: Config,
         device: torch.device,
-        task: Callable[[nn.Module], finetune.Task],
+        cache: Cache,
+        rows: Rows,
         *,
         share_head: bool,
     ) -> None:
         """Build the model, its task and its optimiser.
 
         Args:
-            task: returns the task of a model.
+            rows: to train on.
             share_head: whether the head is averaged too.
         """
         self.config, self.device = config, device
         self.model = build_model(config).to(device)
         self.parts = parts_of(self.model, share_head=share_head)
-        self.task = task(self.model)
+        self.task = KINDS[config.run.stage].task(self.model, cache, config, device, rows)
         if config.finetune.frozen:
             finetune.freeze(self.parts.encoder)
         self.optimiser = finetune.optimiser(self.model, config.finetune)

@@ -5,26 +5,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 
 from sscxr import config as configs
 from sscxr.config import Config, ConfigError
 from sscxr.data.cache.cache import Cache
-from sscxr.data.rows import Rows
-from sscxr.evaluation import classification, segmentation
-from sscxr.finetuning import classify as classifying
-from sscxr.finetuning import finetune, finetuned, finetuned_card
-from sscxr.finetuning.classify import Classification
-from sscxr.finetuning.finetune import Epoch, FinetuneError, History, Split, Task
-from sscxr.finetuning.finetuned import Model, Spec
-from sscxr.models.classifier import Classifier
+from sscxr.finetuning import KINDS, finetune, finetuned, finetuned_card
+from sscxr.finetuning.finetune import Epoch, History, Split
+from sscxr.finetuning.finetuned import Spec
 from sscxr.training.device import set_up
-
-if TYPE_CHECKING:
-    from sscxr.models.unetr import UNETR
 
 
 @dataclass(frozen=True)
@@ -97,98 +88,31 @@ def settings(
     return config
 
 
-def classify(job: Job, listener: Listener | None = None) -> Tuned:
-    """Fine-tune a classifier for `classify.labels`, evaluate it on the test patients, and write it.
+def fine_tune(job: Job, listener: Listener | None = None) -> Tuned:
+    """Fine-tune a model for the task of `run.stage`, evaluate it on the test patients, and write it.
 
     Raises:
         SscxrError: one line states what cannot be done.
     """
-    listener = listener or Listener()
-    config, cache, labels = job.config, job.cache, list(job.config.classify.labels)
-    _check_labels(labels)
-    wanted = classifying.targets(cache, labels)
-    rows = classifying.labelled(wanted, _usable(job))
-    if not len(rows):
-        raise FinetuneError(
-            f"{', '.join(labels)} is unknown of every image here: there is nothing to learn from"
-        )
-    parts = _split(job, rows)
-    if config.classify.per_class:
-        drawn = classifying.draw(
-            cache, wanted, parts.train, labels, per_class=config.classify.per_class, seed=config.run.seed
-        )
-        parts = dataclasses.replace(parts, train=drawn)
-    classifying.check_classes(wanted, parts, labels)
-    if len(parts.val) and not classifying.has_both(wanted[parts.val]).any():
-        listener.note(
-            "the validation patients have one class only: no early stopping, the last weights are kept"
-        )
-
-    def task_of(model: Model, device: torch.device) -> Classification:
-        task = Classification(cast(Classifier, model), cache, config, device, train=parts.train)
-        cast(Classifier, model).start_at(task.prior)
-        return task
-
-    def judged(task: Classification, test: Rows) -> dict[str, Any]:
-        return classification.evaluate(
-            task.probabilities(test),
-            wanted[test],
-            cache.index.iloc[test],
-            labels,
-            specificity=config.classify.specificity,
-            resamples=config.probe.resamples,
-        )
-
-    return _tuned(job, listener, parts, task_of, judged)
-
-
-def segment(job: Job, listener: Listener | None = None) -> Tuned:
-    """Fine-tune a lung segmenter on the images that have a mask, evaluate it on the test patients, and write it.
-
-    Raises:
-        SscxrError: one line states what cannot be done.
-    """
-    from sscxr.finetuning.segment import Segmentation  # MONAI takes seconds to import
-
-    config, cache = job.config, job.cache
-    parts = _split(job, segmentation.masked(cache, _usable(job)))
-
-    def task_of(model: Model, device: torch.device) -> Segmentation:
-        return Segmentation(cast("UNETR", model), cache, config, device)
-
-    def judged(task: Segmentation, test: Rows) -> dict[str, Any]:
-        return segmentation.evaluate(
-            task.measured(test), cache.index.iloc[test], resamples=config.probe.resamples
-        )
-
-    return _tuned(job, listener or Listener(), parts, task_of, judged)
-
-
-def _tuned(
-    job: Job,
-    listener: Listener,
-    parts: Split,
-    task_of: Callable[[Model, torch.device], Any],
-    judged: Callable[[Any, Rows], dict[str, Any]],
-) -> Tuned:
-    """Train, evaluate and write a model for any task.
-
-    Args:
-        task_of: returns the task of a model on its device.
-        judged: returns the figures of a task's model on test rows.
-    """
+    listener, kind = listener or Listener(), KINDS[job.config.run.stage]
+    parts = kind.split(job.cache, job.config, job.sources, listener.note)
     finetuned.refuse(job.out, overwrite=job.overwrite)
     device = set_up(job.config)
     for note in () if job.untrained else finetuned.notes_on_start(job.encoder, job.config):
         listener.note(note)
     model, spec = finetuned.start(job.encoder, job.config, untrained=job.untrained)
-    task: Task = task_of(model.to(device), device)
+    task = kind.task(model.to(device), job.cache, job.config, device, parts.train)
+    kind.begin(task)
     asked, planned = job.config.finetune, finetune.planned_epochs(len(parts.train), job.config.finetune)
     if planned > asked.epochs:
         listener.note(f"{planned} epochs instead of {asked.epochs}, for finetune.min_steps={asked.min_steps}")
     listener.begin(parts, planned)
     history = finetune.fine_tune(task, parts, job.config, on_epoch=listener.epoch, on_step=listener.step)
-    figures = judged(task, parts.test) if len(parts.test) else {}
+    figures = {}
+    if len(parts.test):
+        place = job.cache, parts.test, spec.labels
+        predicted = kind.predict(task.model, task.input, *place, spec.labels)
+        figures = kind.evaluate(predicted, *place, **kind.settings(job.config))
     extra = {
         finetuned.SETTINGS: configs.dumps(job.config),
         finetuned.HISTORY: _lines(history),
@@ -198,24 +122,6 @@ def _tuned(
     }
     folder = finetuned.save(job.out, task.model, spec, extra=extra, overwrite=job.overwrite)
     return Tuned(folder, spec, history, parts, figures)
-
-
-def _usable(job: Job) -> Rows:
-    return finetune.usable(job.cache, laterals=job.config.data.laterals, sources=job.sources)
-
-
-def _split(job: Job, rows: Rows) -> Split:
-    few = job.config.run.stage == "classify" and job.config.classify.per_class
-    val_share = 0.0 if few else job.config.finetune.val_share
-    return finetune.split(job.cache, rows, test_share=job.config.data.test_share, val_share=val_share)
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if not labels:
-        raise FinetuneError("classify.labels is empty: name the labels to learn, as in --label pneumonia")
-    twice = [label for place, label in enumerate(labels) if label in labels[:place]]
-    if twice:
-        raise FinetuneError(f"label {twice[0]!r} is named twice")
 
 
 def _lines(history: History) -> str:

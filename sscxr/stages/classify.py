@@ -1,17 +1,12 @@
 """Fine-tuning a classifier on the labels that `classify.labels` names."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
-import torch
-from torch import nn
 
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.finetuning import finetune
-from sscxr.finetuning.classify import Classification
-from sscxr.models.classifier import Classifier
+from sscxr.finetuning.classify import KIND
 from sscxr.runs import Words
 from sscxr.stages.tuning import FineTuning
 
@@ -26,7 +21,7 @@ class Classifying(FineTuning):
         axis="loss (cross-entropy, nats)",
         meaning="Loss: mean cross-entropy of the known labels, both classes of each weighing the same. Lower is "
         "better.",
-        score="AUROC",
+        score=KIND.score,
         task=True,
     )
 
@@ -59,10 +54,6 @@ class Classifying(FineTuning):
         there = f"there are: {', '.join(cache.labels)}" if cache.labels else "no image has a label"
         return f"classify.labels: no image of the data is labelled {', '.join(absent)}; {there}"
 
-    def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
-        """Return the classification, balanced by the rows' labels."""
-        return Classification(cast(Classifier, model), cache, self.config, device, train=rows)
-
     def usable(self, cache: Cache, rows: Rows) -> Rows:
         """Return the rows with a known label; a label that the cache lacks is unknown for every row."""
         known = np.zeros(len(cache), dtype=bool)
@@ -80,3 +71,6 @@ class Classifying(FineTuning):
 
     def _there(self, cache: Cache) -> set[str]:
         return set(self.labels) & set(cache.labels)
+
+
+STAGE = Classifying

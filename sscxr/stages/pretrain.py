@@ -157,6 +157,9 @@ class Pretraining(Stage):
         return True
 
 
+STAGE = Pretraining
+
+
 class SiteTraining:
     """An objective and its optimiser at one site: loads a round's start, trains it, and returns both parts.
 

@@ -1,14 +1,9 @@
 """Fine-tuning a lung segmenter (UNETR) on masks."""
 
-from typing import cast
-
-import torch
-from torch import nn
-
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.evaluation import segmentation
-from sscxr.finetuning import finetune
+from sscxr.finetuning.segment import KIND
 from sscxr.runs import Words
 from sscxr.stages.tuning import FineTuning
 
@@ -23,7 +18,7 @@ class Segmenting(FineTuning):
         made="fine-tuned with masks of the lungs, as part of a segmenter",
         axis="loss (Dice + cross-entropy)",
         meaning="Loss: one minus the soft Dice, and the mean cross-entropy of the pixels. Lower is better.",
-        score="Dice",
+        score=KIND.score,
         task=True,
     )
 
@@ -33,13 +28,6 @@ class Segmenting(FineTuning):
             return ""
         return "run.stage=segment: no image of the data has a lung mask; prepare it with masks"
 
-    def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
-        """Return the segmentation."""
-        from sscxr.finetuning.segment import Segmentation  # with MONAI, which takes seconds to import
-        from sscxr.models.unetr import UNETR
-
-        return Segmentation(cast(UNETR, model), cache, self.config, device)
-
     def usable(self, cache: Cache, rows: Rows) -> Rows:
         """Return the rows with a mask that fits its image."""
         masked = rows[(cache.index["has_mask"] == 1).to_numpy()[rows]]
@@ -48,3 +36,6 @@ class Segmenting(FineTuning):
     def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
         """Return whether the rows are at least the minimum."""
         return len(rows) >= minimum
+
+
+STAGE = Segmenting

@@ -1,12 +1,11 @@
 """The common part of the fine-tuning stages: a classifier or a segmenter around the encoder."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sscxr import config as configs
 from sscxr.data.cache.cache import Cache
@@ -37,16 +36,7 @@ class FineTuning(Stage):
         self, device: torch.device, cache: Cache, rows: Rows, *, blank: bool = False
     ) -> SiteFineTuning:
         """Return the task's training; the rows' labels set its balance."""
-        return SiteFineTuning(
-            self.config,
-            device,
-            lambda model: self.task(model, device, cache, rows),
-            share_head=self.shares_head,
-        )
-
-    @abstractmethod
-    def task(self, model: nn.Module, device: torch.device, cache: Cache, rows: Rows) -> finetune.Task:
-        """Return the task: its batches, loss and score."""
+        return SiteFineTuning(self.config, device, cache, rows, share_head=self.shares_head)
 
     def save_model(
         self, shared: Mapping[str, Tensor], folder: Path, *, extra: Mapping[str, str] | None = None

@@ -73,7 +73,7 @@ def test_the_command_trains_judges_and_writes(tmp_path: Path) -> None:
 
 def test_a_released_encoder_is_the_start_and_stays_when_frozen(tmp_path: Path) -> None:
     cache, release = outlined(tmp_path / "cache"), encoder(tmp_path / "encoder", img_size=64, patch_size=16)
-    tuned = tune.segment(job(tmp_path, cache, release, "finetune.frozen=true", sources=["north"]))
+    tuned = tune.fine_tune(job(tmp_path, cache, release, "finetune.frozen=true", sources=["north"]))
     assert set(cache.index["source"].iloc[tuned.parts.train]) == {"north"}
     model, spec = finetuned.load(tuned.folder)
     from sscxr.release import release as releases
@@ -88,7 +88,7 @@ def test_another_input_size_is_said(tmp_path: Path) -> None:
     cache, release = outlined(tmp_path / "cache"), encoder(tmp_path / "encoder")
     notes: list[str] = []
     asked = job(tmp_path, cache, release, "finetune.img_size=48")
-    tuned = tune.segment(asked, tune.Listener(note=notes.append))
+    tuned = tune.fine_tune(asked, tune.Listener(note=notes.append))
     assert tuned.spec.img_size == 48
     assert any("resampled to 48 px" in note for note in notes)
 
@@ -97,18 +97,18 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
     release = encoder(tmp_path / "encoder")
     small = outlined(tmp_path / "small", masks=np.zeros((24, 16, 16), dtype=np.uint8))
     with pytest.raises(CacheError, match=r"masks of \(16, 16\) px for images of \(32, 32\) px"):
-        tune.segment(job(tmp_path, small, release))
+        tune.fine_tune(job(tmp_path, small, release))
     none = outlined(tmp_path / "none")
     (none.folder / "masks.npy").unlink()
     with pytest.raises(CacheError, match="has no masks"):
-        tune.segment(job(tmp_path, open_cache(none.folder), release))
+        tune.fine_tune(job(tmp_path, open_cache(none.folder), release))
     with pytest.raises(FinetuneError, match="too few"):
-        tune.segment(job(tmp_path, outlined(tmp_path / "few", count=3), release))
+        tune.fine_tune(job(tmp_path, outlined(tmp_path / "few", count=3), release))
     cache = outlined(tmp_path / "cache")
     with pytest.raises(FinetuneError, match="no source 'west'"):
-        tune.segment(job(tmp_path, cache, release, sources=["west"]))
+        tune.fine_tune(job(tmp_path, cache, release, sources=["west"]))
     with pytest.raises((finetuned.FinetunedError, EncoderError), match=r"power of two.*12"):
-        tune.segment(job(tmp_path, cache, encoder(tmp_path / "odd", img_size=48, patch_size=12)))
+        tune.fine_tune(job(tmp_path, cache, encoder(tmp_path / "odd", img_size=48, patch_size=12)))
     with pytest.raises((finetuned.FinetunedError, EncoderError), match="four blocks"):
-        tune.segment(job(tmp_path, cache, encoder(tmp_path / "flat", depth=2)))
+        tune.fine_tune(job(tmp_path, cache, encoder(tmp_path / "flat", depth=2)))
     assert not (tmp_path / "model").exists()

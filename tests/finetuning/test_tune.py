@@ -36,7 +36,7 @@ def learn(
     **job: object,
 ) -> Tuned:
     config = finetunings.settings(encoder, *overrides, labels=labels)
-    return tune.classify(Job(encoder, cache, config, out, **job))  # type: ignore[arg-type]
+    return tune.fine_tune(Job(encoder, cache, config, out, **job))  # type: ignore[arg-type]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -81,7 +81,7 @@ def test_few_labels_of_a_frozen_encoder(encoder: Path, cache: Cache, tmp_path: P
     few = ("classify.per_class=5", "finetune.frozen=true", "finetune.min_steps=6", "finetune.patience=1")
     config = finetunings.settings(encoder, *few, "privacy.min_cell=1000")
     notes: list[str] = []
-    tuned = tune.classify(Job(encoder, cache, config, tmp_path / "model"), tune.Listener(note=notes.append))
+    tuned = tune.fine_tune(Job(encoder, cache, config, tmp_path / "model"), tune.Listener(note=notes.append))
     assert notes == ["6 epochs instead of 4, for finetune.min_steps=6"]
     assert (len(tuned.parts.train), len(tuned.parts.val)) == (10, 0)
     assert len(tuned.history.epochs) == 6, "nothing stops it early"
@@ -104,7 +104,7 @@ def test_validation_patients_of_one_class_stop_nothing_and_it_is_said(encoder: P
     cache = finetunings.spotted(tmp_path / "cache", patients=40, split=place, labels={"label:spot": spot})
     notes: list[str] = []
     config = finetunings.settings(encoder, "finetune.epochs=2")
-    tuned = tune.classify(Job(encoder, cache, config, tmp_path / "model"), tune.Listener(note=notes.append))
+    tuned = tune.fine_tune(Job(encoder, cache, config, tmp_path / "model"), tune.Listener(note=notes.append))
     assert notes == [
         "the validation patients have one class only: no early stopping, the last weights are kept"
     ]

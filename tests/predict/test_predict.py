@@ -20,6 +20,7 @@ from sscxr.data.pixels import decode
 from sscxr.data.prepare.prepare import prepare
 from sscxr.errors import SscxrError
 from sscxr.finetuning import judge
+from sscxr.models import inference
 from sscxr.predict import dicom_seg, overlay, predict, reading
 
 pytestmark = pytest.mark.usefixtures("any_posture")
@@ -62,7 +63,8 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 def test_probabilities_are_those_of_the_cached_image(classifier: Path, folder: Path, tmp_path: Path) -> None:
     found = predict.predict(classifier, [folder], tmp_path / "out")
     cache = prepare([folder], tmp_path / "cache", size=32, workers=0, progress=False)
-    expected = judge.probabilities(judge.open_model(classifier), cache.images)
+    opened = judge.open_model(classifier)
+    expected = inference.probabilities(opened.model, cache.images, wants=opened.input)
     table = rows(tmp_path / "out")
     assert set(table) == {"plain.dcm", "turned.dcm", "plain.png", "notes.txt", "short.png"}
     said = [
@@ -78,7 +80,7 @@ def test_probabilities_are_those_of_the_cached_image(classifier: Path, folder: P
 
 def test_a_turned_file_is_the_same_image(classifier: Path, folder: Path, tmp_path: Path) -> None:
     predict.predict(
-        classifier, [folder / "plain.dcm", folder / "turned.dcm"], tmp_path / "out", with_saliency=True
+        classifier, [folder / "plain.dcm", folder / "turned.dcm"], tmp_path / "out", options=["--saliency"]
     )
     table = rows(tmp_path / "out")
     assert table["plain.dcm"]["pneumonia"] == table["turned.dcm"]["pneumonia"]
@@ -87,7 +89,7 @@ def test_a_turned_file_is_the_same_image(classifier: Path, folder: Path, tmp_pat
     assert np.array_equal(*map(np.asarray, pages))
 
 
-@pytest.mark.parametrize(("task", "more"), [("classify", {"with_saliency": True}), ("segment", {})])
+@pytest.mark.parametrize(("task", "more"), [("classify", {"options": ["--saliency"]}), ("segment", {})])
 def test_a_file_is_decoded_once(
     classifier: Path,
     segmenter: Path,
@@ -95,7 +97,7 @@ def test_a_file_is_decoded_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     task: str,
-    more: dict[str, bool],
+    more: dict[str, list[str]],
 ) -> None:
     decoded: list[Path] = []
 
@@ -121,9 +123,9 @@ def test_masks_lie_as_the_files_store_them(
 
         yield torch.from_numpy(0.4 - images[:, None] / 255.0).float()
 
-    monkeypatch.setattr(predict.inference, "batches", dark)
+    monkeypatch.setattr(inference, "batches", dark)
     out = tmp_path / "out"
-    found = predict.predict(segmenter, [folder], out, with_seg=True)
+    found = predict.predict(segmenter, [folder], out, options=["--dicom-seg"])
     assert found.done == 3
     for name in ("plain", "turned"):
         source = pydicom.dcmread(folder / f"{name}.dcm")
@@ -158,14 +160,14 @@ def test_a_very_long_name_stops_nothing(classifier: Path, folder: Path, tmp_path
     pictures = [folder / f"{'ü' * 125}{letter}.png" for letter in "xy"]
     pictures[0].write_bytes((folder / "plain.png").read_bytes())
     pictures[1].write_bytes((folder / "plain.png").read_bytes())
-    assert predict.predict(classifier, pictures, tmp_path / "out", with_saliency=True).done == 2
+    assert predict.predict(classifier, pictures, tmp_path / "out", options=["--saliency"]).done == 2
     assert len({row["saliency"] for row in rows(tmp_path / "out").values()}) == 2
 
 
 def test_a_dicom_seg_that_cannot_be_made_is_told(segmenter: Path, folder: Path, tmp_path: Path) -> None:
     save(dataset(chest(HIGH, WIDE)), folder / "bare.dcm")
     found = predict.predict(
-        segmenter, [folder / "bare.dcm", folder / "plain.png"], tmp_path / "out", with_seg=True
+        segmenter, [folder / "bare.dcm", folder / "plain.png"], tmp_path / "out", options=["--dicom-seg"]
     )
     assert (found.done, found.failed) == (2, [])
     assert [path.name for path, _ in found.without_seg] == ["bare.dcm"]
@@ -276,7 +278,7 @@ def test_a_file_that_kills_its_reader_stops_no_other(
 def test_bad_requests_are_said(classifier: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(SscxrError, match="--dicom-seg needs a model made to segment"):
-        predict.predict(classifier, [folder], out, with_seg=True)
+        predict.predict(classifier, [folder], out, options=["--dicom-seg"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(SscxrError, match="no files in"):
         predict.predict(classifier, [tmp_path / "empty"], out)
@@ -296,7 +298,7 @@ def test_the_originals(
 ) -> None:
     monkeypatch.undo()
     files = sorted((shared_data / "originals").glob("nih*"))
-    found = predict.predict(segmenter, files, tmp_path / "out", with_seg=True)
+    found = predict.predict(segmenter, files, tmp_path / "out", options=["--dicom-seg"])
     assert [path.name for path, _ in found.failed] == ["nih_udacity_test4.dcm"]  # ribs, as its header says
     for file in files:
         if file.suffix == ".dcm" and file.stem != "nih_udacity_test4":
