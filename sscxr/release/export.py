@@ -1,7 +1,7 @@
 """Exports a released encoder as one ONNX file, after a comparison with PyTorch.
 
     images      [batch, C, H, W] float32   grey levels 0..1; the normalisation is part of the graph
-    features    [batch, D]                 mean of the patch tokens after the final norm, as from timm's model
+    features     [batch, D]                the patch tokens' mean or the class token, as timm's model returns it
     patch_tokens [batch, N, D]             the patch tokens themselves, row by row, without the CLS token
 
 This needs the extra `onnx`. Running the file needs only onnxruntime, or another runtime for ONNX.

@@ -290,6 +290,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         "blocks": len(cast(Any, encoder).blocks),
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "features": cast(Any, encoder).num_features,
+        "pooling": cast(Any, encoder).global_pool,
         "patch_size": cast(Any, encoder).patch_embed.patch_size[0],
         "input": one_line("x".join(map(str, config["pretrained_cfg"]["input_size"]))),
         "mean": mean,
