@@ -99,7 +99,9 @@ class Search:
             while at >= 0:
                 match = token.match(data, at)
                 known = self._known(match[0]) if match else ""
-                if len(known) > 8 or (known and not _AMID.search(data[max(0, at - 8) : at + 16])):
+                # A date behind a digit is part of a longer number, such as a time in seconds.
+                alone = not data[max(0, at - 1) : at].isdigit()
+                if len(known) > 8 or (known and alone and not _AMID.search(data[max(0, at - 8) : at + 16])):
                     yield known
                 at = data.find(mark, at + 1)
 
