@@ -23,7 +23,7 @@ def test_what_a_release_says_of_itself_is_one_printable_line(text: str) -> None:
 
 def test_facts_are_told_in_such_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Encoder:
-        blocks, num_features = (), 4
+        blocks, num_features, global_pool = (), 4, "avg"
         patch_embed = type("Patches", (), {"patch_size": (8, 8)})
 
         def parameters(self) -> list[object]:
