@@ -230,7 +230,12 @@ def read_words(out: Path) -> Words:
     if not (out / WORDS).is_file():
         return Words()
     try:
-        return Words(**json.loads((out / WORDS).read_text(encoding="utf-8")))
+        words = Words(**json.loads((out / WORDS).read_text(encoding="utf-8")))
+        if [type(value) for value in asdict(words).values()] != [
+            type(value) for value in asdict(Words()).values()
+        ]:
+            raise TypeError
+        return words
     except (OSError, ValueError, TypeError):
         raise RunError(f"{out / WORDS}: not readable, it does not hold a run's words") from None
 

@@ -158,3 +158,11 @@ def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
 def test_names_with_numbers_are_in_people_s_order() -> None:
     names = ["site-10", "site-2", "10", "9", "site-1", "a", "site-1b", ""]
     assert sorted(names, key=natural) == ["", "9", "10", "a", "site-1", "site-1b", "site-2", "site-10"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": 3}', '{"task": "yes"}', '{"other": "x"}'])
+def test_words_that_were_damaged_are_one_line(tmp_path: Path, text: str) -> None:
+    assert runs.read_words(tmp_path) == runs.Words()  # of a run that was made before they were kept
+    (tmp_path / runs.WORDS).write_text(text)
+    with pytest.raises(RunError, match=r"words\.json"):
+        runs.read_words(tmp_path)
