@@ -4,7 +4,9 @@
     python bench/memory.py --model vit_small_patch16_224 --setting "pretrain.batch_size=8" run.threads=1
 
 Every setting runs in a separate process: the steps of `client/app.py` on images of noise, two optimiser steps.
-The peak is the kernel's (`ru_maxrss`). The recipe is the default one; a model keeps its own number of blocks.
+The peak is the kernel's (`ru_maxrss`), and so is what the process takes before its round, with everything imported,
+which differs by machine and by torch's build. The recipe is the default one; a model keeps its own number of
+blocks.
 """
 
 import argparse
@@ -58,22 +60,28 @@ def site_round(config: Config, folder: Path) -> None:
     del message, reply, kept  # held until here, as at a site
 
 
-def peak(config: Config) -> float:
-    """Return the peak bytes of a round in a separate process."""
+def peak(config: Config) -> tuple[float, float]:
+    """Return the bytes of a separate process before a round, and at the round's peak."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=_child, args=(config, theirs))
     process.start()
     process.join()
     if process.exitcode:
         sys.exit(f"the round ended with exit code {process.exitcode}")
-    return float(ours.recv())
+    before, highest = ours.recv()
+    return before, highest
 
 
 def _child(config: Config, answer: Connection) -> None:
+    before = _highest()  # a fork begins with what its parent has imported
     with tempfile.TemporaryDirectory() as folder:
         site_round(config, Path(folder))
+    answer.send((before, _highest()))
+
+
+def _highest() -> float:
     scale = 1 if sys.platform == "darwin" else 1024
-    answer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
 
 
 def settings_of(recipe: str, model: str, text: str, overrides: list[str]) -> Config:
@@ -90,17 +98,19 @@ def settings_of(recipe: str, model: str, text: str, overrides: list[str]) -> Con
 def measure(
     recipe: str, models: Sequence[str], settings: Sequence[str], overrides: list[str]
 ) -> dict[str, object]:
-    """Return measured and predicted GB for each model and setting."""
+    """Return measured and predicted GB for each model and setting, of the process and of the rest."""
     found: dict[str, object] = {}
     for model in models:
         for text in settings:
             config = settings_of(recipe, model, text, overrides)
-            measured = peak(config)
+            before, measured = peak(config)
             predicted = memory.of_pretraining(config, bf16=config.pretrain.amp == "bf16")
             found[f"{model} {text}"] = {
                 "peak_gb": measured / 1e9,
                 "predicted_gb": predicted / 1e9,
                 "predicted / peak": predicted / measured,
+                "process_gb": before / 1e9,
+                "predicted / peak, without the process": (predicted - memory.PROCESS) / (measured - before),
             }
             print(f"{model} {text}: {found[f'{model} {text}']}", file=sys.stderr, flush=True)
     return found

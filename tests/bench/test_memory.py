@@ -59,4 +59,7 @@ def test_a_process_takes_about_what_is_predicted(tmp_path: Path, setting: str) -
         capture_output=True,
     )
     (found,) = json.loads(file.read_text()).values()
-    assert 0.8 < found["predicted / peak"] < 1.2
+    # What a process takes before it trains differs by machine and build; what the round adds hardly does.
+    assert 0.95 < found["predicted / peak, without the process"] < 1.25
+    assert 0.25 < found["process_gb"] < 1.1 * memory.PROCESS / 1e9
+    assert found["predicted / peak"] > 0.95  # if it errs, then upward
