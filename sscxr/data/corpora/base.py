@@ -112,6 +112,13 @@ class Folder:
             )
         return brought
 
+    def stems(self, *folders: str, suffixes: Sequence[str]) -> dict[str, str]:
+        """Return the name without its suffix -> file, for the files of `below`."""
+        return {
+            file.rpartition("/")[2].rpartition(".")[0]: file
+            for file in self.below(*folders, suffixes=suffixes)
+        }
+
     def below(self, *folders: str, suffixes: Sequence[str] = IMAGES) -> list[str]:
         """Return files with a suffix below one of these folders; without folders, all."""
         wanted = {name.lower() for name in folders}
@@ -221,6 +228,21 @@ def read_csv(
     if table.empty:
         raise CorpusError(f"{path}: no rows below the header")
     return table.rename_axis("line").reset_index()
+
+
+def read_by(path: Path, key: str, *columns: str) -> pd.DataFrame:
+    """Read some columns of a table by another, the first row of each of its values; see `read_csv`."""
+    return read_csv(path, (key, *columns)).drop_duplicates(key).set_index(key)
+
+
+def both_sides(left: "pd.Series[str]", right: "pd.Series[str]") -> "pd.Series[str]":
+    """Return the masks of both lungs, separated by |; empty unless both are there."""
+    return (left + "|" + right).where((left != "") & (right != ""), "")
+
+
+def with_hidden(table: pd.DataFrame, images: Iterable[str]) -> pd.DataFrame:
+    """Return the table with further images of the published test set, whose labels are not published."""
+    return pd.concat([table, pd.DataFrame({"image": list(images), "split": TEST})], ignore_index=True)
 
 
 def lines(path: Path) -> list[str]:

@@ -19,7 +19,13 @@ from sscxr.data.corpora.base import (
     unknown_words,
 )
 from sscxr.data.corpora.parts import TEST, TRAIN, VALID
-from sscxr.data.corpora.vocabulary import COVID_WORDS, COVIDX_CLASSES, PNEUMONIA_KINDS, spelled
+from sscxr.data.corpora.vocabulary import (
+    COVID_SILENT,
+    COVID_WORDS,
+    COVIDX_CLASSES,
+    PNEUMONIA_KINDS,
+    spelled,
+)
 
 
 def _parts(text: str) -> Sequence[str]:
@@ -45,9 +51,7 @@ def covid19(folder: Folder, uncertain: str) -> pd.DataFrame:
     for column, name in (("sex", "sex"), ("hospital", "location"), ("licence", "license")):
         table[column] = found[name] if name in found.columns else ""
     table["age"] = number(found["age"]) if "age" in found.columns else np.nan
-    labels, unknown = spelled(
-        found["finding"], COVID_WORDS, _parts, silent=frozenset({"", "ards", "todo", "unknown"})
-    )
+    labels, unknown = spelled(found["finding"], COVID_WORDS, _parts, silent=COVID_SILENT)
     unknown_words(folder, unknown)
     # A pneumonia whose cause is not given may be of any kind; a viral one may be COVID-19.
     parts_of = found["finding"].map(
@@ -91,12 +95,8 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
     unknown_words(folder, words)
     names = sorted({name for known in COVIDX_CLASSES.values() for name in known})
     kinds = table["class"].str.lower()
-    labels = {
-        name: kinds.map({word: known.get(name, np.nan) for word, known in COVIDX_CLASSES.items()}).to_numpy(
-            dtype=np.float32
-        )
-        for name in names
-    }
+    known = pd.DataFrame.from_dict(dict(COVIDX_CLASSES), orient="index").reindex(index=kinds, columns=names)
+    labels = {name: known[name].to_numpy(dtype=np.float32) for name in names}
     return add_labels(table.drop(columns=["name", "class"]), labels)
 
 

@@ -5,15 +5,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels, first_rows, number, read_csv
+from sscxr.data.corpora.base import (
+    Corpus,
+    CorpusError,
+    Folder,
+    add_labels,
+    first_rows,
+    number,
+    read_by,
+    read_csv,
+)
 from sscxr.data.corpora.parts import TEST, TRAIN, VALID, part_of
 from sscxr.data.corpora.vocabulary import CHEXPERT_WORDS, from_labeller
 
-FINDINGS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
-    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
-    "Support Devices",
-)  # fmt: skip
+FINDINGS = tuple(word.title() for word in CHEXPERT_WORDS)  # "No Finding", "Pleural Effusion", ...
 
 
 def _labelled(table: pd.DataFrame, found: pd.DataFrame, uncertain: str) -> pd.DataFrame:
@@ -27,15 +32,11 @@ def chexpert(folder: Folder, uncertain: str) -> pd.DataFrame:
     more = ((VALID, folder.has("valid.csv")), (TEST, folder.has("test_labels.csv")))
     tables += [(split, path) for split, path in more if path is not None]
     views = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
-    parts = []
-    for split, path in tables:
-        part = read_csv(path, ("Path",), optional=(*views, *FINDINGS))
-        parts.append(part.assign(split=split))
-    found = pd.concat(parts, ignore_index=True).fillna("")
-    found = first_rows(found, folder, "Path")
-    found = found.reindex(
-        columns=[*found.columns, *(name for name in views if name not in found)], fill_value=""
-    )
+    parts = [
+        read_csv(path, ("Path",), optional=(*views, *FINDINGS)).assign(split=split) for split, path in tables
+    ]
+    found = first_rows(pd.concat(parts, ignore_index=True).fillna(""), folder, "Path")
+    found = found.reindex(columns=found.columns.union(list(views), sort=False), fill_value="")
     # CheXpert-v1.0[-small]/train/patient00001/study1/view1_frontal.jpg: the first two folders differ by release.
     tail = found["Path"].str.extract(r"((patient\d+)/(study\d+)/([^/]+))$")
     age = number(found["Age"])
@@ -88,10 +89,7 @@ def mimic(folder: Folder, uncertain: str) -> pd.DataFrame:
     parts = folder.has("mimic-cxr-2.0.0-split.csv")
     split = pd.Series("", index=found.index)
     if parts is not None:
-        dealt = (
-            read_csv(parts, ("dicom_id", "split")).drop_duplicates("dicom_id").set_index("dicom_id")["split"]
-        )
-        words = found["dicom_id"].map(dealt).fillna("")
+        words = found["dicom_id"].map(read_by(parts, "dicom_id", "split")["split"]).fillna("")
         split = words.map({word: _mimic_part(parts, word) for word in set(words)})
     else:
         folder.warnings.append(

@@ -1,7 +1,6 @@
 """ChestX-ray14 of the US National Institutes of Health, and the two challenges made from it."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,14 @@ from sscxr.data.corpora.base import (
     from_torchxrayvision,
     lines,
     number,
+    read_by,
     read_csv,
     reading_table,
     unknown_words,
+    with_hidden,
 )
 from sscxr.data.corpora.parts import TEST, TRAIN
 from sscxr.data.corpora.vocabulary import NIH_WORDS, spelled
-
-
-def _bar(text: str) -> Sequence[str]:
-    return text.split("|")
 
 
 def nih(folder: Folder, uncertain: str) -> pd.DataFrame:
@@ -57,7 +54,7 @@ def nih(folder: Folder, uncertain: str) -> pd.DataFrame:
     drawn = folder.has("BBox_List_2017.csv")
     if drawn is not None:
         table["boxes"] = table["image"].map(_nih_boxes(drawn)).fillna("")
-    labels, unknown = spelled(found["Finding Labels"], NIH_WORDS, _bar)
+    labels, unknown = spelled(found["Finding Labels"], NIH_WORDS, lambda text: text.split("|"))
     unknown_words(folder, unknown)
     return add_labels(table, labels)
 
@@ -113,21 +110,16 @@ def rsna(folder: Folder, uncertain: str) -> pd.DataFrame:
     normal = np.where(target == 1, np.float32(0), np.float32(np.nan))
     details = folder.has("stage_2_detailed_class_info.csv")
     if details is not None:
-        kinds = read_csv(details, ("patientId", "class")).drop_duplicates("patientId").set_index("patientId")
-        kind = table["image"].map(kinds["class"]).fillna("")
+        kind = table["image"].map(read_by(details, "patientId", "class")["class"]).fillna("")
         normal = np.where(kind == "Normal", 1, np.where(kind == "", normal, 0)).astype(np.float32)
     table = add_labels(table, {"pneumonia": target, "lung_opacity": target, "normal": normal})
-    hidden = [
-        file.rpartition("/")[2].rpartition(".")[0]
-        for file in folder.below("stage_2_test_images", suffixes=(".dcm",))
-    ]
-    table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
+    table = with_hidden(table, folder.stems("stage_2_test_images", suffixes=(".dcm",)))
     table["file"] = folder.locate(table["image"], suffixes=(".dcm", ".jpg", ".png"))
     table["patient_id"] = _nih_patients(folder, table["image"])
     headers = from_torchxrayvision("kaggle_stage_2_train_images_dicom_headers.csv.gz")
     if headers is not None:  # without it, each file's own header is read when the file is prepared
         names = {"ViewPosition": "view", "PatientAge": "age", "PatientSex": "sex"}
-        known = read_csv(headers, ("PatientID", *names)).drop_duplicates("PatientID").set_index("PatientID")
+        known = read_by(headers, "PatientID", *names)
         for name, column in names.items():
             table[column] = table["image"].map(known[name]).fillna("")
         table["age"] = number(table["age"])
@@ -191,11 +183,7 @@ def siim(folder: Folder, uncertain: str) -> pd.DataFrame:
     runs = rows[drawn].groupby("ImageId")["EncodedPixels"].agg("|".join)
     table["boxes"] = table["image"].map(runs.map(rle.box)).fillna("")
     table = add_labels(table, {"pneumothorax": present.to_numpy().astype(np.float32)})
-    hidden = [
-        file.rpartition("/")[2].rpartition(".")[0]
-        for file in folder.below("dicom-images-test", suffixes=(".dcm",))
-    ]
-    table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
+    table = with_hidden(table, folder.stems("dicom-images-test", suffixes=(".dcm",)))
     table["file"] = folder.locate(table["image"], suffixes=(".dcm",))
     # The header's patient is a name made for each image; the NIH patient was not published.
     table["patient_id"] = table["image"]

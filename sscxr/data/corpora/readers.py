@@ -14,13 +14,16 @@ from sscxr.data.corpora.base import (
     CorpusError,
     Folder,
     add_labels,
+    both_sides,
     boxes,
     column_names,
     first_rows,
     from_torchxrayvision,
     number,
+    read_by,
     read_csv,
     unknown_words,
+    with_hidden,
 )
 from sscxr.data.corpora.parts import TEST, TRAIN
 from sscxr.data.corpora.vocabulary import (
@@ -95,14 +98,8 @@ def vindr(folder: Folder, uncertain: str) -> pd.DataFrame:
         if whole is not None or local is not None:
             parts.append(_vindr_part(folder, whole, local).assign(split=split))
     table = pd.concat(parts, ignore_index=True)
-    named = set(table["image"])
-    # Kaggle's test images, without labels.
-    hidden = [
-        name
-        for file in folder.below("test", suffixes=(".dicom", ".dcm"))
-        if (name := file.rpartition("/")[2].rpartition(".")[0]) not in named
-    ]
-    table = pd.concat([table, pd.DataFrame({"image": hidden, "split": TEST})], ignore_index=True)
+    named, there = set(table["image"]), folder.stems("test", suffixes=(".dicom", ".dcm"))
+    table = with_hidden(table, (name for name in there if name not in named))  # Kaggle's
     table["file"] = folder.locate(table["image"], suffixes=(".dicom", ".dcm", ".png", ".jpg"))
     table["view"] = "PA"  # all of them (Nguyen et al. 2022, Methods)
     # Patients are not published; each image counts as one.
@@ -200,21 +197,12 @@ def _openi_report(path: Path) -> list[dict[str, str]]:
         raise CorpusError(f"{path}: not readable as XML ({error})") from None
     uid, licence = root.find("uId"), root.findtext("licenseURL", "").strip()
     patient = uid.get("id", "") if uid is not None else ""
-    heads = {(node.text or "").split("/")[0].strip().lower() for node in root.findall(".//MeSH/major")}
-    thick = any(
-        (node.text or "").lower().startswith("thickening/pleura") for node in root.findall(".//MeSH/major")
-    )
-    codes = "|".join(sorted(heads | ({"pleural thickening"} if thick else set())))
-    return [
-        {
-            "image": image.get("id", ""),
-            "patient_id": patient,
-            "study_id": patient,
-            "codes": codes,
-            "licence": licence,
-        }
-        for image in root.findall(".//parentImage")
-    ]
+    majors = [(node.text or "").lower() for node in root.findall(".//MeSH/major")]
+    heads = {text.split("/")[0].strip() for text in majors}
+    thick = {"pleural thickening" for text in majors if text.startswith("thickening/pleura")}
+    codes = "|".join(sorted(heads | thick))
+    common = {"patient_id": patient, "study_id": patient, "codes": codes, "licence": licence}
+    return [{"image": image.get("id", "")} | common for image in root.findall(".//parentImage")]
 
 
 def _openi_headers() -> pd.DataFrame | None:
@@ -223,12 +211,7 @@ def _openi_headers() -> pd.DataFrame | None:
     if path is None:
         return None
     names = {"View Position": "view", "Manufacturer": "hospital", "Patient's Sex": "sex"}
-    return (
-        read_csv(path, ("imageid", *names))
-        .drop_duplicates("imageid")
-        .set_index("imageid")
-        .rename(columns=names)
-    )
+    return read_by(path, "imageid", *names).rename(columns=names)
 
 
 OPENI = Corpus(
@@ -296,15 +279,9 @@ def _jsrt_facts(folder: Folder) -> pd.DataFrame:
 
 def _jsrt_masks(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
     """Find the SCR database's masks, left and right, if its folds are beside the images."""
-    sides: list[pd.Series[str]] = []
-    for side in ("left lung", "right lung"):
-        found = {
-            file.rpartition("/")[2].rpartition(".")[0].upper(): file
-            for file in folder.below(side, suffixes=(".gif", ".png"))
-        }
-        sides.append(images.map(found).fillna(""))
-    left, right = sides
-    return (left + "|" + right).where((left != "") & (right != ""), "")
+    found = (folder.stems(f"{side} lung", suffixes=(".gif", ".png")) for side in ("left", "right"))
+    left, right = (images.map({name.upper(): file for name, file in one.items()}).fillna("") for one in found)
+    return both_sides(left, right)
 
 
 JSRT = Corpus(

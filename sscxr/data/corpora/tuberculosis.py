@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels, lines
+from sscxr.data.corpora.base import Corpus, CorpusError, Folder, add_labels, both_sides, lines
 from sscxr.data.corpora.parts import TEST, TRAIN, VALID
 
 
@@ -24,12 +24,9 @@ def _named(folder: Folder, prefix: str) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["image", "file", "patient_id", "ill"]).drop_duplicates("image")
     table = table.sort_values("image", ignore_index=True)
     table["view"] = "PA"  # all of them (Jaeger et al. 2014)
-    readings = {
-        file.rpartition("/")[2].removesuffix(".txt"): folder.path / file
-        for file in folder.below("ClinicalReadings", suffixes=(".txt",))
-    }
+    readings = folder.stems("ClinicalReadings", suffixes=(".txt",))
     texts = [
-        readings[name].read_text(encoding="utf-8", errors="replace") if name in readings else ""
+        (folder.path / readings[name]).read_text("utf-8", "replace") if name in readings else ""
         for name in table["image"]
     ]
     # Montgomery: "Patient's Sex: F", "Patient's Age: 027Y"; Shenzhen: "male 45yrs", "Female, 12 mths".
@@ -52,12 +49,8 @@ def _years(text: str) -> float:
 
 def montgomery(folder: Folder, uncertain: str) -> pd.DataFrame:
     table = _named(folder, "MCUCXR")
-    sides = []
-    for side in ("leftMask", "rightMask"):
-        masks = {file.rpartition("/")[2]: file for file in folder.below(side, suffixes=(".png",))}
-        sides.append((table["image"] + ".png").map(masks).fillna(""))
-    left, right = sides
-    table["mask"] = (left + "|" + right).where((left != "") & (right != ""), "")
+    sides = (folder.stems(side, suffixes=(".png",)) for side in ("leftMask", "rightMask"))
+    table["mask"] = both_sides(*(table["image"].map(masks).fillna("") for masks in sides))
     return table
 
 
@@ -77,12 +70,7 @@ MONTGOMERY = Corpus(
 
 def shenzhen(folder: Folder, uncertain: str) -> pd.DataFrame:
     table = _named(folder, "CHNCXR")
-    masks = {
-        file.rpartition("/")[2]: file
-        for file in folder.below(suffixes=("_mask.png",))
-        if re.fullmatch(r"CHNCXR_\d+_[01]_mask\.png", file.rpartition("/")[2])
-    }
-    table["mask"] = (table["image"] + "_mask.png").map(masks).fillna("")
+    table["mask"] = (table["image"] + "_mask").map(folder.stems(suffixes=("_mask.png",))).fillna("")
     return table
 
 

@@ -30,210 +30,139 @@ Words = Mapping[str, tuple[str, ...]]
 Matrix = npt.NDArray[np.float32]
 
 
-def _same(names: Iterable[str], **other: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    return {name: (name,) for name in names} | other
+def _listed(text: str) -> list[str]:
+    return " ".join(text.split()).split("; ")
+
+
+def _words(spellings: Mapping[str, str], unmapped: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Return word -> labels, from label -> its words, separated by semicolons; and words without a label."""
+    found = dict.fromkeys(unmapped, UNMAPPED)
+    for label, words in spellings.items():
+        for word in _listed(words):
+            found[word] = (*found.get(word, ()), label)
+    return found
 
 
 # ChestX-ray14's `Finding Labels`.
-NIH_WORDS: Words = _same(NIH) | {"no finding": (HEALTHY,), "infiltrate": ("infiltration",)}
+NIH_WORDS: Words = _words({name: name for name in NIH}) | {
+    "no finding": (HEALTHY,),
+    "infiltrate": ("infiltration",),
+}
 # The columns of CheXpert, MIMIC-CXR-JPG and BRAX, all from the CheXpert labeller.
-CHEXPERT_WORDS: Words = {
-    "no finding": (HEALTHY,),
-    "enlarged cardiomediastinum": ("enlarged_cardiomediastinum",),
-    "cardiomegaly": ("cardiomegaly",),
-    "lung opacity": ("lung_opacity",),
-    "lung lesion": ("lung_lesion",),
-    "edema": ("edema",),
-    "consolidation": ("consolidation",),
-    "pneumonia": ("pneumonia",),
-    "atelectasis": ("atelectasis",),
-    "pneumothorax": ("pneumothorax",),
-    "pleural effusion": ("effusion",),
-    "pleural other": ("pleural_other",),
-    "fracture": ("fracture",),
-    "support devices": ("support_devices",),
-}
-# VinDr-CXR's classes. `Nodule/Mass` is CheXpert's lung lesion.
-VINDR_WORDS: Words = {
-    "no finding": (HEALTHY,),
-    "atelectasis": ("atelectasis",),
-    "cardiomegaly": ("cardiomegaly",),
-    "clavicle fracture": ("fracture",),
-    "consolidation": ("consolidation",),
-    "edema": ("edema",),
-    "emphysema": ("emphysema",),
-    "infiltration": ("infiltration",),
-    "lung opacity": ("lung_opacity",),
-    "nodule/mass": ("lung_lesion",),
-    "pleural effusion": ("effusion",),
-    "pleural thickening": ("pleural_thickening",),
-    "pneumonia": ("pneumonia",),
-    "pneumothorax": ("pneumothorax",),
-    "pulmonary fibrosis": ("fibrosis",),
-    "rib fracture": ("fracture",),
-    "tuberculosis": ("tuberculosis",),
-    "aortic enlargement": UNMAPPED,
-    "calcification": UNMAPPED,
-    "copd": UNMAPPED,
-    "enlarged pa": UNMAPPED,
-    "ild": UNMAPPED,
-    "lung cavity": UNMAPPED,
-    "lung cyst": UNMAPPED,
-    "lung tumor": UNMAPPED,
-    "mediastinal shift": UNMAPPED,
-    "other disease": UNMAPPED,
-    "other diseases": UNMAPPED,
-    "other lesion": UNMAPPED,
-}
-_PADCHEST_MAPPED: dict[str, tuple[str, ...]] = {
-    "normal": (HEALTHY,),
-    "atelectasis": ("atelectasis",),
-    "atelectasis basal": ("atelectasis",),
-    "laminar atelectasis": ("atelectasis",),
-    "lobar atelectasis": ("atelectasis",),
-    "round atelectasis": ("atelectasis",),
-    "segmental atelectasis": ("atelectasis",),
-    "total atelectasis": ("atelectasis",),
-    "cardiomegaly": ("cardiomegaly",),
-    "consolidation": ("consolidation",),
-    "air bronchogram": ("consolidation",),
-    "pulmonary edema": ("edema",),
-    "pleural effusion": ("effusion",),
-    "loculated pleural effusion": ("effusion",),
-    "loculated fissural effusion": ("effusion",),
-    "hydropneumothorax": ("effusion", "pneumothorax"),
-    "emphysema": ("emphysema",),
-    "pulmonary fibrosis": ("fibrosis",),
-    "hiatal hernia": ("hernia",),
-    "infiltrates": ("infiltration",),
-    "alveolar pattern": ("infiltration",),
-    "interstitial pattern": ("infiltration",),
-    "ground glass pattern": ("infiltration",),
-    "reticular interstitial pattern": ("infiltration",),
-    "reticulonodular interstitial pattern": ("infiltration",),
-    "pulmonary mass": ("mass",),
-    "mass": ("mass",),
-    "nodule": ("nodule",),
-    "multiple nodules": ("nodule",),
-    "pleural thickening": ("pleural_thickening",),
-    "apical pleural thickening": ("pleural_thickening",),
-    "calcified pleural thickening": ("pleural_thickening",),
-    "pneumonia": ("pneumonia",),
-    "atypical pneumonia": ("pneumonia",),
-    "pneumothorax": ("pneumothorax",),
-    "tuberculosis": ("tuberculosis",),
-    "tuberculosis sequelae": ("latent_tuberculosis",),
-    "callus rib fracture": ("fracture",),
-    "clavicle fracture": ("fracture",),
-    "fracture": ("fracture",),
-    "humeral fracture": ("fracture",),
-    "rib fracture": ("fracture",),
-    "vertebral fracture": ("fracture",),
-}
-_PADCHEST_DEVICES = (
-    *(
-        "abnormal foreign body",
-        "aortic endoprosthesis",
-        "artificial aortic heart valve",
-        "artificial heart valve",
-    ),
-    *(
-        "artificial mitral heart valve",
-        "catheter",
-        "central venous catheter",
-        "chest drain tube",
-        "double j stent",
-    ),
-    *("central venous catheter via jugular vein", "central venous catheter via subclavian vein"),
-    *("central venous catheter via umbilical vein", "dual chamber device", "electrical device"),
-    *("endoprosthesis", "endotracheal tube", "gastrostomy tube", "nephrostomy tube", "nsg tube", "pacemaker"),
-    *("prosthesis", "reservoir central venous catheter", "single chamber device", "tracheostomy tube"),
-    "ventriculoperitoneal drain tube",
+CHEXPERT_WORDS: Words = _words(
+    {name: name.replace("_", " ") for name in CHEXPERT}
+    | {HEALTHY: "no finding", "effusion": "pleural effusion"}
 )
+# VinDr-CXR's classes. `Nodule/Mass` is CheXpert's lung lesion.
+_VINDR = {
+    HEALTHY: "no finding",
+    "atelectasis": "atelectasis",
+    "cardiomegaly": "cardiomegaly",
+    "fracture": "clavicle fracture; rib fracture",
+    "consolidation": "consolidation",
+    "edema": "edema",
+    "emphysema": "emphysema",
+    "infiltration": "infiltration",
+    "lung_opacity": "lung opacity",
+    "lung_lesion": "nodule/mass",
+    "effusion": "pleural effusion",
+    "pleural_thickening": "pleural thickening",
+    "pneumonia": "pneumonia",
+    "pneumothorax": "pneumothorax",
+    "fibrosis": "pulmonary fibrosis",
+    "tuberculosis": "tuberculosis",
+}
+_VINDR_UNMAPPED = """
+    aortic enlargement; calcification; copd; enlarged pa; ild; lung cavity; lung cyst; lung tumor;
+    mediastinal shift; other disease; other diseases; other lesion
+"""
+VINDR_WORDS: Words = _words(_VINDR, _listed(_VINDR_UNMAPPED))
+_PADCHEST = {
+    HEALTHY: "normal",
+    "atelectasis": "atelectasis; atelectasis basal; laminar atelectasis; lobar atelectasis; "
+    "round atelectasis; segmental atelectasis; total atelectasis",
+    "cardiomegaly": "cardiomegaly",
+    "consolidation": "consolidation; air bronchogram",
+    "edema": "pulmonary edema",
+    "effusion": "pleural effusion; loculated pleural effusion; loculated fissural effusion; "
+    "hydropneumothorax",
+    "pneumothorax": "hydropneumothorax; pneumothorax",
+    "emphysema": "emphysema",
+    "fibrosis": "pulmonary fibrosis",
+    "hernia": "hiatal hernia",
+    "infiltration": "infiltrates; alveolar pattern; interstitial pattern; ground glass pattern; "
+    "reticular interstitial pattern; reticulonodular interstitial pattern",
+    "mass": "pulmonary mass; mass",
+    "nodule": "nodule; multiple nodules",
+    "pleural_thickening": "pleural thickening; apical pleural thickening; calcified pleural thickening",
+    "pneumonia": "pneumonia; atypical pneumonia",
+    "tuberculosis": "tuberculosis",
+    "latent_tuberculosis": "tuberculosis sequelae",
+    "fracture": "callus rib fracture; clavicle fracture; fracture; humeral fracture; rib fracture; "
+    "vertebral fracture",
+    "support_devices": "abnormal foreign body; aortic endoprosthesis; artificial aortic heart valve; "
+    "artificial heart valve; artificial mitral heart valve; catheter; central venous catheter; "
+    "chest drain tube; double j stent; central venous catheter via jugular vein; "
+    "central venous catheter via subclavian vein; central venous catheter via umbilical vein; "
+    "dual chamber device; electrical device; endoprosthesis; endotracheal tube; gastrostomy tube; "
+    "nephrostomy tube; nsg tube; pacemaker; prosthesis; reservoir central venous catheter; "
+    "single chamber device; tracheostomy tube; ventriculoperitoneal drain tube",
+}
 # Words about no finding: with nothing else beside them, every label is unknown.
 PADCHEST_SILENT = frozenset({"", "nan", "unchanged", "exclude", "suboptimal study"})
-_PADCHEST_UNMAPPED = (
-    *("adenopathy", "air fluid level", "air trapping", "aortic aneurysm", "aortic atheromatosis"),
-    *("aortic button enlargement", "aortic elongation", "asbestosis signs", "ascendent aortic elongation"),
-    *("abscess", "axial hyperostosis", "azygoesophageal recess shift", "azygos lobe", "blastic bone lesion"),
-    *(
-        "bone cement",
-        "bone metastasis",
-        "breast mass",
-        "bronchiectasis",
-        "bronchovascular markings",
-        "bullas",
-    ),
-    *("calcified adenopathy", "calcified densities", "calcified fibroadenoma", "calcified granuloma"),
-    *("calcified mediastinal adenopathy", "calcified pleural plaques", "cavitation", "cervical rib"),
-    *("central vascular redistribution", "chilaiditi sign", "chronic changes", "copd signs"),
-    *("costochondral junction hypertrophy", "costophrenic angle blunting", "cyst", "dai", "dextrocardia"),
-    *("descendent aortic elongation", "diaphragmatic eventration", "empyema", "end on vessel"),
-    *("esophagic dilatation", "external foreign body", "fibrotic band", "fissure thickening"),
-    *("flattened diaphragm", "goiter", "granuloma", "gynecomastia", "heart insufficiency"),
-    *("heart valve calcified", "hemidiaphragm elevation", "hilar congestion", "hilar enlargement"),
-    *(
-        "humeral prosthesis",
-        "hyperinflated lung",
-        "hypoexpansion",
-        "hypoexpansion basal",
-        "increased density",
-    ),
-    *("kerley lines", "kyphosis", "lepidic adenocarcinoma", "lipomatosis", "lung metastasis"),
-    *("lung vascular paucity", "lymphangitis carcinomatosa", "lytic bone lesion", "major fissure thickening"),
-    *("mammary prosthesis", "mastectomy", "mediastinal enlargement", "mediastinal mass", "mediastinal shift"),
-    *("mediastinic lipomatosis", "metal", "miliary opacities", "minor fissure thickening", "nipple shadow"),
-    *("non axial articular degenerative changes", "obesity", "osteopenia", "osteoporosis"),
-    *("osteosynthesis material", "pectum carinatum", "pectum excavatum", "pericardial effusion"),
-    *("pleural mass", "pleural plaques", "pneumomediastinum", "pneumoperitoneo", "post radiotherapy changes"),
-    *("pseudonodule", "pulmonary artery enlargement", "pulmonary artery hypertension"),
-    *("pulmonary hypertension", "pulmonary venous hypertension", "respiratory distress"),
-    *("right sided aortic arch", "sclerotic bone lesion", "scoliosis", "soft tissue mass", "sternotomy"),
-    *("sternoclavicular junction hypertrophy", "subacromial space narrowing", "subcutaneous emphysema"),
-    *("superior mediastinal enlargement", "supra aortic elongation", "surgery", "surgery breast"),
-    *("surgery heart", "surgery humeral", "surgery lung", "surgery neck", "suture material"),
-    *("thoracic cage deformation", "tracheal shift", "vascular hilar enlargement", "vascular redistribution"),
-    *("vertebral anterior compression", "vertebral compression", "vertebral degenerative changes"),
-    "volume loss",
-)
-PADCHEST_WORDS: Words = (
-    _PADCHEST_MAPPED
-    | dict.fromkeys(_PADCHEST_DEVICES, ("support_devices",))
-    | dict.fromkeys((*_PADCHEST_UNMAPPED, *PADCHEST_SILENT), UNMAPPED)
-)
+_PADCHEST_UNMAPPED = """
+    adenopathy; air fluid level; air trapping; aortic aneurysm; aortic atheromatosis;
+    aortic button enlargement; aortic elongation; asbestosis signs; ascendent aortic elongation; abscess;
+    axial hyperostosis; azygoesophageal recess shift; azygos lobe; blastic bone lesion; bone cement;
+    bone metastasis; breast mass; bronchiectasis; bronchovascular markings; bullas; calcified adenopathy;
+    calcified densities; calcified fibroadenoma; calcified granuloma; calcified mediastinal adenopathy;
+    calcified pleural plaques; cavitation; cervical rib; central vascular redistribution; chilaiditi sign;
+    chronic changes; copd signs; costochondral junction hypertrophy; costophrenic angle blunting; cyst; dai;
+    dextrocardia; descendent aortic elongation; diaphragmatic eventration; empyema; end on vessel;
+    esophagic dilatation; external foreign body; fibrotic band; fissure thickening; flattened diaphragm;
+    goiter; granuloma; gynecomastia; heart insufficiency; heart valve calcified; hemidiaphragm elevation;
+    hilar congestion; hilar enlargement; humeral prosthesis; hyperinflated lung; hypoexpansion;
+    hypoexpansion basal; increased density; kerley lines; kyphosis; lepidic adenocarcinoma; lipomatosis;
+    lung metastasis; lung vascular paucity; lymphangitis carcinomatosa; lytic bone lesion;
+    major fissure thickening; mammary prosthesis; mastectomy; mediastinal enlargement; mediastinal mass;
+    mediastinal shift; mediastinic lipomatosis; metal; miliary opacities; minor fissure thickening;
+    nipple shadow; non axial articular degenerative changes; obesity; osteopenia; osteoporosis;
+    osteosynthesis material; pectum carinatum; pectum excavatum; pericardial effusion; pleural mass;
+    pleural plaques; pneumomediastinum; pneumoperitoneo; post radiotherapy changes; pseudonodule;
+    pulmonary artery enlargement; pulmonary artery hypertension; pulmonary hypertension;
+    pulmonary venous hypertension; respiratory distress; right sided aortic arch; sclerotic bone lesion;
+    scoliosis; soft tissue mass; sternotomy; sternoclavicular junction hypertrophy;
+    subacromial space narrowing; subcutaneous emphysema; superior mediastinal enlargement;
+    supra aortic elongation; surgery; surgery breast; surgery heart; surgery humeral; surgery lung;
+    surgery neck; suture material; thoracic cage deformation; tracheal shift; vascular hilar enlargement;
+    vascular redistribution; vertebral anterior compression; vertebral compression;
+    vertebral degenerative changes; volume loss
+"""
+PADCHEST_WORDS: Words = _words(_PADCHEST, [*_listed(_PADCHEST_UNMAPPED), *PADCHEST_SILENT])
 # The heads of Open-i's manual MeSH codes (`major`), such as "Opacity/lung/base/left".
-OPENI_WORDS: Words = {
-    "normal": (HEALTHY,),
-    "airspace disease": ("lung_opacity",),
-    "atelectasis": ("atelectasis",),
-    "pulmonary atelectasis": ("atelectasis",),
-    "bullous emphysema": ("emphysema",),
-    "cardiomegaly": ("cardiomegaly",),
-    "catheters, indwelling": ("support_devices",),
-    "consolidation": ("consolidation",),
-    "emphysema": ("emphysema",),
-    "fractures, bone": ("fracture",),
-    "hernia, diaphragmatic": ("hernia",),
-    "hernia, hiatal": ("hernia",),
-    "hydropneumothorax": ("effusion", "pneumothorax"),
-    "implanted medical device": ("support_devices",),
-    "infiltrate": ("infiltration",),
-    "mass": ("mass",),
-    "medical device": ("support_devices",),
-    "nodule": ("nodule",),
-    "opacity": ("lung_opacity",),
-    "pleural effusion": ("effusion",),
-    "pleural thickening": ("pleural_thickening",),
-    "pneumonia": ("pneumonia",),
-    "pneumothorax": ("pneumothorax",),
-    "hemopneumothorax": ("effusion", "pneumothorax"),
-    "pulmonary edema": ("edema",),
-    "pulmonary emphysema": ("emphysema",),
-    "pulmonary fibrosis": ("fibrosis",),
-    "stents": ("support_devices",),
-    "tube, inserted": ("support_devices",),
-    "tuberculosis": ("tuberculosis",),
+_OPENI = {
+    HEALTHY: "normal",
+    "lung_opacity": "airspace disease; opacity",
+    "atelectasis": "atelectasis; pulmonary atelectasis",
+    "emphysema": "bullous emphysema; emphysema; pulmonary emphysema",
+    "cardiomegaly": "cardiomegaly",
+    "support_devices": "catheters, indwelling; implanted medical device; medical device; stents; "
+    "tube, inserted",
+    "consolidation": "consolidation",
+    "fracture": "fractures, bone",
+    "hernia": "hernia, diaphragmatic; hernia, hiatal",
+    "effusion": "hydropneumothorax; pleural effusion; hemopneumothorax",
+    "pneumothorax": "hydropneumothorax; pneumothorax; hemopneumothorax",
+    "infiltration": "infiltrate",
+    "mass": "mass",
+    "nodule": "nodule",
+    "pleural_thickening": "pleural thickening",
+    "pneumonia": "pneumonia",
+    "edema": "pulmonary edema",
+    "fibrosis": "pulmonary fibrosis",
+    "tuberculosis": "tuberculosis",
 }
+OPENI_WORDS: Words = _words(_OPENI)
 OPENI_SILENT = frozenset({"", "no indexing", "technical quality of image unsatisfactory"})
 # Kind of a finding -> the more general findings that it implies.
 PARENTS: Words = {
@@ -244,36 +173,22 @@ PARENTS: Words = {
     "active_tuberculosis": ("tuberculosis",),
     "latent_tuberculosis": ("tuberculosis",),
 }
-
-
-def _kind(name: str) -> tuple[str, ...]:
-    return (name, *PARENTS[name])
-
-
-_BACTERIA = (
-    *("bacterial", "bacterial pneumonia", "chlamydophila", "e.coli", "klebsiella", "legionella", "mrsa"),
-    *("mycoplasma", "mycoplasma bacterial pneumonia", "nocardia", "staphylococcus", "streptococcus"),
-)
-_VIRUSES = (
-    *("viral", "viral pneumonia", "h1n1", "herpes", "influenza", "mers", "mers-cov", "sars", "varicella"),
-)
-_FUNGI = ("fungal", "fungal pneumonia", "aspergillosis", "pneumocystis")
 # The parts of the COVID-19 collection's `finding`: "Pneumonia/Viral/COVID-19", before August 2020 "COVID-19,
 # ARDS". Any part alone implies all that is above it.
-COVID_WORDS: Words = (
-    {
-        "no finding": (HEALTHY,),
-        "pneumonia": ("pneumonia",),
-        "aspiration": ("pneumonia",),
-        "lipoid": ("pneumonia",),
-        "covid-19": _kind("covid19"),
-        "tuberculosis": ("tuberculosis",),
-    }
-    | dict.fromkeys(_BACTERIA, _kind("bacterial_pneumonia"))
-    | dict.fromkeys(_VIRUSES, _kind("viral_pneumonia"))
-    | dict.fromkeys(_FUNGI, _kind("fungal_pneumonia"))
-    | dict.fromkeys(("ards", "todo", "unknown"), UNMAPPED)
-)
+_COVID = {
+    HEALTHY: "no finding",
+    "pneumonia": "pneumonia; aspiration; lipoid",
+    "covid19": "covid-19",
+    "tuberculosis": "tuberculosis",
+    "bacterial_pneumonia": "bacterial; bacterial pneumonia; chlamydophila; e.coli; klebsiella; legionella; "
+    "mrsa; mycoplasma; mycoplasma bacterial pneumonia; nocardia; staphylococcus; streptococcus",
+    "viral_pneumonia": "viral; viral pneumonia; h1n1; herpes; influenza; mers; mers-cov; sars; varicella",
+    "fungal_pneumonia": "fungal; fungal pneumonia; aspergillosis; pneumocystis",
+}
+COVID_SILENT = frozenset({"", "ards", "todo", "unknown"})
+COVID_WORDS: Words = {
+    word: (label, *PARENTS.get(label, ())) for word, (label,) in _words(_COVID).items()
+} | dict.fromkeys(COVID_SILENT - {""}, UNMAPPED)
 # COVIDx: three classes (the A lists), or two (the B lists): COVID-19 or not.
 COVIDX_CLASSES: Mapping[str, Mapping[str, float]] = {
     "normal": {HEALTHY: 1, "pneumonia": 0, "viral_pneumonia": 0, "covid19": 0},
