@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from sscxr.commands.command_line import examples
-from sscxr.commands.encoder import Force
+from sscxr.commands.command_line import AsJson, Force, examples
 
 if TYPE_CHECKING:
     from sscxr.federation.join import Join
+
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")]
 
 
 def join(
@@ -66,9 +68,7 @@ def describe(
     return Join(
         federation=name,
         superlink=superlink,
-        ca=ca.read_text(encoding="utf-8", errors="replace")
-        if ca
-        else "",  # `Join.write` refuses what is not PEM
+        ca=ca.read_text("utf-8", "replace") if ca else "",  # `Join.write` refuses what is not PEM
         versions=installed(),
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
         recipe=yaml_text.dump(approval.terms(config)),
@@ -85,8 +85,8 @@ def describe(
 
 
 def run_status(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
+    run: RunName,
+    as_json: AsJson = False,
 ) -> None:
     """Print the state of a run. Exit code: 0 finished, 3 running, 1 anything else."""
     from server import status
@@ -98,7 +98,7 @@ def run_status(
 
 
 def watch(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+    run: RunName,
     once: Annotated[bool, typer.Option("--once", help="Show its present state, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else: an object at each change.")
@@ -112,7 +112,7 @@ def watch(
 
 
 def track(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Its folder, or its name.")],
+    run: RunName,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard.")] = False,
     mlflow: Annotated[
         bool, typer.Option("--mlflow", help="Write RUN/mlflow; needs the extra `mlflow`.")

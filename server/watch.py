@@ -177,7 +177,7 @@ class Screen:
         running = now.state == "running"
         replied = f"{now.expected - len(now.waiting)} of {now.expected} sites replied" if now.expected else ""
         notes = [now.state, seen.left(), replied if running else "", str(self.out)]
-        yield Line(f"round {now.round} of {now.rounds}", now.round, now.rounds, [one for one in notes if one])
+        yield Line(f"round {now.round} of {now.rounds}", now.round, now.rounds, notes)
         lines = [status.of_round(seen.rounds[-1], now.rounds)] if seen.rounds else []
         if running and now.waiting:
             lines.append(f"waiting for {', '.join(now.waiting)}")

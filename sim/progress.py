@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from types import TracebackType
 from typing import Any
 
 from client.app import display
@@ -33,10 +32,8 @@ class Show:
         self.board.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.board.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.board.__exit__(*error)
         Hooks.listener, display.on_step = None, None
 
     def _started(self, round_number: int, attempt: int, sites: list[str]) -> None:
@@ -55,7 +52,7 @@ class Show:
             "" if math.isnan(loss) else f"loss {loss:.4f}",
         ]
         title = f"{site}, {min(self._heard + 1, self._sites)} of {self._sites}"
-        self._at_work = Line(title, step, steps, [note for note in notes if note])
+        self._at_work = Line(title, step, steps, notes)
         self._show()
 
     def _replied(self, row: SiteRow) -> None:
@@ -80,5 +77,5 @@ class Show:
         rounds, left = self.config.federation.rounds, self._left()
         title = f"round {min(self._round + 1, rounds)} of {rounds}"
         replied = f"{self._heard} of {self._sites} sites replied"
-        whole = Line(title, self._round, rounds, [note for note in (left, replied) if note])
+        whole = Line(title, self._round, rounds, [left, replied])
         self.board.lines = [whole, *([self._at_work] if self._at_work else [])]

@@ -34,7 +34,7 @@ class Line:
     Attributes:
         title: the text before the bar.
         done, total: the progress; total is None if it is unknown.
-        notes: the texts after the bar, the most important first; those that do not fit are left out.
+        notes: the texts after the bar, the most important first; those that are empty or do not fit are left out.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Line:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield one row: the bar and the first note come before the other notes; narrow windows have no bar."""
-        width, notes = options.max_width, list(self.notes)
+        width, notes = options.max_width, [note for note in self.notes if note]
         least = len(_GAP) + _BAR[0]
         while len(notes) > 1 and len(_GAP.join([self.title, *notes])) + least > width:
             notes.pop()
@@ -94,10 +94,11 @@ class Board:
         self.console.print(text, style=style or None, soft_wrap=True)
         self._said = time.monotonic()
 
-    def say_now_and_then(self, text: str) -> None:
-        """Print a line if there is no terminal and the last line is `EVERY` seconds old."""
+    def show(self, line: Line) -> None:
+        """Show one line; print it if there is no terminal and the last line is `EVERY` seconds old."""
+        self.lines = [line]
         if not self.in_terminal and time.monotonic() - self._said > EVERY:
-            self.say(text)
+            self.say(f"{line.title}: {', '.join(note for note in line.notes if note)}")
 
 
 class Clock:

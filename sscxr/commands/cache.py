@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from sscxr.commands.command_line import examples
+from sscxr.commands.command_line import AsJson, examples
 
 if TYPE_CHECKING:
     from sscxr.data.cache.cache import Cache
 
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="The cache's folder.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")]
 
 
 def add(app: typer.Typer) -> None:

@@ -9,8 +9,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO, cast
+from typing import Annotated, NoReturn, TextIO, cast
 
 import click
 import typer
@@ -27,6 +29,13 @@ from sscxr.files import is_full_disk
 FAILED, MISTYPED, DEFECT = 1, 2, 70  # 70 is EX_SOFTWARE of sysexits.h
 SIGNALLED = 128  # plus the signal's number, as in a shell
 GoingOn = Callable[[Sequence[str]], str]  # arguments as typed -> what is kept, and how to continue
+
+# Options of several commands.
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+PublicKey = Annotated[
+    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
+]
 
 
 class Stopped(KeyboardInterrupt):
@@ -137,24 +146,14 @@ def _command(app: typer.Typer, debug: list[bool]) -> click.Command:
             typer.echo(f"sscxr {sscxr.__version__}")
             context.exit()
 
-    typer.core.HAS_RICH = (
-        False  # plain help is legible in a narrow window and in a pipe, and appears immediately
-    )
+    # Plain help is legible in a narrow window and in a pipe, and appears immediately.
+    typer.core.HAS_RICH = False
     command = get_command(app)
+    flag = partial(click.Option, is_flag=True, expose_value=False)
     for one in commands(command).values():
-        words = "Show a traceback on an error."
-        one.params.append(
-            click.Option(["--debug"], is_flag=True, expose_value=False, callback=set_debug, help=words)
-        )
+        one.params.append(flag(["--debug"], callback=set_debug, help="Show a traceback on an error."))
         _restore_help(one)
-    version = click.Option(
-        ["--version"],
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=show_version,
-        help="Print the version and exit.",
-    )
+    version = flag(["--version"], is_eager=True, callback=show_version, help="Print the version and exit.")
     command.params.append(version)
     return command
 

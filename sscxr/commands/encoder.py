@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sscxr import files
-from sscxr.commands.command_line import examples
+from sscxr.commands.command_line import AsJson, Force, PublicKey, examples
 
 if TYPE_CHECKING:
     from sscxr.release.download import Shown
 
 Encoder = Annotated[
     str, typer.Argument(metavar="URL|DIR", help="The release's address (http, https) or folder.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
-PublicKey = Annotated[
-    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
 ]
 
 
@@ -77,11 +73,7 @@ def pull(
     typer.echo(folder)
 
 
-def info(
-    source: Encoder,
-    key: PublicKey = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")] = False,
-) -> None:
+def info(source: Encoder, key: PublicKey = None, as_json: AsJson = False) -> None:
     """Show an encoder's facts; a release is verified first."""
     from sscxr.release import release
 
@@ -110,18 +102,20 @@ def export(
 
 
 def _located(source: str, key: Path | None) -> Path:
-    """Return the folder of an encoder, fetched and checked.
-
-    Raises:
-        FinetunedError: it is a fine-tuned model; and as `fetch.located`.
-    """
+    """Return the folder of an encoder, fetched and checked; refuse a fine-tuned model."""
     from sscxr.finetuning import finetuned
-    from sscxr.release import fetch, signing
 
     if finetuned.is_model(Path(source)):
         raise finetuned.FinetunedError(
             f"{source} is a fine-tuned model; give the encoder that it started from"
         )
+    return located(source, key)
+
+
+def located(source: str, key: Path | None) -> Path:
+    """Return the folder of an encoder, fetched and checked, and show the download."""
+    from sscxr.release import fetch, signing
+
     with shown_downloads() as shown:
         return fetch.located(source, key=signing.read_public(key) if key else None, shown=shown)
 
@@ -142,8 +136,6 @@ def shown_downloads() -> "Iterator[Shown]":
                 "" if speed is None else f"{speed / 1e6:.1f} MB/s",
                 "" if total is None else clock.left(done, total),
             ]
-            notes = [note for note in notes if note]
-            board.lines = [Line(name, done, total, notes)]
-            board.say_now_and_then(f"{name}: {', '.join(notes)}")
+            board.show(Line(name, done, total, notes))
 
         yield shown

@@ -4,13 +4,13 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sscxr.commands.command_line import examples
-from sscxr.commands.model import CacheOption, Source, figures_of, names
+from sscxr.commands.command_line import PublicKey, examples
+from sscxr.commands.encoder import located
+from sscxr.commands.model import CacheOption, Source, cells, figures_of, names
 from sscxr.display import PlainConsole
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ Untrained = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the fine-tuned model in DIR.")]
 ConfigFile = Annotated[
     str, typer.Option("--config", metavar="FILE", help="A recipe: a YAML file, or a shipped one by name.")
-]
-PublicKey = Annotated[
-    Path | None, typer.Option(help="An Ed25519 public key: the release must be signed with it.")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -81,8 +78,11 @@ def classify(
     key: PublicKey = None,
 ) -> None:
     """Fine-tune a classifier. At the end it is evaluated on patients that were never trained on."""
-    folder = _located(encoder, key)
-    settings = _settings(folder, "classify", config, overrides, frozen=frozen)
+    from sscxr.finetuning import tune
+
+    folder = located(encoder, key)
+    settings = tune.settings(folder, "classify", config, overrides or ())
+    settings.finetune.frozen |= frozen
     settings.classify.labels = names(label)
     settings.classify.per_class = per_class or settings.classify.per_class
     _tune(folder, data, settings, out, source, untrained, force)
@@ -101,8 +101,11 @@ def segment(
     key: PublicKey = None,
 ) -> None:
     """Fine-tune a lung segmenter (UNETR) on masks. At the end it is evaluated on patients it has not seen."""
-    folder = _located(encoder, key)
-    settings = _settings(folder, "segment", config, overrides, frozen=frozen)
+    from sscxr.finetuning import tune
+
+    folder = located(encoder, key)
+    settings = tune.settings(folder, "segment", config, overrides or ())
+    settings.finetune.frozen |= frozen
     _tune(folder, data, settings, out, source, untrained, force)
 
 
@@ -122,10 +125,8 @@ class Show:
         self.board.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.board.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.board.__exit__(*error)
 
     @property
     def listener(self) -> "Listener":
@@ -150,16 +151,12 @@ class Show:
         share = self._epochs + done / steps
         left = self._clock.left(share, self._planned)
         speed = self._images * done / steps / max(time.monotonic() - self._began, 1e-6)
-        notes = [left and f"at most {left}", self._last]
-        self.board.lines = [
-            Line(
-                f"epoch {self._epochs + 1} of at most {self._planned}",
-                share,
-                self._planned,
-                [note for note in notes if note],
-            ),
-            Line(f"step {done} of {steps}", done, steps, [f"{speed:.0f} images/s"]),
-        ]
+        title, notes = (
+            f"epoch {self._epochs + 1} of at most {self._planned}",
+            [left and f"at most {left}", self._last],
+        )
+        step = Line(f"step {done} of {steps}", done, steps, [f"{speed:.0f} images/s"])
+        self.board.lines = [Line(title, share, self._planned, notes), step]
 
     def _epoch_done(self, one: "Epoch") -> None:
         scored = "" if math.isnan(one.score) else f", validation {self.score} {one.score:.4f}"
@@ -169,24 +166,6 @@ class Show:
             left = self._clock.left(one.epoch, self._planned) if one.epoch < self._planned else ""
             line = f"epoch {one.epoch}/{self._planned}: {self._last}, {one.seconds:.1f} s"
             self.board.say(f"{line}{left and f', at most {left}'}")
-
-
-def _located(encoder: str, key: Path | None) -> Path:
-    from sscxr.commands.encoder import shown_downloads
-    from sscxr.release import fetch, signing
-
-    with shown_downloads() as shown:
-        return fetch.located(encoder, key=signing.read_public(key) if key else None, shown=shown)
-
-
-def _settings(
-    encoder: Path, stage: str, config: str, overrides: list[str] | None, *, frozen: bool
-) -> "Config":
-    from sscxr.finetuning import tune
-
-    settings = tune.settings(encoder, stage, config, overrides or ())
-    settings.finetune.frozen |= frozen
-    return settings
 
 
 def _tune(
@@ -227,6 +206,4 @@ def _add_figures(table: "Table", figures: Mapping[str, Any], prefix: str = "") -
     """Add a row for each figure that has a value."""
     for name, one in figures_of(figures).items():
         if one["value"] is not None:
-            low, high = ("" if v is None else f"{v:.3f}" for v in (one["low"], one["high"]))
-            interval = f"{low} to {high}" if low else ""
-            table.add_row(prefix + name, f"{one['value']:.3f}", interval, str(one["n"]))
+            table.add_row(prefix + name, *cells(one), str(one["n"]))

@@ -1,7 +1,8 @@
 """`sscxr evaluate`, `compare`, `predict`, `embed`, `similar`. Thin: torch is imported when a command runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +10,7 @@ import click
 import typer
 
 from sscxr import printable
-from sscxr.commands.command_line import examples
-from sscxr.commands.encoder import Force
+from sscxr.commands.command_line import AsJson, Force, examples
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +25,6 @@ Files = Annotated[
     list[Path],
     typer.Argument(metavar="FILES...", help="DICOM, PNG and JPEG files, folders of them, manifests (.csv)."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object and nothing else.")]
 HeldOut = Annotated[
     bool, typer.Option("--held-out", help="Only patients that the cache sets aside for testing.")
 ]
@@ -81,7 +80,7 @@ def evaluate(
     typer.echo(f"{model} on {data}: {found['n']} images of {found['patients']} patients")
     table = _table("", "value", "95 % interval", "images")
     for name, figure in figures_of(found).items():
-        table.add_row(name, *_cells(figure), str(figure["n"]))
+        table.add_row(name, *cells(figure), str(figure["n"]))
     _print(table)
     for label, threshold in found.get("threshold", {}).items():
         at = "no threshold" if threshold is None else f"threshold {threshold:.3f}"
@@ -112,7 +111,7 @@ def compare(
     table = _table("", "A", "B", "A - B", "95 % interval", "p")
     for name, figure in figures_of(found).items():
         each = [_number(found[one][name]["value"]) for one in ("a", "b")]
-        table.add_row(name, *each, *_cells(figure), _number(figure.get("p")))
+        table.add_row(name, *each, *cells(figure), _number(figure.get("p")))
     _print(table)
 
 
@@ -131,15 +130,9 @@ def predict(
     """Predict probabilities or lung masks for X-ray files. A file that fails does not stop the others."""
     from sscxr.predict import predict as predicting
 
-    with _Files() as shown:
-        found = predicting.predict(
-            model,
-            files,
-            out,
-            options=[*["--saliency"] * with_saliency, *["--dicom-seg"] * with_seg],
-            overwrite=force,
-            on_file=shown,
-        )
+    with _shown_files() as shown:
+        options = [*["--saliency"] * with_saliency, *["--dicom-seg"] * with_seg]
+        found = predicting.predict(model, files, out, options=options, overwrite=force, on_file=shown)
     for file, reason in found.without_seg:
         typer.echo(f"{file}: {reason}", err=True)
     typer.echo(f"{out / predicting.TABLE}: {found.done} of {len(found.rows)} files")
@@ -214,27 +207,20 @@ def similar(
     typer.echo(out)
 
 
-class _Files:
-    """Shows a bar of files on stderr, and a line for each that fails."""
+@contextmanager
+def _shown_files() -> "Iterator[Callable[[int, int, Read], None]]":
+    """Show a bar of files on stderr, and a line for each that fails."""
+    from sscxr.display import Board, Clock, Line
 
-    def __enter__(self) -> "_Files":
-        from sscxr.display import Board, Clock
+    clock = Clock()
+    with Board() as board:
 
-        self.board, self.clock = Board(), Clock()
-        self.board.__enter__()
-        return self
+        def shown(done: int, total: int, file: "Read") -> None:
+            if file.problem:
+                board.say(_failed(file))
+            board.show(Line("files", done, total, [f"{done} of {total}", clock.left(done, total)]))
 
-    def __exit__(self, *error: object) -> None:
-        self.board.__exit__(*error)
-
-    def __call__(self, done: int, total: int, file: "Read") -> None:
-        from sscxr.display import Line
-
-        notes = [f"{done} of {total}", self.clock.left(done, total)]
-        self.board.lines = [Line("files", done, total, [note for note in notes if note])]
-        if file.problem:
-            self.board.say(_failed(file))
-        self.board.say_now_and_then(f"{done} of {total} files")
+        yield shown
 
 
 def _failed(file: "Read") -> str:
@@ -269,7 +255,8 @@ def figures_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: one for name, one in found.items() if isinstance(one, dict) and parts <= one.keys()}
 
 
-def _cells(figure: Mapping[str, Any]) -> tuple[str, str]:
+def cells(figure: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a figure's value and its interval as text."""
     low, high = _number(figure["low"]), _number(figure["high"])
     return _number(figure["value"]), f"{low} to {high}" if low else ""
 
@@ -288,5 +275,5 @@ def _subgroups(found: Mapping[str, Any]) -> "Table":
             title = "" if place else column.replace("_", " ")
             positives = [", ".join(map(str, figures["positives"].values())) for _ in counted]
             counts = (str(figures["n"]), str(figures["patients"]), *positives)
-            table.add_row(title, part, *_cells(figures[name]), *counts)
+            table.add_row(title, part, *cells(figures[name]), *counts)
     return table

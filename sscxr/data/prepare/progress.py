@@ -61,6 +61,4 @@ class Counter:
             left,
             "" if rate is None else f"{rate:.1f} {self._what}/s",
         ]
-        notes = [note for note in notes if note]
-        self._board.lines = [Line(self._title, self.done, self.total, notes)]
-        self._board.say_now_and_then(f"{self._title}: {', '.join(notes)}")
+        self._board.show(Line(self._title, self.done, self.total, notes))
