@@ -166,7 +166,7 @@ def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str
 
 def _release(config: Config, state: State, out: Path) -> None:
     stage = stages.of(config)
-    if stage.makes_model and stage.shares_head:
+    if stage.shares_head:
         stage.save_model(state.encoder, out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site)) for site in state.roster]

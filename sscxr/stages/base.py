@@ -58,12 +58,10 @@ class Stage(ABC):
         config: the run's settings.
         figure: the site's figure on held-out images, "auroc" or "dice"; empty: none.
         averages_head: whether the part on top of the encoder is averaged if the settings do not decide it.
-        makes_model: whether a run ends with a model besides the encoder.
     """
 
     figure: ClassVar[str] = ""
     averages_head: ClassVar[bool] = True
-    makes_model: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -152,10 +150,10 @@ class Stage(ABC):
     def save_model(
         self, shared: Mapping[str, Tensor], folder: Path, *, extra: Mapping[str, str] | None = None
     ) -> Path:
-        """Write the model, head and all, as `sscxr finetune` does.
+        """Write the model that a run ends with besides its encoder, and return its folder; by default nothing.
 
         Args:
             shared: the averaged tensors, those of the head included.
             extra: further files, as name and text.
         """
-        raise NotImplementedError(f"{self.config.run.stage} does not make a model")
+        return folder

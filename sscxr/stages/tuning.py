@@ -41,7 +41,7 @@ class FineTuning(Stage):
     def save_model(
         self, shared: Mapping[str, Tensor], folder: Path, *, extra: Mapping[str, str] | None = None
     ) -> Path:
-        """Write the model as `sscxr finetune` does."""
+        """Write the model, head and all, as `sscxr finetune` does."""
         model = site_finetune.build_model(self.config)
         site_finetune.parts_of(model, share_head=True).load_shared(shared)
         files = {finetuned.SETTINGS: configs.dumps(self.config)} | dict(extra or {})
