@@ -232,7 +232,7 @@ def scores(record: Record) -> list[Chart]:
         rows.append(Estimate(score.site, {name: triple(found) for name, found in both.items()}))
     if not any(value for row in rows for value in row.series.values()):
         return []
-    name = record.words.score
+    name = next(score.name for score in record.scores if score.name)
     heading = f"{name} at each site, with the others and alone"
     return [Chart(heading, intervals(rows, heading, name, 0.5 if name == "AUROC" else None))]
 

@@ -152,8 +152,7 @@ def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate
             found = (pair.trained.auroc, pair.trained.low, pair.trained.high)
             table.setdefault(task, {})[name] = found
         for score in record.scores:
-            figure = score.figure and record.words.score
-            label = f"{score.site} ({figure})" if figure else score.site
+            label = f"{score.site} ({score.name})" if score.name else score.site
             table.setdefault(label, {})[name] = charts.triple(score.federated)
     return [Estimate(label, {name: row.get(name) for name in names}) for label, row in sorted(table.items())]
 

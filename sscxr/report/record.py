@@ -46,6 +46,11 @@ class SiteScore:
         return _shown(self.federated), _shown(self.alone), _shown(self.gap, sign="+")
 
     @property
+    def name(self) -> str:
+        """Return the figure's name, "AUROC" or "Dice"; empty without one."""
+        return {"auroc": "AUROC", "dice": "Dice"}.get(self.figure, self.figure)
+
+    @property
     def better(self) -> bool:
         """Return whether the federation's model beats the site's own beyond the interval of the difference."""
         return bool(self.gap and self.gap["low"] is not None and self.gap["low"] > 0)

@@ -129,8 +129,7 @@ def scores(record: Record) -> list[Row]:
     for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
         enough, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
-        figure = score.figure and (record.words.score or score.figure)
-        row = {"site": score.site, "figure": figure or "too few images"}
+        row = {"site": score.site, "figure": score.name or "too few images"}
         row |= {"patients": str(score.test_patients) if enough else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}
