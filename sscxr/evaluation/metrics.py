@@ -20,7 +20,9 @@ Bools = npt.NDArray[np.bool_]
 # How many weights are in memory at a time, which bounds it for any test set.
 CHUNK = 4_000_000
 THRESHOLD = 0.5  # probability at and above which a case is called positive
+LEVEL = 0.95  # nominal coverage of an interval
 BINS = 15  # of equal width, for the calibration error (Guo et al., arXiv 1706.04599)
+_EDGES = np.linspace(0, 1, BINS + 1)
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def average_precision(sample: Steps) -> Floats:
     return np.where(sample.negatives.sum(axis=1) > 0, value, np.nan)
 
 
-def accuracy(sample: Steps, threshold: float = THRESHOLD) -> Floats:
-    """Return the share of correct cases, those of at least `threshold` being called positive: float [R]."""
-    called = sample.scores >= threshold
+def accuracy(sample: Steps) -> Floats:
+    """Return the share of correct cases, those of at least `THRESHOLD` being called positive: float [R]."""
+    called = sample.scores >= THRESHOLD
     right = sample.positives[:, called].sum(axis=1) + sample.negatives[:, ~called].sum(axis=1)
     return _shares(right, sample.positives.sum(axis=1) + sample.negatives.sum(axis=1))
 
@@ -126,9 +128,8 @@ def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, 
         may be): three float [R], NaN if a class is absent.
     """
     none = np.zeros((len(sample.positives), 1))
-    found = np.hstack(
-        [_from_above(sample.positives), none]
-    )  # [R, K + 1]; the last step calls no case positive
+    # [R, K + 1]; the last step calls no case positive.
+    found = np.hstack([_from_above(sample.positives), none])
     spared = np.hstack([none, np.cumsum(sample.negatives, axis=1)])
     total = np.broadcast_to(spared[:, -1:], spared.shape)
     reached = _shares(spared, total) >= specificity
@@ -137,13 +138,11 @@ def operating_point(sample: Steps, specificity: float) -> tuple[Floats, Floats, 
     achieved = _shares(np.take_along_axis(spared, first, axis=1)[:, 0], spared[:, -1])
     threshold = np.append(sample.scores, np.inf)[first[:, 0]]
     absent = np.isnan(sensitivity) | np.isnan(achieved)
-    sensitivity, achieved, threshold = (
-        np.where(absent, np.nan, one) for one in (sensitivity, achieved, threshold)
-    )
+    sensitivity[absent], achieved[absent], threshold[absent] = np.nan, np.nan, np.nan
     return sensitivity, achieved, threshold
 
 
-def calibration_error(sample: Steps, bins: int = BINS) -> Floats:
+def calibration_error(sample: Steps) -> Floats:
     """Return the expected calibration error: float [R], 0 .. 1.
 
     Cases are in bins of equal width by the probability of being positive; the error is the mean over cases of the
@@ -152,7 +151,7 @@ def calibration_error(sample: Steps, bins: int = BINS) -> Floats:
     too large: a perfectly calibrated sample has an error above 0, and its resamples a larger one.
     """
     total = sample.positives + sample.negatives
-    starts = np.flatnonzero(np.diff(_bin(sample.scores, bins), prepend=-1))
+    starts = np.flatnonzero(np.diff(_bin(sample.scores), prepend=-1))
     gaps = np.add.reduceat(sample.positives - total * sample.scores, starts, axis=1)
     return _shares(np.abs(gaps).sum(axis=1), total.sum(axis=1))
 
@@ -175,25 +174,20 @@ class Bin:
     observed: float
 
 
-def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike, bins: int = BINS) -> list[Bin]:
+def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike) -> list[Bin]:
     """Return the reliability curve, which the calibration error sums up.
 
     Args:
         probabilities: float [N], 0 .. 1.
         positive: bool [N].
-        bins: of equal width.
     """
     probabilities, positive = _checked(probabilities, positive)
-    place = _bin(probabilities, bins)
+    place = _bin(probabilities)
     n, summed, found = (
-        np.bincount(place, weights, minlength=bins) for weights in (None, probabilities, positive)
+        np.bincount(place, weights, minlength=BINS) for weights in (None, probabilities, positive)
     )
-    means, observed = _shares(summed, n), _shares(found, n)
-    edges = np.linspace(0, 1, bins + 1)
-    return [
-        Bin(float(edges[b]), float(edges[b + 1]), int(n[b]), float(means[b]), float(observed[b]))
-        for b in range(bins)
-    ]
+    columns = (_EDGES[:-1], _EDGES[1:], n, _shares(summed, n), _shares(found, n))
+    return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def bootstrap(
@@ -203,7 +197,6 @@ def bootstrap(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
     """Return the AUROC with a percentile bootstrap interval over patient groups.
 
@@ -215,11 +208,10 @@ def bootstrap(
         groups: [N], the patient group of each image.
         resamples: number of resamples.
         seed: of the resamples; the same seed and groups give the same resamples.
-        level: nominal coverage, 0 .. 1.
     """
     scores, positive = _checked(scores, positive)
     drawn = [weighted_auroc(scores, positive, weights) for weights in resampled(groups, resamples, seed)]
-    return interval(auroc(scores, positive), np.concatenate(drawn), level)
+    return interval(auroc(scores, positive), np.concatenate(drawn))
 
 
 def bootstrap_difference(
@@ -230,7 +222,6 @@ def bootstrap_difference(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
     """Return the AUROC of `scores` minus that of `baseline` on the same images, by a paired bootstrap over groups.
 
@@ -243,7 +234,7 @@ def bootstrap_difference(
         weighted_auroc(scores, positive, weights) - weighted_auroc(baseline, positive, weights)
         for weights in resampled(groups, resamples, seed)
     ]
-    return interval(auroc(scores, positive) - auroc(baseline, positive), np.concatenate(drawn), level)
+    return interval(auroc(scores, positive) - auroc(baseline, positive), np.concatenate(drawn))
 
 
 def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -260,12 +251,12 @@ def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.
         yield counts[:, codes]
 
 
-def interval(value: float, drawn: Floats, level: float = 0.95) -> Interval:
-    """Return a figure with the percentile interval of its resamples [R], ignoring NaN."""
+def interval(value: float, drawn: Floats) -> Interval:
+    """Return a figure with the 95 % percentile interval of its resamples [R], ignoring NaN."""
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
 
@@ -294,10 +285,9 @@ def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
     return shares
 
 
-def _bin(probabilities: Floats, bins: int) -> npt.NDArray[np.int64]:
+def _bin(probabilities: Floats) -> npt.NDArray[np.int64]:
     """Return the bin of each probability, int64 [N]; a bin includes its lower end, the last one both ends."""
-    edges = np.linspace(0, 1, bins + 1)
-    return np.clip(np.searchsorted(edges, probabilities, side="right") - 1, 0, bins - 1)
+    return np.clip(np.searchsorted(_EDGES, probabilities, side="right") - 1, 0, BINS - 1)
 
 
 def _checked(scores: npt.ArrayLike, positive: npt.ArrayLike) -> tuple[Floats, Bools]:
