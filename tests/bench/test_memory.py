@@ -60,6 +60,7 @@ def test_a_process_takes_about_what_is_predicted(tmp_path: Path, setting: str) -
     )
     (found,) = json.loads(file.read_text()).values()
     # What a process takes before it trains differs by machine and build; what the round adds hardly does.
-    assert 0.95 < found["predicted / peak, without the process"] < 1.25
-    assert 0.25 < found["process_gb"] < 1.1 * memory.PROCESS / 1e9
-    assert found["predicted / peak"] > 0.95  # if it errs, then upward
+    # Where the estimate errs, it errs upward.
+    assert 0.95 < found["predicted / peak, without the process"] < 1.35
+    assert found["predicted / peak"] > 0.97
+    assert 0.6 < found["process_gb"] * 1e9 / memory.PROCESS < 1.2
