@@ -148,12 +148,14 @@ def test_a_site_refuses_the_hostile_recipe_in_a_fixed_word_and_even_an_approved_
     assert not [name for name in states(hospital) if name.endswith(".safetensors")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["mae", "dino"])
 def test_the_other_methods_show_no_image(hospital: Path, method: str) -> None:
     small = ["run.threads=1", "run.device=cpu", "federation.uplink=fp32", "federation.local_epochs=0.001"]
     held(attacked(hospital, configs.load("smoke", [*small, f"pretrain.objective={method}"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["demo", "smoke", slow("default"), slow("sscxr")])
 def test_shipped_recipes_show_no_image(hospital: Path, recipe: str) -> None:
     """One step of each, the least that a round can be; of the large ones one block, under the same first layer."""
@@ -178,6 +180,7 @@ def test_fine_tuning_shows_no_image(hospital: Path, settings: list[str]) -> None
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [slow(20), slow(16), 10])
 @pytest.mark.parametrize("step", [("0.5", "0.01"), ("1e-7", "1e4")])
 def test_the_floors_show_no_image(hospital: Path, patch: int, step: tuple[str, str]) -> None:

@@ -36,6 +36,7 @@ def rows_of(folder: Path) -> list[tuple[Path, dict[str, str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process(written: Path, tmp_path: Path) -> None:
     code = "import sys, sscxr.data.phantoms.phantom as p; p.write(sys.argv[1], images=24, sites=3, seed=5, size=96)"
     subprocess.run(

@@ -174,6 +174,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     assert not (cache.folder / "work").exists()
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bytes(tmp_path: Path, phantoms: list[Path]) -> None:
     one = run(phantoms, tmp_path / "one")
     two = run(phantoms, tmp_path / "two", workers=2)

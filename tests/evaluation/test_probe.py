@@ -93,6 +93,7 @@ def test_no_rows_no_features(tmp_path: Path) -> None:
     assert len(inference.features(Patches(), cache.images, np.array([], dtype=np.int64), wants=INPUT)) == 0
 
 
+@pytest.mark.slow
 def test_what_can_be_seen_is_found_and_beats_noise(tmp_path: Path) -> None:
     found = run(labelled_cache(tmp_path), cohorts={"hospital": ["ward", "clinic"]})
     assert [(pair.trained.kind, pair.trained.cohort, pair.trained.label) for pair in found] == [
@@ -118,6 +119,7 @@ def test_a_patient_is_never_on_both_sides(tmp_path: Path) -> None:
     assert not set(task.train_groups) & set(task.test_groups)
 
 
+@pytest.mark.slow
 def test_planted_leak_would_be_seen(tmp_path: Path) -> None:
     """Images that say who the patient is and nothing of the label: only a leaky split tells the label."""
     rng = np.random.default_rng(1)

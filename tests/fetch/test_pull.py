@@ -96,6 +96,7 @@ def test_load_encoder_takes_an_address_a_release_and_a_runs_folder(site: Site, p
     assert torch.equal(features[0], features[2])
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line(
     site: Site,
     published: Path,

@@ -44,6 +44,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in kept}
 
 
+@pytest.mark.slow
 def test_a_label_that_is_easily_seen_is_learned_and_twice_the_same(
     encoder: Path, cache: Cache, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def run(
     return int(ended.value.code or 0), out, err
 
 
+@pytest.mark.slow
 def test_the_command_says_how_it_goes_and_where_the_model_is(
     encoder: Path,
     cache: Cache,

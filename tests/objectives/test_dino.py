@@ -109,6 +109,7 @@ def test_no_loop_over_images() -> None:
     assert count_ops(lambda: model(few, generator(), 0.5)) == count_ops(lambda: model(many, generator(), 0.5))
 
 
+@pytest.mark.slow
 def test_a_few_steps_approach_a_teacher_that_stays_and_reach_every_trained_weight() -> None:
     model = method("dino.momentum=1", "dino.centre_momentum=1", "dino.teacher_temperature=[0.07,0.07]")
     views = groups(model, images=8)

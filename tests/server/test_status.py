@@ -26,6 +26,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert written.line() == "stopped after round 2 of 5: no quorum"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_a_run_that_died(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from server import status; out = Path(sys.argv[1])\n"

@@ -240,6 +240,7 @@ def test_test_sets_are_said(tmp_path: Path) -> None:
 # ---- from folders to sites
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["natural", slow("natural-dirichlet"), slow("dirichlet")])
 def test_a_plan_is_dealt_and_read_by_the_prepared_images(method: str, tmp_path: Path) -> None:
     for name in ("padchest", "montgomery", "nih"):

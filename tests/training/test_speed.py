@@ -98,6 +98,7 @@ def test_a_part_is_forgotten_before_the_next_is_worked_out() -> None:
 # ---- activation checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_checkpointing_changes_nothing(tmp_path: Path, drop_path: float) -> None:
     """Drop-path too draws the same the second time that a block is computed."""
