@@ -124,13 +124,8 @@ def _problem(settings: SiteSettings) -> str:
     strange = [text for text in settings.approved or [] if not _DIGEST.fullmatch(text)]
     if strange:
         return f"approved: {strange[0][:80]!r} is not the 64 hex digits that `sscxr site approve` writes"
-    for key, least in (
-        ("min_mixed", 0),
-        ("threads", 0),
-        ("memory_gb", 0),
-        ("min_cell", 1),
-        ("min_images", 0),
-    ):
+    lowest = {"min_mixed": 0, "threads": 0, "memory_gb": 0, "min_cell": 1, "min_images": 0}
+    for key, least in lowest.items():
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"
     if settings.dp.enabled:
@@ -141,9 +136,8 @@ def _problem(settings: SiteSettings) -> str:
     return ""
 
 
-REGISTERED = (
-    "_registered"  # in the site's state: the name that the coordinator registered; cannot be a run's folder
-)
+# In the site's state: the name that the coordinator registered; cannot be a run's folder.
+REGISTERED = "_registered"
 
 
 def check_registered(settings: SiteSettings, name: str) -> None:

@@ -135,18 +135,9 @@ def place(encoder: nn.Module, cache: Cache, out: Path, config: Config, sites: Se
     rows, homes = _of_sites(cache, out, config, sites)
     if len(rows) < 3:
         return
-    found = inference.features(
-        encoder,
-        cache.images,
-        rows,
-        wants=inference.Input(
-            config.encoder.img_size,
-            config.data.mean,
-            config.data.std,
-            config.probe.batch_size,
-            set_up(config),
-        ),
-    )
+    size, data = config.encoder.img_size, config.data
+    wants = inference.Input(size, data.mean, data.std, config.probe.batch_size, set_up(config))
+    found = inference.features(encoder, cache.images, rows, wants=wants)
     table = pd.DataFrame(plane(found, config.run.seed), columns=["x", "y"]).round(2)
     table["site"], table["label"] = homes, kinds(cache, rows)
     write_atomically(out / record.EMBEDDING, printable.frame(table, index=False).encode())

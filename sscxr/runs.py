@@ -231,9 +231,7 @@ def read_words(out: Path) -> Words:
         return Words()
     try:
         words = Words(**json.loads((out / WORDS).read_text(encoding="utf-8")))
-        if [type(value) for value in asdict(words).values()] != [
-            type(value) for value in asdict(Words()).values()
-        ]:
+        if [*map(type, asdict(words).values())] != [*map(type, asdict(Words()).values())]:
             raise TypeError
         return words
     except (OSError, ValueError, TypeError):

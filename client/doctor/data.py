@@ -197,13 +197,10 @@ def postures(opened: Cache, rows: Rows) -> Iterator[Check]:
     value = (
         f"{turned} turned, {inverted} inverted, {mirrored} mirrored of {len(sample)} frontal images looked at"
     )
-    yield judged(
-        "posture",
-        value,
-        fails=wrong > _TURNED_FAILED * len(sample),
-        warns=wrong > 0 or mirrored > _MIRRORED_WARNING * len(sample),
-        advice="look at the cache's sheet.png; correct the export and prepare it again",
-    )
+    fails = wrong > _TURNED_FAILED * len(sample)
+    warns = wrong > 0 or mirrored > _MIRRORED_WARNING * len(sample)
+    advice = "look at the cache's sheet.png; correct the export and prepare it again"
+    yield judged("posture", value, fails=fails, warns=warns, advice=advice)
 
 
 def _content(opened: Cache, row: int) -> npt.NDArray[np.float32]:

@@ -21,7 +21,7 @@ def random_crops(
     """Draw crop boxes inside a square of `size` px.
 
     The area is uniform in `scale` (a share of the square), width to height log-uniform in `ratio`, the place
-    uniform. A     A side that would not fit is cut to the square's.
+    uniform. A side that would not fit is cut to the square's.
 
     Returns:
         top and left, height and width: two float [B, 2], px.

@@ -6,9 +6,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-_INIT_STD = (
-    2e-5  # of the head's weights: the first predictions are the same for every image (MAE's fine-tuning)
-)
+# Of the head's weights: the first predictions are the same for every image (MAE's fine-tuning).
+_INIT_STD = 2e-5
 
 
 class Classifier(nn.Module):

@@ -78,9 +78,8 @@ class DINO(Objective):
         self.teacher = Teacher(encoder, self.head)
         self.register_buffer("centre", torch.zeros(settings.prototypes))
         self._new = True  # the teacher and the centre: not yet begun, or restored
-        self._seen: list[
-            tuple[Tensor, int]
-        ] = []  # means of the teacher's logits in this step, and of how many
+        # Means of the teacher's logits in this step, and of how many images.
+        self._seen: list[tuple[Tensor, int]] = []
         self.views = [Views(2, img_size, _two(settings.global_area))]
         if settings.local_views:
             self.views.append(Views(settings.local_views, local_size, _two(settings.local_area)))
@@ -236,9 +235,8 @@ class Head(nn.Module):
         """Return cosines [B, K] of features [B, D]; without `learn` the prototypes get no gradient."""
         prototypes = self.prototypes if learn else self.prototypes.detach()
         unit = functional.normalize(self.mlp(features).float(), dim=-1)
-        with torch.autocast(
-            unit.device.type, enabled=False
-        ):  # a cosine in bf16, divided by 0.04, is 0.05 off
+        # A cosine in bf16, divided by 0.04, is 0.05 off.
+        with torch.autocast(unit.device.type, enabled=False):
             return functional.linear(unit, functional.normalize(prototypes, dim=-1))
 
 

@@ -125,9 +125,8 @@ def read(folder: Path, **known: Any) -> Record:
     """
     if not (folder / runs.CONFIG).is_file():
         raise RunError(f"{folder}: no run has started there (no {runs.CONFIG})")
-    config = configs.load(
-        folder / runs.CONFIG, foreign=True
-    )  # settings added since the run are at their defaults
+    # Settings added since the run are at their defaults.
+    config = configs.load(folder / runs.CONFIG, foreign=True)
     found: dict[str, Any] = {
         "title": config.run.name,
         "stage": config.run.stage,

@@ -40,10 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION = 1
-NEXT, COMMIT = (
-    "next",
-    "COMMIT",
-)  # new files before they are moved into place, and the mark that they are complete
+# New files before they are moved into place, and the mark that they are complete.
+NEXT, COMMIT = "next", "COMMIT"
 LABEL_PREFIX = "label:"
 
 # All columns of the index. Labels follow, 1 present, 0 absent, empty unknown.
@@ -65,8 +63,7 @@ INDEX_COLUMNS: dict[str, str] = {
     "grey_range": "the source of black and white: window, voi lut, percentiles, full range, 8 bit",
     "has_mask": "1 if masks.npy has this image's mask",
     "split": "the patient group's place in 0..1, drawn with the salt, fixed when first seen; below the test "
-    "share: never trained on; "
-    "less 1, and so below any share, if an image was published as a test image",
+    "share: never trained on; less 1, and so below any share, if an image was published as a test image",
     "warnings": "doubts about the image, separated by semicolons",
     "hospital": "the hospital or machine within the source, from a corpus or a manifest; empty: unknown",
     "published": "train, valid, test: the part of a corpus that the image was published in; empty: none",

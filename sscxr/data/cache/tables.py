@@ -52,14 +52,8 @@ class Tables:
     @property
     def label_columns(self) -> list[str]:
         """Return the label columns, prefixed and sorted, without labels that no row knows."""
-        return sorted(
-            {
-                name
-                for row in self.rows
-                for name, cell in row.items()
-                if name.startswith(LABEL_PREFIX) and cell
-            }
-        )
+        known = {name for row in self.rows for name, cell in row.items() if cell}
+        return sorted(name for name in known if name.startswith(LABEL_PREFIX))
 
 
 def load(folder: Path) -> Tables:

@@ -242,7 +242,7 @@ def _refuse_repeats(path: Path, files: "pd.Series[str]") -> None:
 def _labels(path: Path, table: pd.DataFrame, file_column: str, doubts: list[str]) -> list[dict[str, int]]:
     """Return the known labels of every row, from the columns and then from the names in `label`."""
     columns = [name for name in table.columns if name.startswith(LABEL_PREFIX)]
-    named = "label" in table.columns and not set(table["label"].str.lower()) <= UNKNOWN_LABELS | _NUMBERS
+    named = "label" in table.columns and not set(table["label"].str.lower()) <= UNKNOWN_LABELS | {*_VALUES}
     if "label" in table.columns and not named:
         columns.append("label")
     elif not named:
@@ -268,7 +268,6 @@ def _labels(path: Path, table: pd.DataFrame, file_column: str, doubts: list[str]
 
 
 _VALUES = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "0,0": 0, "1,0": 1, "false": 0, "true": 1}
-_NUMBERS = {*_VALUES}
 
 
 def _key(name: str) -> str:
@@ -288,20 +287,12 @@ def _doubt_names(names: list[str], doubts: list[str]) -> None:
 
 def _one_slip(one: str, other: str) -> bool:
     """Return whether the names differ by one letter, or by two swapped; differing numbers are not typos."""
-    start = _alike(one, other)
-    end = _alike(one[start:][::-1], other[start:][::-1])
+    start = len(os.path.commonprefix([one, other]))  # noqa: RUF071 - letters
+    end = len(os.path.commonprefix([one[start:][::-1], other[start:][::-1]]))  # noqa: RUF071
     left, right = one[start : len(one) - end], other[start : len(other) - end]
     if re.search(r"\d", left + right):
         return False
     return max(len(left), len(right)) <= 1 or (len(left) == 2 and left == right[::-1])
-
-
-def _alike(one: str, other: str) -> int:
-    """Return the length of two words' common prefix."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
 
 
 def _label_value(path: Path, column: str, number: object, cell: str) -> int | None:
@@ -415,12 +406,10 @@ def _known(text: str) -> str:
 def _age_band(age: str, group: str) -> str:
     """Return the band of the age, in years or DICOM's form, or else of the group; "1-5y" is not an age."""
     try:
-        years: float | None = float(
-            age.replace(",", ".")
-        )  # a decimal comma, as spreadsheets in many languages write it
+        # A decimal comma, as spreadsheets in many languages write it.
+        years: float | None = float(age.replace(",", "."))
     except ValueError:
         years = dicom_age(age)
     band = "" if years is None else age_band(years)
-    return band or {"paediatric": "paediatric", "pediatric": "paediatric", "adult": "adult"}.get(
-        group.lower(), ""
-    )
+    groups = {"paediatric": "paediatric", "pediatric": "paediatric", "adult": "adult"}
+    return band or groups.get(group.lower(), "")

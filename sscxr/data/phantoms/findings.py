@@ -127,13 +127,8 @@ def add_devices(rng: np.random.Generator, picture: Thorax, height: float, burden
         names.append("Endotracheal tube")
         for offset in (-0.025, 0.025):
             aside = np.array([offset, 0.0])
-            _wire(
-                picture,
-                middle + aside,
-                middle + aside + np.array([0, 0.5]),
-                aside + np.array([0.0, 0.27 * height]),
-                0.12,
-            )
+            above, below = middle + aside, aside + np.array([0.0, 0.27 * height])
+            _wire(picture, above, above + np.array([0, 0.5]), below, 0.12)
     if rng.random() < burden * 0.5:
         names.append("Gastric tube")
         _wire(picture, middle, np.array([-0.02, height]), np.array([0.4, height * 1.08]), 0.13)

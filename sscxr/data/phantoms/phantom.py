@@ -1,7 +1,7 @@
 """Procedural thorax phantoms written as DICOM: chest X-rays without patients, and without a download.
 
-The anatomy is in `phantom_anatomy`, illness and devices in `phantom_findings`, the machine's look in
-`phantom_scanner`. Everything follows from the seed: the same parameters give the same bytes, in any process.
+The anatomy is in `anatomy.py`, illness and devices in `findings.py`, the machine's look in
+`scanner.py`. Everything follows from the seed: the same parameters give the same bytes, in any process.
 
     folder/
         phantoms.json       the parameters, and whether all files are written

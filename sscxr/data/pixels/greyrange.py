@@ -15,9 +15,8 @@ PERCENTILES = (0.5, 99.5)
 MIN_USED = 0.125  # of the range; below it, an image shows almost nothing (ours)
 LOW_USED = 0.25  # below it, the image is doubtful (ours)
 _INSIDE = (1.0, 99.0)  # percentiles of the used range, among pixels neither black nor white (ours)
-_ONE_GREY = (
-    0.005  # a single value of many with a larger share of the pixels is a border, a marker or padding (ours)
-)
+# A single value of many with a larger share of the pixels is a border, a marker or padding (ours).
+_ONE_GREY = 0.005
 _MANY = 64  # values (ours)
 
 

@@ -14,17 +14,10 @@ from sscxr.data.pixels import elements
 
 Floats = npt.NDArray[np.float64]
 
-MOST_MISSING = (
-    0.1  # of a table's entries; the last one stands for them, as in DCMTK's dcm2pnm (the share is ours)
-)
-ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-)  # raised by malformed elements
+# Of a table's entries; the last one stands for them, as in DCMTK's dcm2pnm (the share is ours).
+MOST_MISSING = 0.1
+# Raised by malformed elements.
+ERRORS = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 def modality(values: Floats, header: Dataset) -> tuple[Floats, list[str]]:

@@ -1,7 +1,7 @@
 """Is a frontal chest picture turned, inverted in grey, or mirrored? A small learned detector, numpy only.
 
 One network scores how much a picture looks like an upright chest X-ray with bright bone and the heart on the
-viewer's viewer's right. It scores all 16 combinations of undoing 4 turns, mirroring and inversion; the best
+viewer's right. It scores all 16 combinations of undoing 4 turns, mirroring and inversion; the best
 score gives the answer. The answer is therefore exactly equivariant: turning the picture turns the answer, and
 no posture is harder to detect than another.
 
@@ -9,7 +9,7 @@ Flat borders are removed, and the picture is squashed to a small square and equa
 ranks), so that neither padding nor aspect ratio nor any tone curve matters, and inversion is a change of
 sign. `bench/train_posture.py` trains and measures it. On 1331 pictures of unseen patients: none set aside
 wrongly, 99.8 % or more of each turn and of inversion found, 91.8 % of mirrorings at 0.8 % false warnings;
-`docs/posture.md` has more, more, also for hospitals that training never saw.
+`docs/posture.md` has more, also for hospitals that training never saw.
 """
 
 from dataclasses import dataclass
