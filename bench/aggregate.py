@@ -24,10 +24,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.aggregate import server_optimiser
 from server.bounds import Bounds
 from server.fold import ARRAYS, RECORD, Fold, to_arrays
 from server.ledger import State
+from server.optimisers import server_optimiser
 from sscxr import config as configs
 from sscxr.federation import codecs, wire
 from sscxr.stages.pretrain import build_encoder
@@ -102,7 +102,7 @@ def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tu
             row = fold.add(site, reply)
         assert row.outcome == "folded", row.reason
     with spent:
-        server_optimiser(config.federation.server).step(encoder, fold.total.mean())
+        server_optimiser(config).step(encoder, fold.total.mean(), 1.0)
     return spent, before
 
 

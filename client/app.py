@@ -98,8 +98,7 @@ def _train(site: Site, task: wire.Task, config: Config, message: Message) -> Rep
         budget=task.budget * _TIME_TO_REPLY,
         on_step=None if show is None else lambda *done: show(site.name, len(rows), *done),
     )
-    after = training.parts.shared()
-    update = {name: after[name].float() - received[name] for name in received}
+    update = training.update(received)
     source = seeds.generator("cpu", config.run.seed, "encode", site.name, task.round)
     try:
         encoded, residual = codecs.encode_update(update, residual, config.federation.uplink, source)
@@ -152,10 +151,10 @@ def _begin(
     if ARRAYS not in sent or ARRAYS not in sent[ARRAYS]:
         raise wire.WireError("a task without an encoder")
     data = sent[ARRAYS][ARRAYS].data
-    received = codecs.decode(data, config.federation.downlink, training.parts.shared())
-    training.parts.load_shared(received)
+    received = codecs.decode(data, config.federation.downlink, training.shared())
     if tensors is not None:
         training.load_local(tensors)
+    training.load_shared(received)
     if state == "lost":
         log.warning(
             "state %s of run %s is missing or damaged; this site starts without it", task.base, task.run

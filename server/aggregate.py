@@ -1,4 +1,4 @@
-"""Averaging updates: a sum that does not depend on order, and the server's optimisers.
+"""Averaging updates: a sum that does not depend on order.
 
 The sum has whole numbers only. Each value of an update is rounded once to a multiple of 2^-32 and added as that
 multiple, times the site's whole-number weight, so that replies in any order give the same bits. Secure
@@ -10,12 +10,10 @@ fp32, its product with a weight at most 49. Sums that could exceed 2^53 are firs
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sscxr.config import ConfigError, ServerOptimiserConfig
 from sscxr.config.schema import MAX_TOTAL_WEIGHT
 from sscxr.errors import SscxrError
 from sscxr.federation import codecs
@@ -99,74 +97,3 @@ def to_fixed(values: Tensor, into: Tensor) -> Tensor:
     """Return fp32 values of size at most `MAX_ABS` as multiples of 2^-32, rounded to nearest, in fp32."""
     # Multiplying by a power of two changes only the exponent, so fp32 loses nothing.
     return torch.mul(values, math.ldexp(1.0, FRACTION_BITS), out=into).round_()
-
-
-class ServerOptimiser(Protocol):
-    """Applies the mean update to the encoder; its state is part of the checkpoint."""
-
-    def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the next encoder, fp32."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors to keep between rounds."""
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-
-
-class FedAvg:
-    """Add the mean update, times `lr` (McMahan et al., arXiv 1602.05629; lr = 1 there)."""
-
-    def __init__(self, lr: float) -> None:
-        self.lr = lr
-
-    def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return encoder + lr * mean."""
-        return {name: (self.lr * mean[name]).add_(weights) for name, weights in encoder.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return an empty dict."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing."""
-
-
-class Nesterov:
-    """Outer Nesterov momentum on the mean update (DiLoCo, arXiv 2311.08105; lr 0.7, momentum 0.9 there)."""
-
-    def __init__(self, lr: float, momentum: float) -> None:
-        self.lr, self.momentum = lr, momentum
-        self._velocity: dict[str, Tensor] = {}
-
-    def step(self, encoder: dict[str, Tensor], mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Update v <- momentum * v + mean; return encoder + lr * (mean + momentum * v)."""
-        result = {}
-        for name, weights in encoder.items():
-            velocity = self.momentum * self._velocity.get(name, torch.zeros_like(weights)) + mean[name]
-            self._velocity[name] = velocity
-            result[name] = weights + self.lr * (mean[name] + self.momentum * velocity)
-        return result
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the velocity."""
-        return dict(self._velocity)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the velocity."""
-        self._velocity = {name: tensor.clone() for name, tensor in state.items()}
-
-
-def server_optimiser(settings: ServerOptimiserConfig) -> ServerOptimiser:
-    """Return the optimiser that the settings name.
-
-    Raises:
-        ConfigError: an unknown name.
-    """
-    if settings.name == "fedavg":
-        return FedAvg(settings.lr)
-    if settings.name == "nesterov":
-        return Nesterov(settings.lr, settings.momentum)
-    raise ConfigError(
-        f"federation.server.name={settings.name!r} is not known; choose one of: fedavg, nesterov"
-    )

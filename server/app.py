@@ -15,9 +15,9 @@ from flwr.supercore.exit import add_exit_handler
 
 import sscxr
 from server import status
-from server.aggregate import server_optimiser
 from server.ledger import Ledger, State
 from server.mail import RunStopped
+from server.optimisers import server_optimiser
 from server.reporting import Reporter
 from server.rounds import Federation, Listener
 from server.tracking import Tracking, kinds_of
@@ -155,7 +155,7 @@ class _EndedByFlower:
 
 
 def _run(grid: Grid, config: Config, ledger: Ledger, state: State, tracking: str) -> None:
-    optimiser = server_optimiser(config.federation.server)
+    optimiser = server_optimiser(config)
     optimiser.load(state.optimiser)
     reporter, shown = Reporter(ledger.out), Hooks.listener or _logged(config.federation.rounds)
     listener = shown.also(Listener(committed=reporter.committed))

@@ -19,6 +19,7 @@ from server.ledger import State
 from sscxr import stages
 from sscxr.config import Config
 from sscxr.training import batches
+from sscxr.training.parts import apart
 
 _MEMORY = 10  # committed rounds that the usual norm is computed from
 _RATES = 64  # at most so many of a round's steps are sampled for their rates
@@ -33,11 +34,15 @@ class Bounds:
 
     def __init__(self, config: Config, state: State) -> None:
         federation = config.federation
-        self._federation, self._round = federation, state.round
-        self._batch, self._schedule = config.learning.batch_size, stages.of(config).schedule()
+        self._config, self._federation, self._round = config, federation, state.round
+        self._schedule = stages.of(config).schedule()
         self._joined = dict(state.joined)
-        self._values = sum(tensor.numel() for tensor in state.encoder.values())
+        weights, moments = apart(state.encoder)
+        self._values = sum(tensor.numel() for tensor in weights.values())
         self._usual = median_low(state.norms[-_MEMORY:]) if state.norms else math.nan
+        # A moment is at most as long as the clipped gradients that it averages, tensor by tensor.
+        self._longest = 2 * config.learning.clip * math.sqrt(len(moments))
+        self._moments = median_low(state.moment_norms[-_MEMORY:]) if state.moment_norms else math.nan
         known = [self._joined[site] for site in state.roster if site in self._joined]
         self.most = federation.max_images
         if federation.weight_cap and known:
@@ -63,17 +68,24 @@ class Bounds:
             return math.sqrt(self._values) * steps * rate
         return self._federation.clip_updates * self._usual * math.sqrt(steps) * rate
 
+    def moment_norm(self) -> float:
+        """Return the largest L2 norm of the change of a site's moments; infinite without clipping."""
+        clip = self._federation.clip_updates
+        if not clip:
+            return math.inf
+        return self._longest if math.isnan(self._moments) else min(self._longest, clip * self._moments)
+
     def relative(self, site: str, reported: int, norm: float) -> float:
         """Return an update's norm per sqrt(steps) and rate, for comparison between sites and rounds."""
         steps, rate = self._steps(site, reported)
         return norm / (math.sqrt(steps) * rate)
 
     def _steps(self, site: str, reported: int) -> tuple[int, float]:
-        """Return how many steps a site took in this round, and their highest learning rate."""
-        federation = self._federation
-        images = self.weight(site, reported)
-        steps = batches.steps_of_round(images, self._batch, federation.local_epochs, self._round)
-        stretch = batches.stretch_of_round(steps, self._round, federation.rounds)
+        """Return how many steps a site took in this round, and their highest learning rate; 1, 1 for gradients."""
+        if self._federation.sends == "gradients":
+            return 1, 1.0
+        _, steps = batches.round_of(self._config, self.weight(site, reported), self._round)
+        stretch = batches.stretch_of_round(steps, self._round, self._federation.rounds)
         places = range(0, len(steps), -(-len(steps) // _RATES))
         rates = [self._schedule.at(stretch.progress(step))[0] for step in places]
         # A schedule may end at a rate of 0, and a round of one step is at the end of its stretch.

@@ -63,7 +63,7 @@ def describe(
     if problem:
         raise ConfigError(problem)
     parts = stages.of(config).parts()
-    shared = parts.shared()
+    shared = stages.of(config).shared(parts)
     federation = config.federation
     return Join(
         federation=name,

@@ -17,6 +17,7 @@ from sscxr.config import FederationConfig
 from sscxr.federation import codecs, wire
 from sscxr.federation.wire import ARRAYS, RECORD, WireError
 from sscxr.runs import SiteRow
+from sscxr.training.parts import apart
 
 _STATE_NOTES = {"lost": "its state was missing or damaged; it started without it"}
 # flwr.common.constant.ErrorCode, in words.
@@ -75,12 +76,13 @@ class Fold:
         self.losses: dict[str, tuple[float, int]] = {}
         self.images: dict[str, int] = {}
         self._norms: list[float] = []
+        self._moment_norms: list[float] = []
         self._bounds = bounds
         self._settings, self._encoder, self._fingerprint = settings, encoder, fingerprint
         self._round, self._attempt = round_number, attempt
         # Memory that each update is decoded into in turn.
         self._update = {name: torch.empty(tensor.shape) for name, tensor in encoder.items()}
-        self._bound = settings.max_update_norm * codecs.norm(encoder)
+        self._bound = settings.max_update_norm * codecs.norm(apart(encoder)[0])
 
     def add(self, site: str, reply: Message | WireError) -> SiteRow:
         """Check one site's reply and add it to the sum; its arrays are dropped in any case."""
@@ -119,16 +121,23 @@ class Fold:
         if site in self.folded:
             raise WireError("a second reply")
         update = codecs.decode(bytes_of(reply), self._settings.uplink, self._encoder, into=self._update)
-        size = codecs.norm(update)
+        weights, moments = apart(update)
+        size = codecs.norm(weights)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
         notes = [_STATE_NOTES.get(answer.state, "")]
         weight = self._bounds.weight(site, answer.images)
         if weight < answer.images:
             notes.append(f"it weighs {weight} images")
-        kept = clip(update, size, self._bounds.norm(site, answer.images))
+        kept = clip(weights, size, self._bounds.norm(site, answer.images))
         if kept < size:
             notes.append(f"its update of norm {size:.4g} was clipped to {kept:.4g}")
+        if moments:
+            length = codecs.norm(moments)
+            kept_moments = clip(moments, length, self._bounds.moment_norm())
+            if kept_moments < length:
+                notes.append(f"its moments' change of norm {length:.4g} was clipped to {kept_moments:.4g}")
+            self._moment_norms.append(kept_moments)
         self.total.add(update, weight)
         self.folded[site] = wire.generation(self._round, self._attempt)
         self.losses[site] = (answer.loss, weight)
@@ -149,6 +158,10 @@ class Fold:
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds."""
         return median_low(self._norms)
+
+    def moment_norm(self) -> list[float]:
+        """Return the usual norm of the changes of this round's moments, in a list; empty without moments."""
+        return [median_low(self._moment_norms)] if self._moment_norms else []
 
 
 def _arrays_bytes(reply: Message) -> int:

@@ -33,8 +33,8 @@ MAY_CHANGE = frozenset(
 )
 Tensors = dict[str, Tensor]
 # A State's fields beside its tensors.
-_SAVED = ("round", "bases", "roster", "images", "joined", "norms", "counts", "keys")
-_LATER = {"joined", "norms"}  # fields that checkpoints of earlier versions lack
+_SAVED = ("round", "bases", "roster", "images", "joined", "norms", "moment_norms", "counts", "keys")
+_LATER = {"joined", "norms", "moment_norms"}  # fields that checkpoints of earlier versions lack
 
 
 class LedgerError(SscxrError):
@@ -47,13 +47,14 @@ class State:
 
     Attributes:
         round: the next round, from 0.
-        encoder: fp32 tensors by timm's names.
+        encoder: fp32 tensors by timm's names, and what is averaged beside them (`training.parts`).
         optimiser: the server optimiser's tensors.
         bases: site -> its last folded generation.
         roster: the sites expected.
         images: site -> the images it trains on, as last reported.
         joined: site -> the images it reported when it joined the run.
         norms: for each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
+        moment_norms: likewise for the change of the moments, if any are averaged.
         counts: site -> its aggregate tables, as last reported.
         keys: site -> SHA-256 of the public key that it is registered with, if it is registered by name.
     """
@@ -66,6 +67,7 @@ class State:
     images: dict[str, int] = field(default_factory=dict)
     joined: dict[str, int] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    moment_norms: list[float] = field(default_factory=list)
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 

@@ -13,19 +13,21 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from server import status
-from server.aggregate import ServerOptimiser
 from server.bounds import Bounds, capped
 from server.fold import Fold, SiteFailedError, fields_of, to_arrays
 from server.ledger import Ledger, State
 from server.mail import Mail, RunStopped
+from server.optimisers import ServerOptimiser
 from server.roster import Roster
 from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.federation import codecs, wire
 from sscxr.federation.wire import WireError
 from sscxr.runs import SiteRow
+from sscxr.training.parts import apart
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,21 @@ class Federation:
             )
         self.mail.settle()  # the commit names the sites' states
         mean = fold.total.mean()
-        self.state.encoder = self.optimiser.step(self.state.encoder, mean)
+        self._step(mean)
         self.state.optimiser = self.optimiser.state()
         self.state.bases = {**self.state.bases, **fold.folded}
         self.state.images |= fold.images
         self.state.norms = [*self.state.norms, fold.norm()]
+        self.state.moment_norms = [*self.state.moment_norms, *fold.moment_norm()]
         held_out = self._evaluate(attempt) if self._evaluates() else {}
         self._commit(fold, held_out, codecs.norm(mean), monotonic() - began)
+
+    def _step(self, mean: Mapping[str, Tensor]) -> None:
+        """Apply the server's rule to the weights; add the change of averaged moments as it is."""
+        (weights, moments), (update, changes) = apart(self.state.encoder), apart(mean)
+        progress = (self.state.round + 1) / self.config.federation.rounds
+        moved = {name: tensor + changes[name] for name, tensor in moments.items()}
+        self.state.encoder = self.optimiser.step(weights, update, progress) | moved
 
     def _evaluates(self) -> bool:
         every, rounds = self.config.federation.evaluate_every, self.config.federation.rounds

@@ -12,7 +12,7 @@ from server.rounds import Listener
 from sscxr.config import Config
 from sscxr.display import Board, Clock, Line, Rate
 from sscxr.runs import SiteRow
-from sscxr.training.batches import steps_of_round
+from sscxr.training.batches import round_of
 
 
 class Show:
@@ -42,8 +42,7 @@ class Show:
         self._show()
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
-        size, epochs = self.config.learning.batch_size, self.config.federation.local_epochs
-        steps = len(steps_of_round(images, size, epochs, self._round))
+        steps = len(round_of(self.config, images, self._round)[1])
         self._shares[site] = step / steps
         speed = self._rates.setdefault(site, Rate()).of(seen)
         notes = [

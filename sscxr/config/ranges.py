@@ -56,6 +56,13 @@ def _shapes(config: Config) -> Iterator[str]:
 
 def _rounds(config: Config) -> Iterator[str]:
     federation = config.federation
+    gradients = federation.sends == "gradients"
+    if gradients != (federation.server.name == "adamw"):
+        yield "federation.sends=gradients and federation.server.name=adamw go together: set both"
+    if gradients and not (config.pretrains and federation.share_head):
+        yield "federation.sends=gradients is for pretraining with federation.share_head=true: the server steps"
+    if gradients and (federation.moments != "local" or federation.align):
+        yield "federation.sends=gradients needs federation.moments=local and federation.align=0: the server steps"
     if federation.server.name == "nesterov" and not federation.server.momentum:
         yield "federation.server.momentum=0 makes nesterov plain fedavg; give one above 0, such as 0.5"
     if len(federation.sites) * federation.max_images > MAX_TOTAL_WEIGHT:

@@ -136,7 +136,7 @@ class SegmentConfig:
 
 @dataclass
 class ServerOptimiserConfig:
-    name: str = choice("fedavg", "nesterov")
+    name: str = choice("fedavg", "nesterov", "fedadam", "adamw")
     lr: float = number(ABOVE_ZERO, 100)
     momentum: float = number(0, 0.999)
 
@@ -154,6 +154,9 @@ class FederationConfig:
     # Not int8: weights are sent whole every time, and no later message corrects a rounding error.
     downlink: str = choice("fp32", "fp16")
     share_head: bool | None = MISSING
+    sends: str = choice("update", "gradients")
+    moments: str = choice("local", "second", "second-means", "both")
+    align: float = number(0, 1)
     max_images: int = number(1, MAX_TOTAL_WEIGHT)
     max_update_norm: float = number(ABOVE_ZERO, 1e9)
     weight_cap: float = number(0, 1e6)

@@ -18,7 +18,10 @@ from sscxr.config.schema import MIXED_IMAGES
 from sscxr.errors import SscxrError
 
 # Beside the recipe: settings for how many images an update mixes, how many bits it has, and what is counted.
-_FEDERATION = ("rounds", "local_epochs", "uplink", "downlink", "share_head", "max_images", "evaluate_every")
+_FEDERATION = (
+    *("rounds", "local_epochs", "uplink", "downlink", "share_head", "sends", "moments", "align"),
+    *("max_images", "evaluate_every"),
+)
 _PRIVACY = ("min_cell",)
 
 
@@ -125,10 +128,17 @@ def words(config: Config, learns: str) -> Iterator[Word]:
         "" if grid >= 8 else "few patches an image: fewer than 8 x 8",
     )
     yield Word("starts from", str(encoder.start or "random weights"))
+    gradients = federation.sends == "gradients"
     batch = learning.batch_size
-    yield Word(
-        "a step", f"mixes {batch} images", "" if batch >= 2 * MIXED_IMAGES else "a small batch: fewer than 16"
-    )
+    if gradients:
+        yield Word(
+            "a step",
+            "is a round's: its gradient leaves",
+            "it shows more than an update of many steps",
+        )
+    else:
+        small = "" if batch >= 2 * MIXED_IMAGES else "a small batch: fewer than 16"
+        yield Word("a step", f"mixes {batch} images", small)
     local = federation.local_epochs
     yield Word(
         "a round",
@@ -149,7 +159,9 @@ def words(config: Config, learns: str) -> Iterator[Word]:
     shared = not pretrains if federation.share_head is None else federation.share_head
     yield Word(
         "leaves",
-        "the encoder's update" + (" and that of the head" if shared else ""),
+        f"the encoder's {'gradient' if gradients else 'update'}"
+        + (" and that of the head" if shared else "")
+        + ("" if federation.moments == "local" else f", with AdamW's moments ({federation.moments})"),
         "the reconstruction head's update leaves too" if shared and pretrains else "",
     )
     yield Word(

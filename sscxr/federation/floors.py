@@ -30,25 +30,30 @@ def least_mixed(config: Config, images: int, round_number: int | None = None) ->
     Args:
         images: how many the site trains on.
     """
-    batch = config.learning.batch_size
-    local, rounds = config.federation.local_epochs, config.federation.rounds
+    # Imported here: reading a join file should not import torch.
+    from sscxr.training.batches import round_of
+
+    federation = config.federation
+    if federation.sends == "gradients":  # every round is one step
+        return _distinct(images, *round_of(config, images, 0))
     if round_number is None:
-        return _worst(images, batch, local, rounds)
-    return _distinct(images, batch, local, round_number)
+        return _worst(images, config.learning.batch_size, federation.local_epochs, federation.rounds)
+    return _distinct(images, *round_of(config, images, round_number))
 
 
 @functools.lru_cache(maxsize=64)  # called at every message
 def _worst(images: int, batch: int, local_epochs: float, rounds: int) -> int:
-    return min(_distinct(images, batch, local_epochs, number) for number in range(rounds))
+    from sscxr.training.batches import steps_of_round
+
+    steps = (steps_of_round(images, batch, local_epochs, number) for number in range(rounds))
+    return min(_distinct(images, batch, each) for each in steps)
 
 
-def _distinct(images: int, batch: int, local_epochs: float, round_number: int) -> int:
+def _distinct(images: int, batch: int, steps: range) -> int:
     """Return the distinct images in a round's steps: within an epoch all differ, across two they may repeat."""
-    # Imported here: reading a join file should not import torch.
-    from sscxr.training.batches import batches_per_epoch, steps_of_round
+    from sscxr.training.batches import batches_per_epoch
 
     per_epoch = batches_per_epoch(images, batch)
-    steps = steps_of_round(images, batch, local_epochs, round_number)
     first, last = steps[0] // per_epoch, steps[-1] // per_epoch
     if first == last:
         longest = len(steps)

@@ -1,25 +1,25 @@
 """Fine-tuning at one site, a round at a time: the task, loss and rates of `sscxr finetune`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.finetuning import KINDS, finetune, finetuned
-from sscxr.training import optim
-from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
+from sscxr.training.batches import batches_of_round, batches_per_epoch, round_of, stretch_of_round
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Trained, train
 from sscxr.training.parts import Parts
+from sscxr.training.site_model import SiteModel
 
 
-class SiteFineTuning:
+class SiteFineTuning(SiteModel):
     """A task, its model and its optimiser at one site; like `pretrain.SiteTraining`, with labels or masks."""
 
     def __init__(
@@ -39,20 +39,13 @@ class SiteFineTuning:
         """
         self.config, self.device = config, device
         self.model = build_model(config).to(device)
-        self.parts = parts_of(self.model, share_head=share_head)
+        parts = parts_of(self.model, share_head=share_head)
         self.task = KINDS[config.run.stage].task(self.model, cache, config, device, rows)
         if config.finetune.frozen:
-            finetune.freeze(self.parts.encoder)
-        self.optimiser = finetune.optimiser(self.model, config.finetune)
-
-    def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `local` returned after an earlier round."""
-        self.parts.load_local(tensors)
-        optim.restore_moments(self.optimiser, self.model, tensors)
-
-    def local(self) -> dict[str, Tensor]:
-        """Return the tensors that stay at the site between rounds, on the CPU."""
-        return self.parts.local() | optim.moments(self.optimiser, self.model)
+            finetune.freeze(parts.encoder)
+        super().__init__(
+            self.model, parts, finetune.optimiser(self.model, config.finetune), config.federation
+        )
 
     def train_round(
         self,
@@ -66,13 +59,14 @@ class SiteFineTuning:
         """Train for one round's local epochs; arguments as in `pretrain.SiteTraining.train_round`."""
         settings, federation = self.config.finetune, self.config.federation
         place = (self.config.run.seed, self.config.run.stage, site, round_number)
-        steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
+        batch_size, steps = round_of(self.config, len(rows), round_number)
         stretch = stretch_of_round(steps, round_number, federation.rounds)
+        self.begin_round(steps)
         with seeds.forked(*place, "drop-path"):
             return train(
                 self.model,
                 self.optimiser,
-                self._batches(rows, site, steps, seeds.generator(self.device, *place, "views")),
+                self._batches(rows, site, batch_size, steps, seeds.generator(self.device, *place, "views")),
                 lambda batch: finetune.loss_of(self.task, batch, frozen=settings.frozen),
                 stretch=stretch,
                 schedule=finetune.schedule(settings),
@@ -81,6 +75,7 @@ class SiteFineTuning:
                 autocast=autocast(settings.amp, self.device),
                 budget=budget,
                 on_step=on_step,
+                after_step=lambda progress: self.after_step(),
             )
 
     @torch.no_grad()
@@ -95,9 +90,9 @@ class SiteFineTuning:
         return HeldOut(total / len(rows), self.task.score(rows))
 
     def _batches(
-        self, rows: Rows, site: str, steps: range, source: torch.Generator
+        self, rows: Rows, site: str, size: int, steps: range, source: torch.Generator
     ) -> Iterator[tuple[Any, Sequence[int]]]:
-        size, seed = self.config.finetune.batch_size, self.config.run.seed
+        seed = self.config.run.seed
         for batch in batches_of_round(rows, size, steps, seed=seed, site=site):
             yield self.task.batch(batch, source), batch.tolist()
 

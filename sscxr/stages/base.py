@@ -16,6 +16,7 @@ from sscxr.files import expanded
 from sscxr.models import checkpoint
 from sscxr.runs import Words
 from sscxr.training.loop import HeldOut, Trained
+from sscxr.training.moments import Moments
 from sscxr.training.optim import Schedule
 from sscxr.training.parts import Parts
 
@@ -29,6 +30,15 @@ class Training(Protocol):
     """Training at a site: a model of two parts and its optimiser."""
 
     parts: Parts
+
+    def shared(self) -> dict[str, Tensor]:
+        """Return the present tensors to average, on the CPU."""
+
+    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the tensors that the server sent; after `load_local`."""
+
+    def update(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a round adds to the tensors received, or their gradients, fp32."""
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `local` returned after an earlier round."""
@@ -117,7 +127,11 @@ class Stage(ABC):
             else:
                 for note in checkpoint.load_start(encoder, place):
                     log.warning("%s: %s", place, note)
-        return {name: tensor.clone() for name, tensor in begun.shared().items()}
+        return {name: tensor.clone() for name, tensor in self.shared(begun).items()}
+
+    def shared(self, parts: Parts) -> dict[str, Tensor]:
+        """Return the tensors that are averaged, before the first step."""
+        return parts.shared() | Moments(self.config.federation.moments, parts).shared()
 
     @abstractmethod
     def schedule(self) -> Schedule:

@@ -22,10 +22,11 @@ from sscxr.objectives.base import Objective, Views
 from sscxr.runs import Words
 from sscxr.stages.base import Stage
 from sscxr.training import compiled, optim
-from sscxr.training.batches import batches_of_round, batches_per_epoch, steps_of_round, stretch_of_round
+from sscxr.training.batches import batches_of_round, batches_per_epoch, round_of, stretch_of_round
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Stretch, Trained, train
 from sscxr.training.parts import Parts
+from sscxr.training.site_model import SiteModel
 
 _PRIVATE = "private."  # prefix, in the site's state, of a method's private tensors
 
@@ -160,7 +161,7 @@ class Pretraining(Stage):
 STAGE = Pretraining
 
 
-class SiteTraining:
+class SiteTraining(SiteModel):
     """An objective and its optimiser at one site: loads a round's start, trains it, and returns both parts.
 
     Parts that are not averaged, and the optimiser's moments, stay at the site.
@@ -184,26 +185,24 @@ class SiteTraining:
         self.config, self.device, self.images = config, device, cache.images
         self.cache = cache
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
-        self.parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
+        parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
             self.objective.compile_by(compiled.compiled)
         if config.pretrain.checkpointing:
             cast(Any, self.objective.encoder).set_grad_checkpointing(True)
-        self.optimiser = optim.adamw(
-            self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas)
-        )
+        adamw = optim.adamw(self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas))
+        super().__init__(self.objective, parts, adamw, config.federation)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `local` returned after an earlier round."""
-        self.parts.load_local(tensors)
+        super().load_local(tensors)
         own = {name: tensor for name, tensor in tensors.items() if name.startswith(_PRIVATE)}
         self.objective.load_private({name.removeprefix(_PRIVATE): own[name] for name in own})
-        optim.restore_moments(self.optimiser, self.objective, tensors)
 
     def local(self) -> dict[str, Tensor]:
         """Return the tensors that stay at the site between rounds, on the CPU."""
         private = {_PRIVATE + name: tensor for name, tensor in self.objective.private().items()}
-        return self.parts.local() | private | optim.moments(self.optimiser, self.objective)
+        return super().local() | private
 
     def train_round(
         self,
@@ -223,32 +222,39 @@ class SiteTraining:
         """
         settings, federation = self.config.pretrain, self.config.federation
         place = (self.config.run.seed, "train", site, round_number)
-        steps = steps_of_round(len(rows), settings.batch_size, federation.local_epochs, round_number)
+        batch_size, steps = round_of(self.config, len(rows), round_number)
         stretch = stretch_of_round(steps, round_number, federation.rounds)
         source = seeds.generator(self.device, *place, "corrupt")
         self.objective.begin_round()
+        self.begin_round(steps)
         with seeds.forked(*place, "drop-path"):
             return train(
                 self.objective,
                 self.optimiser,
-                self._views(rows, site, steps, stretch, seeds.generator(self.device, *place, "views")),
+                self._views(
+                    rows, site, batch_size, steps, stretch, seeds.generator(self.device, *place, "views")
+                ),
                 lambda batch: self.loss(*batch, source),
                 stretch=stretch,
                 schedule=schedule(self.config),
-                clip=settings.clip,
+                clip=math.inf if federation.sends == "gradients" else settings.clip,  # then the server clips
                 per_tensor=settings.clip_per_tensor,
                 autocast=autocast(settings.amp, self.device),
                 budget=budget,
                 on_step=on_step,
-                after_step=self.objective.after_step,
+                after_step=self._after_step,
             )
 
+    def _after_step(self, progress: float) -> None:
+        self.after_step()
+        self.objective.after_step(progress)
+
     def _views(
-        self, rows: Rows, site: str, steps: range, stretch: Stretch, source: torch.Generator
+        self, rows: Rows, site: str, batch_size: int, steps: range, stretch: Stretch, source: torch.Generator
     ) -> Iterator[tuple[tuple[list[Tensor], float], Sequence[int]]]:
         """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
-        batches = batches_of_round(rows, settings.batch_size, steps, seed=seed, site=site)
+        batches = batches_of_round(rows, batch_size, steps, seed=seed, site=site)
         sources = 1
         if settings.positives == "patient":
             sources, groups = 2, self.cache.index["group"].to_numpy()

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from sscxr import seeds
+from sscxr.config import Config
+from sscxr.config.schema import MIXED_IMAGES
 from sscxr.data.rows import Rows
 from sscxr.training.loop import Stretch
 
@@ -15,6 +17,18 @@ from sscxr.training.loop import Stretch
 def batches_per_epoch(images: int, batch_size: int) -> int:
     """Return how many batches of at most `batch_size` an epoch of so many images has."""
     return max(1, -(-images // batch_size))
+
+
+def round_of(config: Config, images: int, round_number: int) -> tuple[int, range]:
+    """Return the images a step at a site of so many images, and its steps of a round, counted from the run's first.
+
+    If sites send gradients, a round is one step, over `local_epochs` of the images at each site.
+    """
+    local_epochs = config.federation.local_epochs
+    if config.federation.sends == "gradients":
+        return max(MIXED_IMAGES, math.ceil(images * local_epochs)), range(round_number, round_number + 1)
+    batch = config.learning.batch_size
+    return batch, steps_of_round(images, batch, local_epochs, round_number)
 
 
 def steps_of_round(images: int, batch_size: int, local_epochs: float, round_number: int) -> range:

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sscxr.training.optim import Schedule, clip_per_tensor, set_rates
+from sscxr.training import optim
+from sscxr.training.optim import Schedule, set_rates
 
 _CHECK_EVERY = 20  # steps between looks at the losses; each look waits for the device
 
@@ -109,10 +110,7 @@ def train(
         lr, weight_decay = schedule.at(stretch.progress(step))
         set_rates(optimiser, lr, weight_decay)
         loss = _differentiate(loss_of, batch, autocast or nullcontext())
-        if per_tensor:
-            clip_per_tensor(model.parameters(), clip)
-        else:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optim.clip(model.parameters(), clip, per_tensor=per_tensor)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         after_step(stretch.progress(step))

@@ -135,6 +135,14 @@ def restore_moments(
         }
 
 
+def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, per_tensor: bool) -> None:
+    """Scale gradients to at most the norm `max_norm`: each to its own, or all together."""
+    if per_tensor:
+        clip_per_tensor(parameters, max_norm)
+    else:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
 def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """Scale each gradient to at most its own norm `max_norm`, as the released GMML code does.
 

@@ -1,11 +1,12 @@
 """The parts of a model that are averaged over the sites, and those that stay at each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-# Prefix of the head's names in a joint state; a released encoder has no such name.
+# Prefixes in a joint state of the head's names and of an optimiser's moments; a released encoder has no such names.
 _HEAD = "head."
+MOMENT = "moment."
 
 
 class Parts:
@@ -29,6 +30,13 @@ class Parts:
         if self.share_head:
             self.head.load_state_dict(head, strict=True)
 
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters to average that learn, under the names of `shared`."""
+        for prefix, part in [("", self.encoder), *([(_HEAD, self.head)] if self.share_head else [])]:
+            for name, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    yield prefix + name, parameter
+
     def local(self) -> dict[str, Tensor]:
         """Return the tensors that stay at the site, on the CPU."""
         return {} if self.share_head else self._head()
@@ -44,5 +52,12 @@ class Parts:
 
 def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the encoder's tensors, and the head's without their prefix."""
-    head = {name.removeprefix(_HEAD): tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}, head
+    weights = apart(tensors)[0]
+    head = {name.removeprefix(_HEAD): tensor for name, tensor in weights.items() if name.startswith(_HEAD)}
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(_HEAD)}, head
+
+
+def apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights, and the moments that are averaged beside them."""
+    moments = {name: tensor for name, tensor in tensors.items() if name.startswith(MOMENT)}
+    return {name: tensor for name, tensor in tensors.items() if name not in moments}, moments

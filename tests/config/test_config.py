@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.aggregate import server_optimiser
+from server.optimisers import server_optimiser
 from sscxr import config as configs
 from sscxr import stages
 from sscxr.config import ConfigError
@@ -17,6 +17,7 @@ from sscxr.config.schema import FederationConfig
 from sscxr.federation.codecs import CODECS
 from sscxr.objectives import OBJECTIVES
 from sscxr.stages.pretrain import build_objective
+from sscxr.training import moments
 
 RECIPES = sorted(file.stem for file in (Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -220,7 +221,10 @@ def test_the_names_on_offer_are_those_that_exist() -> None:
     assert tuple(CODECS) == choices(FederationConfig, "uplink")
     assert set(choices(FederationConfig, "downlink")) < set(CODECS)
     for name in choices(configs.ServerOptimiserConfig, "name"):
-        server_optimiser(configs.ServerOptimiserConfig(name=name, lr=1.0, momentum=0.0))
+        config = configs.load("smoke")
+        config.federation.server.name = name
+        server_optimiser(config)
+    assert tuple(moments.AVERAGED) == choices(FederationConfig, "moments")
     for name in OBJECTIVES:
         build_objective(configs.load("smoke", [f"pretrain.objective={name}"]))
 

@@ -1,4 +1,4 @@
-"""The sum of updates: no order, no split and no damage changes it; FedAvg and the server optimisers."""
+"""The sum of updates: no order, no split and no damage changes it."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,14 +10,9 @@ from torch import Tensor
 from server.aggregate import (
     MAX_ABS,
     MAX_TOTAL_WEIGHT,
-    FedAvg,
     FoldError,
-    Nesterov,
-    ServerOptimiser,
     WeightedSum,
-    server_optimiser,
 )
-from sscxr.config import ServerOptimiserConfig
 from sscxr.federation.codecs import CHUNK
 
 LIKE = {"a": torch.zeros(7, 5), "b": torch.zeros(3)}
@@ -148,88 +143,3 @@ def test_the_largest_values_at_the_largest_weight_do_not_overflow() -> None:
 def test_nothing_has_no_mean() -> None:
     with pytest.raises(FoldError, match="no update"):
         WeightedSum(LIKE).mean()
-
-
-# ---- what the server does with it
-
-
-def test_fedavg_of_zero_updates_is_the_identity() -> None:
-    encoder = update(9)
-    zeros = {name: torch.zeros_like(like) for name, like in LIKE.items()}
-    mean = summed([(zeros, weight) for weight in WEIGHTS]).mean()
-    assert same(FedAvg(1.0).step(encoder, mean), encoder)
-
-
-def test_fedavg_of_one_step_on_a_linear_model_is_one_step_on_the_union() -> None:
-    """The weighted mean of one full-batch SGD step at each site, for squared error."""
-    source = torch.Generator().manual_seed(0)
-    start = {"weight": torch.randn(2, 6, generator=source), "bias": torch.randn(2, generator=source)}
-    sites = [
-        (torch.randn(count, 6, generator=source), torch.randn(count, 2, generator=source))
-        for count in (3, 20, 11)
-    ]
-
-    def step(inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-        predicted = inputs @ leaves["weight"].T + leaves["bias"]
-        (predicted - targets).square().sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
-        return {name: -0.1 * leaf.grad for name, leaf in leaves.items()}  # type: ignore[operator]
-
-    total = WeightedSum(start)
-    for inputs, targets in sites:
-        total.add(step(inputs, targets), len(inputs))
-    federated = FedAvg(1.0).step(start, total.mean())
-    union = step(torch.cat([inputs for inputs, _ in sites]), torch.cat([targets for _, targets in sites]))
-    for name in start:
-        torch.testing.assert_close(federated[name], start[name] + union[name], rtol=1e-5, atol=1e-6)
-
-
-def test_a_step_leaves_the_encoder_that_it_was_given() -> None:
-    for optimiser in (FedAvg(0.5), Nesterov(0.7, 0.9)):
-        encoder = update(9)
-        assert not same(optimiser.step(encoder, update(1)), encoder)
-        assert same(encoder, update(9))
-
-
-def test_nesterov_without_momentum_is_fedavg() -> None:
-    one: ServerOptimiser = Nesterov(0.5, 0.0)
-    encoder, other = update(9), update(9)
-    for seed in range(3):
-        encoder = one.step(encoder, update(seed))
-        other = FedAvg(0.5).step(other, update(seed))
-    assert same(encoder, other)
-
-
-def test_nesterov_is_torch_sgd_on_the_negative_mean() -> None:
-    parameter = torch.nn.Parameter(update(9)["a"])
-    reference = torch.optim.SGD([parameter], lr=0.7, momentum=0.9, nesterov=True)
-    optimiser, encoder = Nesterov(0.7, 0.9), {"a": update(9)["a"]}
-    for seed in range(4):
-        mean = {"a": update(seed)["a"]}
-        encoder = optimiser.step(encoder, mean)
-        parameter.grad = -mean["a"]
-        reference.step()
-        torch.testing.assert_close(encoder["a"], parameter.detach())
-
-
-def test_nesterov_goes_on_alike_from_its_state() -> None:
-    whole, encoder = Nesterov(0.7, 0.9), update(9)
-    for seed in range(4):
-        encoder = whole.step(encoder, update(seed))
-        if seed == 1:
-            kept, state = dict(encoder), {name: tensor.clone() for name, tensor in whole.state().items()}
-    resumed = Nesterov(0.7, 0.9)
-    resumed.load(state)
-    for seed in (2, 3):
-        kept = resumed.step(kept, update(seed))
-    assert same(kept, encoder)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("fedavg", FedAvg), ("nesterov", Nesterov)])
-def test_the_rule_is_chosen_by_name(name: str, kind: type) -> None:
-    assert isinstance(server_optimiser(ServerOptimiserConfig(name=name, lr=1.0, momentum=0.9)), kind)
-
-
-def test_an_unknown_rule_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'adam' is not known.*fedavg, nesterov"):
-        server_optimiser(ServerOptimiserConfig(name="adam", lr=1.0, momentum=0.9))

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from client import app as client
-from server.aggregate import server_optimiser
 from server.fold import RECORD, to_arrays
 from server.ledger import Ledger, State
+from server.optimisers import server_optimiser
 from server.rounds import Federation
 from sim.engine import InlineGrid
 from sscxr import config as configs
@@ -96,7 +96,7 @@ def federation(grid: InlineGrid, config: Config, out: Path, *, resume: bool = Fa
     approve(config, *(Path(str(one.node_config["site"])) for one in getattr(grid, "_contexts", {}).values()))
     ledger = Ledger(out, config, resume=resume)
     state = ledger.last() or start(config)
-    optimiser = server_optimiser(config.federation.server)
+    optimiser = server_optimiser(config)
     optimiser.load(state.optimiser)
     return Federation(grid, config, ledger, state, optimiser)
 

@@ -127,7 +127,7 @@ def test_positives_of_a_patient(tmp_path: Path, method: str) -> None:
         return
     training = SiteTraining(config, torch.device("cpu"), cache)
     stretch, source = stretch_of_round(range(1), 0, 1), torch.Generator()
-    [((views, progress), batch)] = training._views(rows, "anna", range(1), stretch, source)
+    [((views, progress), batch)] = training._views(rows, "anna", 8, range(1), stretch, source)
     assert progress == 1.0
     assert sorted(batch) == list(range(8))
     shown = [group.mean(dim=(1, 2, 3)).view(-1, 8).mul(25.5).round().sub(1).int().tolist() for group in views]
