@@ -82,6 +82,7 @@ class PretrainConfig:
     checkpointing: bool = MISSING
     views: int = number(1, 16)
     positives: str = choice("image", "patient")
+    optimiser: str = choice("adamw", "mt-adamw", "muon")
     lr: float = number(1e-7, 0.5)
     min_lr: float = number(0, 0.5)
     warmup: float = number(0, 0.1)
@@ -155,7 +156,7 @@ class FederationConfig:
     downlink: str = choice("fp32", "fp16")
     share_head: bool | None = MISSING
     sends: str = choice("update", "gradients")
-    moments: str = choice("local", "second", "second-means", "both")
+    moments: str = choice("local", "first", "second", "second-means", "both")
     align: float = number(0, 1)
     max_images: int = number(1, MAX_TOTAL_WEIGHT)
     max_update_norm: float = number(ABOVE_ZERO, 1e9)
@@ -216,6 +217,11 @@ class Config:
     def learning(self) -> PretrainConfig | FinetuneConfig:
         """Return the section with the stage's training settings."""
         return self.pretrain if self.pretrains else self.finetune
+
+    @property
+    def optimiser(self) -> str:
+        """Return the kind of the stage's optimiser, as `pretrain.optimiser` names them."""
+        return self.pretrain.optimiser if self.pretrains else "adamw"
 
     @property
     def recipe_sections(self) -> tuple[str, ...]:

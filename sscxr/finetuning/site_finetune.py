@@ -43,9 +43,7 @@ class SiteFineTuning(SiteModel):
         self.task = KINDS[config.run.stage].task(self.model, cache, config, device, rows)
         if config.finetune.frozen:
             finetune.freeze(parts.encoder)
-        super().__init__(
-            self.model, parts, finetune.optimiser(self.model, config.finetune), config.federation
-        )
+        super().__init__(self.model, parts, finetune.optimiser(self.model, config.finetune), config)
 
     def train_round(
         self,

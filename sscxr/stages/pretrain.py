@@ -21,7 +21,7 @@ from sscxr.objectives import OBJECTIVES
 from sscxr.objectives.base import Objective, Views
 from sscxr.runs import Words
 from sscxr.stages.base import Stage
-from sscxr.training import compiled, optim
+from sscxr.training import compiled, optim, optimisers
 from sscxr.training.batches import batches_of_round, batches_per_epoch, round_of, stretch_of_round
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Stretch, Trained, train
@@ -190,8 +190,7 @@ class SiteTraining(SiteModel):
             self.objective.compile_by(compiled.compiled)
         if config.pretrain.checkpointing:
             cast(Any, self.objective.encoder).set_grad_checkpointing(True)
-        adamw = optim.adamw(self.objective, lr=config.pretrain.lr, betas=_pair(config.pretrain.betas))
-        super().__init__(self.objective, parts, adamw, config.federation)
+        super().__init__(self.objective, parts, optimisers.build(self.objective, config.pretrain), config)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `local` returned after an earlier round."""

@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# The states of a parameter, by optimiser: AdamW, AdamW at two time scales, Muon.
+_STATES = ({"exp_avg", "exp_avg_sq", "step"}, {"exp_avg", "exp_avg_sq", "slow", "step"}, {"momentum_buffer"})
+_MOMENTS = sorted(set.union(*_STATES))
 _SPARED = ("pos_embed", "cls_token", "reg_token")  # of the encoder: in fine-tuning, no weight decay
 
 
@@ -103,7 +105,7 @@ def set_rates(optimiser: torch.optim.Optimizer, lr: float, weight_decay: float) 
 
 
 def moments(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return AdamW's moments and step counts by parameter name, e.g. `exp_avg.encoder.norm.bias`, on the CPU."""
+    """Return the moments and step counts by parameter name, e.g. `exp_avg.encoder.norm.bias`, on the CPU."""
     tensors = {}
     for name, parameter in model.named_parameters():
         state = optimiser.state.get(parameter, {})
@@ -123,12 +125,11 @@ def restore_moments(
     """
     for name, parameter in model.named_parameters():
         found = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
-        if len(found) != len(_MOMENTS):
+        if set(found) not in _STATES:
             continue
-        if found["exp_avg"].shape != parameter.shape or found["exp_avg_sq"].shape != parameter.shape:
-            raise ValueError(
-                f"moments of {name} have shape {tuple(found['exp_avg'].shape)}, not the parameter's"
-            )
+        for moment, tensor in found.items():
+            if moment != "step" and tensor.shape != parameter.shape:
+                raise ValueError(f"moments of {name} have shape {tuple(tensor.shape)}, not the parameter's")
         optimiser.state[parameter] = {
             moment: tensor.to(device=parameter.device, dtype=torch.float32, copy=True)
             for moment, tensor in found.items()

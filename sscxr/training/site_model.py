@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sscxr.config import FederationConfig
+from sscxr.config import Config
 from sscxr.training import optim
 from sscxr.training.alignment import Alignment
 from sscxr.training.gradients import Gradients
@@ -18,16 +18,17 @@ class SiteModel:
 
     Attributes:
         parts: its encoder and its head.
-        optimiser: AdamW; or what keeps the gradients, if the server steps.
+        optimiser: of the model; or what keeps the gradients, if the server steps.
     """
 
     def __init__(
-        self, model: nn.Module, parts: Parts, optimiser: torch.optim.Optimizer, settings: FederationConfig
+        self, model: nn.Module, parts: Parts, optimiser: torch.optim.Optimizer, config: Config
     ) -> None:
+        settings = config.federation
         self.parts = parts
         self.optimiser = Gradients(parts) if settings.sends == "gradients" else optimiser
         self._model = model
-        self._moments = Moments(settings.moments, parts, self.optimiser)
+        self._moments = Moments(settings.moments, config.optimiser, parts, self.optimiser)
         self._alignment = Alignment(settings.align, parts)
 
     def shared(self) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ RULES = {
     ],
     "moments": ["federation.moments=both", "federation.uplink=int8"],
     "fedadamw": ["federation.moments=second-means", "federation.align=0.5"],
+    "muon": ["pretrain.optimiser=muon", "federation.moments=both"],
+    "mt-dao": ["pretrain.optimiser=mt-adamw", "federation.moments=both"],
     "fedadam": [
         "federation.server.name=fedadam",
         "federation.server.lr=0.003",
