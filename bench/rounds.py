@@ -54,7 +54,7 @@ PARTS = {
                 "server.rounds:to_arrays"],
     "state": ["client.site:StateStore.load", "client.site:StateStore.save", "client.site:StateStore.keep_only"],
     "aggregating": ["server.aggregate:WeightedSum.add", "server.aggregate:WeightedSum.mean",
-                    "server.aggregate:FedAvg.step", "sscxr.federation.codecs:norm"],
+                    "server.optimisers:FedAvg.step", "sscxr.federation.codecs:norm"],
     "checkpoint": ["server.ledger:Ledger.commit", "server.ledger:Ledger.next_attempt",
                    "server.ledger:Ledger.log_sites", "server.ledger:Ledger.log_round", "server.status:write"],
     "report": ["server.reporting:Reporter.committed"],

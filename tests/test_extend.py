@@ -53,7 +53,7 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
     )
     edit(tree / "sscxr" / "config" / "schema.py", ('choice("fedavg"', 'choice("clipped", "fedavg"'))
     edit(
-        tree / "server" / "aggregate.py",
+        tree / "server" / "optimisers.py",
         ("def server_optimiser(", rule[rule.index("class ") :] + "\n\ndef server_optimiser("),
         ("from sscxr.config import", "from sscxr.federation import codecs\nfrom sscxr.config import"),
         (

@@ -8,6 +8,9 @@ accumulate over rounds, and the undelivered part is always one rounding error.
 
 The two are compatible. The rounding error is always less than one scale, 1/127 of the channel's largest value; so
 with updates of size at most U the residual stays below U / 126.
+
+An optimiser's averaged moments travel as fp16 in int8's place: a step divides by them, and the small ones would be
+rounded to zero.
 """
 
 import math
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sscxr.federation.wire import WireError
+from sscxr.training.parts import MOMENT
 
 # A message's arrays are read-only, and torch warns of tensors that share their memory; nothing here writes to
 # them.
@@ -79,9 +83,11 @@ def layout(codec: str, like: Mapping[str, Tensor]) -> dict[str, Place]:
     if codec not in CODECS:
         raise WireError(f"unknown codec {codec!r}; choose one of: {', '.join(CODECS)}")
     arrays: list[tuple[str, np.dtype[Any], tuple[int, ...]]] = []
-    if codec == "int8":  # wider values first, so that each is aligned to its own size
-        arrays += [(name + SCALE, _SCALES, (_channels(like[name]),)) for name in sorted(like)]
-    arrays += [(name, CODECS[codec], tuple(like[name].shape)) for name in sorted(like)]
+    # Wider values first, so that each is aligned to its own size.
+    scaled = [name for name in sorted(like) if _codec(codec, name) == "int8"]
+    arrays += [(name + SCALE, _SCALES, (_channels(like[name]),)) for name in scaled]
+    arrays += [(n, CODECS[_codec(codec, n)], tuple(like[n].shape)) for n in sorted(like) if n not in scaled]
+    arrays += [(name, CODECS["int8"], tuple(like[name].shape)) for name in scaled]
     places: dict[str, Place] = {}
     begin = 0
     for name, dtype, shape in arrays:
@@ -106,16 +112,17 @@ def encode(tensors: Mapping[str, Tensor], codec: str, generator: torch.Generator
         largest = size(tensor)
         if not math.isfinite(largest):
             raise WireError(f"{name} has NaN or infinity")
-        if largest > _limit(codec):
-            raise WireError(f"{name} has values beyond {codec}'s range ({largest:.3g}); use the fp32 codec")
-        if codec == "int8":
+        own = _codec(codec, name)
+        if largest > _limit(own):
+            raise WireError(f"{name} has values beyond {own}'s range ({largest:.3g}); use the fp32 codec")
+        if own == "int8":
             if generator is None:
                 raise ValueError("int8 rounds at random: give a generator")
             values, scales = _quantise(tensor.float(), generator)
             arrays[name], arrays[name + SCALE] = values.numpy(), scales.numpy()
         else:
             # torch converts several times faster than numpy, to the same bits.
-            arrays[name] = tensor.to(torch.float16 if codec == "fp16" else torch.float32).numpy()
+            arrays[name] = tensor.to(torch.float16 if own == "fp16" else torch.float32).numpy()
     return b"".join(np.ascontiguousarray(arrays[name], place.dtype).data for name, place in places.items())
 
 
@@ -138,7 +145,8 @@ def decode(data: bytes, codec: str, like: Mapping[str, Tensor], into: Tensors | 
     for name, values in arrived.items():
         if values.is_floating_point() and not math.isfinite(size(values)):
             raise WireError(f"NaN or infinity in {name}")
-    for name in like if codec == "int8" else ():
+    scaled = [name for name in like if name + SCALE in places]
+    for name in scaled:
         values, scales = arrived[name], arrived[name + SCALE]
         if values.numel() and int(values.min()) < -_LEVELS:
             raise WireError(f"values of {name} out of range (below {-_LEVELS})")
@@ -148,7 +156,7 @@ def decode(data: bytes, codec: str, like: Mapping[str, Tensor], into: Tensors | 
         return arrived
     decoded = into or {name: torch.empty(tensor.shape) for name, tensor in like.items()}
     for name in like:
-        if codec == "int8":
+        if name + SCALE in places:
             _dequantise(arrived[name], arrived[name + SCALE], decoded[name])
         else:
             decoded[name].copy_(arrived[name])
@@ -178,7 +186,8 @@ def encode_update(
     }
     data = encode(wanted, codec, generator)
     arrived = decode(data, codec, wanted)
-    return data, {name: tensor - arrived[name] for name, tensor in wanted.items()}
+    rounded = {name: tensor for name, tensor in wanted.items() if _codec(codec, name) == "int8"}
+    return data, {name: tensor - arrived[name] for name, tensor in rounded.items()}
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
@@ -221,6 +230,11 @@ def _dequantise(values: Tensor, scales: Tensor, into: Tensor) -> None:
     """Multiply int8 values by their scales [channels], fp32; client and server compute the same bits."""
     rows = values.reshape(len(scales), -1)
     torch.mul(rows, scales[:, None], out=into.view(len(scales), -1))
+
+
+def _codec(codec: str, name: str) -> str:
+    """Return the codec of one tensor."""
+    return "fp16" if codec == "int8" and name.startswith(MOMENT) else codec
 
 
 def _channels(tensor: Tensor) -> int:

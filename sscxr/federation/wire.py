@@ -21,7 +21,7 @@ from sscxr.config.ranges import PLAIN_NAME
 from sscxr.data.cache.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 RECORD = "sscxr"  # the name of the record of a message's fields
 ARRAYS = "encoder"  # the name of the record of an encoder or an update, and of the one array in it
 

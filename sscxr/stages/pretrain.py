@@ -93,7 +93,6 @@ class Pretraining(Stage):
     """Pretraining without labels; only the encoder is averaged and released."""
 
     averages_head = False
-    makes_model = False
 
     def __init__(self, config: Config) -> None:
         """Check the method's own settings.

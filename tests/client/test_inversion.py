@@ -26,7 +26,8 @@ from sscxr.federation import codecs
 from sscxr.objectives import base, gmml
 from sscxr.objectives.gmml import GMML
 from sscxr.stages import pretrain
-from sscxr.training.batches import batches_of_round, steps_of_round
+from sscxr.training.batches import batches_of_round, round_of
+from sscxr.training.parts import MOMENT, apart
 
 # All that makes AdamW's first step a gradient in fp32, and a gradient a picture.
 BARE = (
@@ -95,10 +96,13 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
     rate = (config.pretrain if config.run.stage == "pretrain" else config.finetune).lr
     one = told["steps"] == 1 and config.run.stage == "pretrain"
     gradient = inversion.gradients(start, change, rate, 0.0) if one else inversion.sums(change)
+    if config.federation.sends == "gradients":
+        gradient = inversion.sums({name: -tensor for name, tensor in change.items()})
+    elif config.federation.moments != "local":  # the sum of the round's gradients, the last ones most
+        gradient = inversion.sums({name: -change[f"{MOMENT}exp_avg.{name}"] for name in apart(change)[0]})
     cache = open_cache(site.parent / "cache")
     rows = client.Site(client.read_settings(site)).training_rows(config)
-    batch, local = config.learning.batch_size, config.federation.local_epochs
-    steps = steps_of_round(len(rows), batch, local, 0)
+    batch, steps = round_of(config, len(rows), 0)
     batches = batches_of_round(rows, batch, steps, seed=config.run.seed, site="anna")
     used = np.unique(np.concatenate(list(batches)))
     trained, others = (
@@ -146,6 +150,19 @@ def test_a_site_refuses_the_hostile_recipe_in_a_fixed_word_and_even_an_approved_
         assert failure(fed.ask(config, hospital, kind, approved=False)) == "not approved"
     assert failure(fed.ask(config, hospital, encoder=False)) == "not allowed", "an update of one image"
     assert not [name for name in states(hospital) if name.endswith(".safetensors")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ["federation.moments=both"],
+        ["federation.sends=gradients", "federation.server.name=adamw", "federation.share_head=true"],
+    ],
+)
+def test_moments_and_gradients_show_no_image(hospital: Path, rule: list[str]) -> None:
+    """Of one step over eight images, with the worst that the ranges allow: exact gradients, but not one image's."""
+    held(attacked(hospital, stages.load_config("smoke", [*FLOOR, *rule])))
 
 
 @pytest.mark.slow

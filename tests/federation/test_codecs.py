@@ -314,3 +314,14 @@ def test_the_norm_is_that_of_the_plain_form() -> None:
     values = {"a": torch.randn(3, codecs.CHUNK), "b": torch.randn(7), "c": torch.zeros(0)}
     plain = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in values.values()))
     assert codecs.norm(values) == pytest.approx(plain, rel=1e-6)
+
+
+def test_moments_travel_as_fp16_in_int8s_place() -> None:
+    """A small second moment beside a large one is not rounded to zero, which a step would divide by."""
+    name = "moment.exp_avg_sq.norm.bias"
+    update = {"a": torch.randn(4, 5), name: torch.tensor([1.0, 1e-4, 3e-6]), "z": torch.randn(3)}
+    data, residual = codecs.encode_update(update, {}, "int8", torch.Generator().manual_seed(0))
+    arrived = codecs.decode(data, "int8", update)
+    torch.testing.assert_close(arrived[name], update[name], rtol=1e-2, atol=1e-7)
+    assert residual.keys() == {"a", "z"}
+    assert len(data) == 20 + 4 * 4 + 2 * 3 + 3 + 4
