@@ -3,9 +3,10 @@
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,9 +19,13 @@ from sscxr.commands.command_line import examples
 from sscxr.config import ConfigError
 from sscxr.runs import CONFIG
 
+if TYPE_CHECKING:
+    from sscxr.data.cache.cache import Cache
+
 PROGRAM = "python -m sim.run"
 _ENGINES = ("inline", "ray")
 _WIDTH = 120  # columns of the tables without a terminal
+Measure = Callable[["Cache", configs.Config, Path], None]
 
 
 def run(
@@ -133,8 +138,13 @@ def simulate(
     engine_name: str,
     resume: bool,
     tracking: str = "",
+    measure: Measure | None = None,
 ) -> None:
-    """Prepare the data, divide it into sites, run the federation, probe and report."""
+    """Prepare the data, divide it into sites, run the federation, probe and report.
+
+    Args:
+        measure: called with the data, the settings and `out` in place of pictures, probes, release and report.
+    """
     # Imported here and below, not above: `--help` and a mistyped setting should not wait for torch and Flower.
     from sim import asked
 
@@ -145,7 +155,7 @@ def simulate(
         if asked.is_finished(out):
             typer.echo(f"the run in {out} is finished; nothing to do", err=True)
             return
-        _simulate(config, clients, data, out, engine_name, resume, tracking)
+        _simulate(config, clients, data, out, engine_name, resume, tracking, measure)
 
 
 def _simulate(
@@ -156,6 +166,7 @@ def _simulate(
     engine_name: str,
     resume: bool,
     tracking: str,
+    measure: Measure | None,
 ) -> None:
     import torch
 
@@ -177,7 +188,7 @@ def _simulate(
     if not data and not config.probe.cohorts:
         # Each phantom hospital alone has too few cases to probe.
         config.probe.cohorts = {"phantoms": list(cache.summary["sources"])}
-    config.federation.sites = write_sites(cache, out, config, clients)
+    config.federation.sites = write_sites(cache, out, config, clients, pictured=measure is None)
     files = [out / "sites" / name / "site.yaml" for name in config.federation.sites]
     run_config = {
         "config": str(write_config(config, out).resolve()),
@@ -187,13 +198,16 @@ def _simulate(
         "tracking": tracking,
         "releases": False,  # `finish` does, once, when it has measured the encoder
     }
-    with Show(config), Pictures(cache, config, out):
+    with Show(config), Pictures(cache, config, out) if measure is None else nullcontext():
         if engine_name == "inline":
             engine.run_inline(server_app, client.app.app, files, run_config)
         else:
             gpus = torch.cuda.device_count() if config.run.device in ("auto", "cuda") else 0
             here = str(client.app.__file__)
             engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
+    if measure is not None:
+        measure(cache, config, out)
+        return
     width = None if sys.stdout.isatty() else _WIDTH
     finish(cache, config, out, PlainConsole(width=width, highlight=True))
 

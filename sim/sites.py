@@ -29,11 +29,14 @@ def check_labelled(cache: Cache, config: Config) -> None:
         raise ConfigError(missing)
 
 
-def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[str]:
+def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictured: bool = True) -> list[str]:
     """Partition the cache and write `out/sites/NAME/site.yaml`, one per virtual site.
 
     Also write `out/partition.csv` (see `published.py`), `out/holdings.csv`, `out/holdings.png` and
     `out/notes.json`. A resumed run writes all of them again, with the same content.
+
+    Args:
+        pictured: write `out/holdings.png`, which takes a second.
 
     Returns:
         The sites' names, in the order of their folders.
@@ -42,11 +45,11 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
         LedgerError: the run in `out` started with other images or another partition.
         PartitionError: the partition is impossible.
     """
-    parts, notes = _parts(cache, config, clients)
+    parts, notes = parts_of(cache, config, clients)
     notes = [*notes, *findings.notes(cache, config.privacy.min_cell)]
     table = "".join(f"{group},{name}\n" for name, members in parts.items() for group in members)
     asked.same_data(out, cache, table)
-    _describe(cache, out, config, parts, notes)
+    _describe(cache, out, config, parts, notes, pictured=pictured)
     for name, members in parts.items():
         folder = out / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int) -> list[s
     return sorted(parts)
 
 
-def _parts(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[str]], list[str]]:
+def parts_of(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[str]], list[str]]:
     """Return the sites' patient groups, and lines about differences between a partition file and the data."""
     laterals, test_share = config.data.laterals, config.data.test_share
     settings, minimum = config.sim, config.privacy.min_cell
@@ -81,11 +84,13 @@ def _parts(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list[s
     return parts, []
 
 
-def _describe(cache: Cache, out: Path, config: Config, parts: dict[str, list[str]], notes: list[str]) -> None:
+def _describe(
+    cache: Cache, out: Path, config: Config, parts: dict[str, list[str]], notes: list[str], *, pictured: bool
+) -> None:
     """Write what each site holds, for people and for other programs."""
     rows = cache.rows(laterals=config.data.laterals)
     index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
-    describe(index, held_out, out, parts, notes)
+    describe(index, held_out, out, parts, notes, pictured=pictured)
 
 
 def describe(
@@ -94,15 +99,18 @@ def describe(
     out: Path,
     parts: dict[str, list[str]],
     notes: list[str],
+    *,
+    pictured: bool = True,
 ) -> list[str]:
-    """Write the partition, its table and its picture, and the lines about it for the report and the card."""
+    """Write the partition, its table, its picture if `pictured`, and the lines about it for report and card."""
     home = holdings.homes(index, parts)
     counts = holdings.table(index, held_out, home)
     trained = [group for members in parts.values() for group in members]
     notes = [*notes, *tested.lines(index, held_out, trained), *holdings.warnings(index, held_out, home)]
     (out / "partition.csv").write_text(published.text(index, held_out, parts), encoding="utf-8")
     (out / "holdings.csv").write_text(printable.frame(counts), encoding="utf-8")
-    (out / HOLDINGS).write_bytes(holdings.picture(index, home, counts))
+    if pictured:
+        (out / HOLDINGS).write_bytes(holdings.picture(index, home, counts))
     (out / NOTES).write_text(json.dumps(notes, indent=1) + "\n")
     return notes
 

@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.floating[Any]]
 # Inverse regularisation strengths tried for the linear probe (sklearn's C, on standardised features).
 STRENGTHS = tuple(float(c) for c in np.logspace(-3, 2, 11))
 FOLDS = 5
+KINDS = ("linear", "k-NN")
 # Softmax temperature of the neighbours' votes, as in DINO's k-NN probe (arXiv 2104.14294, 4.1).
 TEMPERATURE = 0.07
 
@@ -113,15 +114,31 @@ def run(
     tasks = find_tasks(cache, test_share=test_share, min_cases=min_cases, cohorts=cohorts)
     if not tasks:
         return []
+    both = [scores(model, cache, tasks, wants=wants, neighbours=neighbours) for model in (encoder, untrained)]
+    return [
+        compare(task, kind, trained[kind], blank[kind], resamples=resamples, seed=seed)
+        for task, trained, blank in zip(tasks, *both, strict=True)
+        for kind in KINDS
+    ]
+
+
+def scores(
+    encoder: nn.Module, cache: Cache, tasks: Sequence[Task], *, wants: Input, neighbours: int = 20
+) -> list[dict[str, npt.NDArray[np.float64]]]:
+    """Probe one encoder on some tasks, and return, for each task, kind of `KINDS` -> scores of its test rows.
+
+    Args:
+        encoder: see `inference.features`.
+        tasks: at least one, from `find_tasks`. The others as in `run`.
+    """
     rows = np.unique(np.concatenate([part for task in tasks for part in (task.train, task.test)]))
-    both = [inference.features(model, cache.images, rows, wants=wants) for model in (encoder, untrained)]
-    found: list[Comparison] = []
+    features = inference.features(encoder, cache.images, rows, wants=wants)
+    found = []
     for task in tasks:
-        train, test = np.searchsorted(rows, task.train), np.searchsorted(rows, task.test)
-        linear = [linear_scores(x[train], task.train_positive, task.train_groups, x[test]) for x in both]
-        knn = [knn_scores(x[train], task.train_positive, x[test], neighbours=neighbours) for x in both]
-        found.append(compare(task, "linear", linear[0], linear[1], resamples=resamples, seed=seed))
-        found.append(compare(task, "k-NN", knn[0], knn[1], resamples=resamples, seed=seed))
+        train, test = features[np.searchsorted(rows, task.train)], features[np.searchsorted(rows, task.test)]
+        linear = linear_scores(train, task.train_positive, task.train_groups, test)
+        nearest = knn_scores(train, task.train_positive, test, neighbours=neighbours)
+        found.append(dict(zip(KINDS, (linear, nearest), strict=True)))
     return found
 
 

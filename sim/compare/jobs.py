@@ -1,0 +1,233 @@
+"""The runs of a comparison, each in a process and a folder of its own, as many at a time as there are cores."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from server.ledger import MAY_CHANGE, LedgerError, differing
+from sim import asked, published
+from sim.compare.file import ALONE, UNTRAINED, Cell, Plan, rounds_of
+from sim.compare.worker import JOB, SCORES
+from sim.sites import parts_of
+from sscxr import config as configs
+from sscxr import runs
+from sscxr.config import Config
+from sscxr.data.cache.cache import Cache
+from sscxr.display import Board, Clock, Line, duration
+from sscxr.files import write_atomically
+
+LOG = "log.txt"
+_SITE = "site.csv"  # the partition of a site alone
+_LOOK = 0.2  # seconds between looks at the processes
+_PATIENCE = 30.0  # seconds for a process to end by itself
+# Settings that do not change a run: whether and when a round counts, and a partition's place on the disk.
+_NO_MATTER = {*MAY_CHANGE, "sim.file", "run.name"}
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run.
+
+    Attributes:
+        cell: its cell.
+        seed: its seed.
+        site: the only site, of a cell of sites alone; else empty.
+        folder: its own.
+        config: its settings.
+    """
+
+    cell: Cell
+    seed: int
+    site: str
+    folder: Path
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """Return its name for a person."""
+        return ", ".join(filter(None, (self.cell.name, f"seed {self.seed}", self.site)))
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether it has been measured."""
+        return (self.folder / SCORES).is_file()
+
+
+def listed(plan: Plan, cache: Cache, out: Path) -> list[Job]:
+    """Return all runs of a comparison, seed by seed, and write each one's job.
+
+    Raises:
+        LedgerError: a run was made with other settings.
+    """
+    found = []
+    for seed in plan.seeds:
+        for cell in plan.cells:
+            folder = out / "cells" / cell.folder / f"seed-{seed}"
+            config = cell.settings(seed)
+            if cell.kind == ALONE:
+                found += list(_alone(plan, cell, seed, folder, config, cache))
+            else:
+                found.append(Job(cell, seed, "", folder, config))
+    for job in found:  # all are checked before any is written
+        _check(job)
+    for job in found:
+        if not job.is_finished:
+            write_atomically(job.folder / JOB, json.dumps(_asked(job, cache), indent=1).encode())
+    return found
+
+
+def _alone(plan: Plan, cell: Cell, seed: int, folder: Path, config: Config, cache: Cache) -> Iterator[Job]:
+    """Yield one run for each site, which trains on that site's images alone, under its name."""
+    parts, _ = parts_of(cache, config, cell.clients)
+    rows = cache.rows(laterals=config.data.laterals)
+    index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
+    sizes = {
+        name: int((index["group"].isin(groups).to_numpy() & ~held_out).sum())
+        for name, groups in parts.items()
+    }
+    for name, groups in parts.items():
+        place = folder / name
+        epochs = cell.epochs
+        if epochs is None:
+            local = config.federation.local_epochs
+            epochs = max(1, round(plan.epochs * sum(sizes.values()) / sizes[name] / local)) * local
+        own = cell.settings(seed, rounds_of(epochs, config))
+        file = place / _SITE
+        own.sim.partition, own.sim.file = "file", str(file.resolve())
+        if not file.exists():
+            write_atomically(file, published.text(index, held_out, {name: groups}).encode())
+        yield Job(cell, seed, name, place, own)
+
+
+def _asked(job: Job, cache: Cache) -> dict[str, Any]:
+    return {
+        "clients": 1 if job.site else job.cell.clients,
+        "untrained": job.cell.kind == UNTRAINED,
+        "data": str(cache.folder.resolve()),
+        "settings": configs.dumps(job.config),
+    }
+
+
+def _check(job: Job) -> None:
+    """Refuse a run that was begun with other settings than the file has now."""
+    file = job.folder / JOB
+    if not file.exists() or not (job.is_finished or asked.is_started(job.folder)):
+        return
+    before = json.loads(file.read_text())
+    then = configs.as_dict(configs.loads(before["settings"]))
+    keys = [key for key in differing(then, configs.as_dict(job.config)) if key not in _NO_MATTER]
+    clients = 1 if job.site else job.cell.clients
+    keys += ["clients"] * (before["clients"] != clients)
+    keys += ["untrained"] * (before["untrained"] != (job.cell.kind == UNTRAINED))
+    if keys:
+        raise LedgerError(
+            f"{job.folder} was run with other settings ({', '.join(keys[:5])}); delete that folder to run it "
+            "again, or give another --out"
+        )
+
+
+def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
+    """Run what is not finished, several at a time.
+
+    Returns:
+        The title of each run that failed -> the last line of its log.
+    """
+    waiting = [job for job in jobs if not job.is_finished]
+    failed: dict[str, str] = {}
+    done, total = len(jobs) - len(waiting), len(jobs)
+    clock = Clock()
+    with Board() as board, _Pool() as pool:
+        while waiting or pool.running:
+            while waiting and len(pool.running) < workers:
+                pool.start(waiting.pop(0))
+            for job, code, seconds in pool.ended():
+                done += 1
+                what = f"done in {duration(seconds)}"
+                if code or not job.is_finished:
+                    failed[job.title] = last_line(job.folder / LOG) or f"exit code {code}"
+                    what = f"failed: {failed[job.title]}"
+                board.say(
+                    f"{done} of {total}: {job.title}: {what}", style="bold red" if job.title in failed else ""
+                )
+            running = [_progress(job) for job in pool.running]
+            share = done + sum(line.done / (line.total or 1) for line in running)
+            left = clock.left(share, total)
+            board.lines = [Line(f"{done} of {total} runs", share, total, [left] if left else []), *running]
+            time.sleep(_LOOK)
+    return failed
+
+
+def last_line(file: Path) -> str:
+    """Return the last line of a log that is not empty; of an error, without the word."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line), "")
+
+
+def _progress(job: Job) -> Line:
+    try:
+        status = runs.read_status(job.folder, again=False)
+        return Line(
+            job.title, status.round, max(1, status.rounds), [f"round {status.round} of {status.rounds}"]
+        )
+    except runs.RunError:
+        return Line(job.title, 0, 1, ["starting"])
+
+
+def _path() -> str:
+    """Return a path on which the processes find this very code."""
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before)))
+
+
+class _Pool:
+    """Processes at work; they end with the pool."""
+
+    def __init__(self) -> None:
+        self.running: dict[Job, tuple[subprocess.Popen[bytes], IO[bytes], float]] = {}
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process, _, _ in self.running.values():
+            process.terminate()
+        until = time.monotonic() + _PATIENCE
+        for process, log, _ in self.running.values():
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            log.close()
+
+    def start(self, job: Job) -> None:
+        threads = {name: str(job.config.run.threads) for name in _THREADS}
+        log = (job.folder / LOG).open("ab")
+        # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the others.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sim.compare.worker", str(job.folder)],
+            env=os.environ | threads | {"PYTHONPATH": _path()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.running[job] = process, log, time.monotonic()
+
+    def ended(self) -> list[tuple[Job, int, float]]:
+        """Return the runs that have ended since the last call, their exit codes and seconds."""
+        found = []
+        for job, (process, log, began) in list(self.running.items()):
+            code = process.poll()
+            if code is not None:
+                log.close()
+                del self.running[job]
+                found.append((job, code, time.monotonic() - began))
+        return found

@@ -1,0 +1,142 @@
+"""The tables of a comparison, as rows of text: for the terminal, for Markdown and for the report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from sim.compare import measure
+from sim.compare.figures import Figure, last
+from sim.compare.file import Plan
+from sim.compare.measure import HELD_OUT, Row
+from sscxr.evaluation.metrics import Interval
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table.
+
+    Attributes:
+        title: above it.
+        headings: of the columns; the first column names the rows.
+        rows: their cells.
+    """
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def sheets(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> list[Sheet]:
+    """Return the cells' figures, and their differences to the reference."""
+    names = [cell.name for cell in plan.cells if any(row.cell == cell.name for row in rows)]
+    columns = [figure.title for figure in figures]
+    spent = [_spent(rows, name) for name in names]
+    found = [
+        [name, *cost, *(_shown(figure, name, plain=True) for figure in figures)]
+        for name, cost in zip(names, spent, strict=True)
+    ]
+    first = Sheet(
+        f"{plan.title}: means over {_seeds(plan)} [95 % interval]",
+        ["cell", "views", "MB", *columns],
+        found,
+    )
+    others = [name for name in names if name != plan.reference]
+    gaps = [[name, *(_shown(figure, name, plain=False) for figure in figures)] for name in others]
+    second = Sheet(f"differences to {plan.reference} [95 % interval, paired]", ["cell", *columns], gaps)
+    return [first, second] if gaps and any(figure.differences for figure in figures) else [first]
+
+
+def verdicts(figures: Sequence[Figure]) -> list[str]:
+    """Return a sentence for each figure: the best cell, and those that are not told apart from it."""
+    lines = []
+    for figure in figures:
+        if len(figure.cells) < 2:
+            continue
+        line = f"{figure.title}: the best is {figure.best}"
+        if len(figure.alike) + 1 == len(figure.cells):
+            line += "; no other cell is told apart from it"
+        elif figure.alike:
+            line += f"; not told apart from it: {', '.join(figure.alike)}"
+        else:
+            line += ", beyond the interval of every other cell's difference"
+        lines.append(f"{line}.")
+    return lines
+
+
+def notes(plan: Plan) -> list[str]:
+    """Return sentences on how the figures were made."""
+    several = len(plan.seeds) > 1
+    return [
+        f"Figures are of {plan.patients} patients, who were never trained on. AUROCs: percentiles of "
+        f"{plan.resamples:,} resamples of patients{' and seeds' if several else ''}, the same ones for both cells "
+        "of a difference.",
+        "Held-out losses: means over images; "
+        + (
+            "Student's t interval over seeds, paired by seed in a difference."
+            if several
+            else "with one seed there is no interval."
+        ),
+        "Each interval is of one comparison; among many, some exclude 0 by chance.",
+    ]
+
+
+def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
+    """Return the tables and sentences as Markdown."""
+    parts = []
+    for sheet in sheets(plan, rows, figures):
+        lines = [[_escaped(cell) for cell in row] for row in (sheet.headings, *sheet.rows)]
+        rule = "|---" * len(sheet.headings) + "|"
+        body = [f"| {' | '.join(line)} |" for line in lines]
+        parts.append("\n".join([f"{_escaped(sheet.title)}", "", body[0], rule, *body[1:]]))
+    parts += [f"{line}" for line in (*verdicts(figures), *notes(plan))]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], console: Console) -> None:
+    """Print the tables, turned where they are wide: a row for each figure of each cell."""
+    for sheet in sheets(plan, rows, figures):
+        table = Table(title=sheet.title)
+        for number, heading in enumerate(sheet.headings):
+            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in (*verdicts(figures), *notes(plan)):
+        console.print(line)
+
+
+def interval(found: Interval, form: str) -> str:
+    """Return a value with its interval, if it has one."""
+    if not math.isfinite(found.value):
+        return NONE
+    ends = f" [{found.low:{form}}, {found.high:{form}}]" if math.isfinite(found.low) else ""
+    return f"{found.value:{form}}{ends}"
+
+
+def _shown(figure: Figure, cell: str, *, plain: bool) -> str:
+    found = (figure.cells if plain else figure.differences).get(cell)
+    digits = ".4f" if figure.name.startswith(HELD_OUT) else ".3f"
+    return NONE if found is None else interval(found, digits if plain else f"+{digits}")
+
+
+def _spent(rows: Sequence[Row], cell: str) -> list[str]:
+    """Return the views and the megabytes of a cell's run, means over seeds."""
+    mine = [row for row in rows if row.cell == cell and not row.site]
+    seeds = {row.seed for row in mine}
+    views = sum(max((row.views for row in mine if row.seed == seed), default=0) for seed in seeds)
+    sent = sum(sum(last(mine, name).get(cell, {}).values()) for name in (measure.UP, measure.DOWN))
+    count = max(1, len(seeds))
+    return [f"{views / count:,.0f}", f"{sent / count / 1e6:,.1f}"]
+
+
+def _seeds(plan: Plan) -> str:
+    return f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,120 @@
+"""`python -m sim.compare.worker FOLDER`: one run of a comparison, in a process of its own.
+
+The simulation is that of `python -m sim.run`. In place of its pictures, map, report and release, which hundreds of
+runs do not need, the scores of the probes are kept image by image, so that runs can be compared in pairs.
+"""
+
+import contextlib
+import ctypes
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from sscxr import config as configs
+from sscxr.commands import command_line
+from sscxr.config import Config
+
+JOB, SCORES = "job.json", "scores.csv"  # the scores are written last: they mark a finished run
+COLUMNS = ("cohort", "label", "kind", "image", "group", "positive", "score")
+_PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
+
+
+def work(folder: Path) -> None:
+    """Do the job in a folder, or what is left of it."""
+    from sim import run  # torch takes seconds to import; the signals are handled before
+
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    config = configs.loads(job["settings"])
+    if job["untrained"]:
+        _probe_untrained(Path(job["data"]), config, folder)
+    else:
+        run.simulate(
+            config, job["clients"], [Path(job["data"])], folder, "inline", resume=True, measure=_probe_trained
+        )
+        _clear(folder)
+
+
+def _probe_trained(cache: Any, config: Config, folder: Path) -> None:
+    from server.ledger import Ledger
+
+    state = Ledger(folder, config, resume=True).last()
+    assert state is not None, "a run that ended has a checkpoint"
+    _probe(cache, config, folder, state.encoder)
+
+
+def _probe_untrained(data: Path, config: Config, folder: Path) -> None:
+    from sscxr import stages
+    from sscxr.data.cache.cache import open_cache
+
+    _probe(open_cache(data), config, folder, stages.of(config).start())
+
+
+def _probe(cache: Any, config: Config, folder: Path, encoder: Any) -> None:
+    import numpy as np
+
+    from sscxr import printable, stages
+    from sscxr.evaluation import probe
+    from sscxr.evaluation.tasks import find_tasks
+    from sscxr.files import write_atomically
+    from sscxr.models.inference import Input
+    from sscxr.training.device import set_up
+
+    settings, data, device = config.probe, config.data, set_up(config)
+    tasks = find_tasks(
+        cache,
+        test_share=data.test_share,
+        min_cases=settings.min_cases,
+        cohorts=dict(settings.cohorts) or None,
+    )
+    rows: list[tuple[object, ...]] = []
+    if tasks:
+        parts = stages.of(config).training(device, cache, np.empty(0, np.int64)).parts
+        parts.load_shared(encoder)
+        wants = Input(config.encoder.img_size, data.mean, data.std, settings.batch_size, device)
+        found = probe.scores(parts.encoder, cache, tasks, wants=wants, neighbours=settings.neighbours)
+        images = cache.index["image"].to_numpy()
+        for task, kinds in zip(tasks, found, strict=True):
+            cases = list(
+                zip(images[task.test], task.test_groups, task.test_positive.astype(int), strict=True)
+            )
+            for kind, scores in kinds.items():
+                rows += [
+                    (task.cohort, task.label, kind, *case, float(score))
+                    for case, score in zip(cases, scores, strict=True)
+                ]
+    write_atomically(folder / SCORES, printable.table(COLUMNS, rows).encode())
+
+
+def _clear(folder: Path) -> None:
+    """Delete what only a resumed run needs: the sites' states, and all checkpoints but the last."""
+    for state in (folder / "sites").glob("*/state"):
+        shutil.rmtree(state, ignore_errors=True)
+    for old in sorted((folder / "checkpoints").glob("round-*"))[:-1]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the comparison's own process ends, however it ends."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it goes on to its own end
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def main() -> None:
+    """Run the command line."""
+    import typer
+
+    _end_with_parent()
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @app.command()
+    def run(folder: Path) -> None:
+        """Do the job in a folder."""
+        work(folder)
+
+    command_line.main(app, "python -m sim.compare.worker", lambda arguments: "finished work is saved")
+
+
+if __name__ == "__main__":
+    main()
