@@ -57,18 +57,19 @@ def run(
     for path in sources:
         if corpora.named(path) is None and not path.exists() and not (out / "data").exists():
             raise ConfigError(f"--data {path}: no such cache, manifest or folder")
-    failed = compare(plan, sources, out, jobs)
+    command = command_line.typed(PROGRAM, sys.argv[1:])
+    failed = compare(plan, sources, out, jobs, command)
     if failed:
         raise SscxrError(
             f"{len(failed)} runs failed: {'; '.join(failed)}; the log.txt of each has the reason"
         )
 
 
-def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None) -> list[str]:
+def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, command: str) -> list[str]:
     """Run a comparison and write its results; return the titles of the runs that failed."""
     # Imported here: `--help` and a mistyped setting should not wait for torch.
     from sim import asked
-    from sim.compare import figures, jobs, measure, tables
+    from sim.compare import figures, jobs, measure, page, tables
     from sim.compare.data import images_of
     from sim.compare.file import VALIDATION
     from sscxr.files import write_atomically
@@ -85,9 +86,10 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None) -> l
         write_atomically(out / "compare.csv", measure.table(rows).encode())
         found = figures.of(plan, listed, rows)
         write_atomically(out / "table.md", tables.markdown(plan, rows, found).encode())
+        write_atomically(out / "report.html", page.render(plan, rows, found, command).encode())
     console = PlainConsole(width=None if sys.stdout.isatty() else _WIDTH)
     tables.show(plan, rows, found, console)
-    for place in ("compare.csv", "table.md"):
+    for place in ("compare.csv", "table.md", "report.html"):
         console.print(str(out / place), soft_wrap=True)
     return list(failed)
 

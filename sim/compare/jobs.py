@@ -5,21 +5,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from server.ledger import MAY_CHANGE, LedgerError, differing
 from sim import asked, published
-from sim.compare.file import ALONE, UNTRAINED, Cell, Plan, rounds_of
+from sim.compare.file import TRAINED, UNTRAINED, Cell, Plan, rounds_of
 from sim.compare.worker import JOB, SCORES
+from sim.partition import PartitionError
 from sim.sites import parts_of
 from sscxr import config as configs
 from sscxr import runs
-from sscxr.config import Config
+from sscxr.config import Config, ConfigError
+from sscxr.config.schema import MIXED_IMAGES
 from sscxr.data.cache.cache import Cache
 from sscxr.display import Board, Clock, Line, duration
+from sscxr.federation import floors
 from sscxr.files import write_atomically
 
 LOG = "log.txt"
@@ -41,6 +44,7 @@ class Job:
         site: the only site, of a cell of sites alone; else empty.
         folder: its own.
         config: its settings.
+        groups: the patient groups of the only site.
     """
 
     cell: Cell
@@ -48,6 +52,7 @@ class Job:
     site: str
     folder: Path
     config: Config
+    groups: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -65,45 +70,76 @@ def listed(plan: Plan, cache: Cache, out: Path) -> list[Job]:
 
     Raises:
         LedgerError: a run was made with other settings.
+        ConfigError: a partition is impossible, or a site would not send its updates.
     """
     found = []
     for seed in plan.seeds:
         for cell in plan.cells:
             folder = out / "cells" / cell.folder / f"seed-{seed}"
             config = cell.settings(seed)
-            if cell.kind == ALONE:
-                found += list(_alone(plan, cell, seed, folder, config, cache))
-            else:
+            if cell.kind == UNTRAINED:
                 found.append(Job(cell, seed, "", folder, config))
+                continue
+            try:
+                parts, _ = parts_of(cache, config, cell.clients)
+            except PartitionError as error:
+                raise ConfigError(f"cell {cell.name!r}: {error}") from None
+            sizes = _training_images(parts, config, cache)
+            if cell.kind == TRAINED:
+                found.append(Job(cell, seed, "", folder, config))
+            else:
+                found += _alone(plan, cell, seed, folder, config, parts, sizes)
+            _check_mixed(cell, config, sizes)
     for job in found:  # all are checked before any is written
         _check(job)
+    rows = cache.rows(laterals=plan.base.data.laterals)
+    index, held_out = cache.index.iloc[rows], cache.held_out(plan.base.data.test_share)[rows]
     for job in found:
         if not job.is_finished:
+            if job.site:
+                text = published.text(index, held_out, {job.site: job.groups})
+                write_atomically(job.folder / _SITE, text.encode())
             write_atomically(job.folder / JOB, json.dumps(_asked(job, cache), indent=1).encode())
     return found
 
 
-def _alone(plan: Plan, cell: Cell, seed: int, folder: Path, config: Config, cache: Cache) -> Iterator[Job]:
-    """Yield one run for each site, which trains on that site's images alone, under its name."""
-    parts, _ = parts_of(cache, config, cell.clients)
+def _training_images(parts: Mapping[str, Sequence[str]], config: Config, cache: Cache) -> dict[str, int]:
+    """Return site -> how many images it trains on."""
     rows = cache.rows(laterals=config.data.laterals)
-    index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
-    sizes = {
-        name: int((index["group"].isin(groups).to_numpy() & ~held_out).sum())
-        for name, groups in parts.items()
-    }
+    rows = rows[~cache.held_out(config.data.test_share)[rows]]
+    groups = cache.index["group"].iloc[rows]
+    return {site: int(groups.isin(members).sum()) for site, members in parts.items()}
+
+
+def _check_mixed(cell: Cell, config: Config, sizes: Mapping[str, int]) -> None:
+    """Refuse updates of so few images that no site would send them: the run would wait for that site in vain."""
+    for site, images in sizes.items():
+        mixed = floors.least_mixed(config, images)
+        if mixed < MIXED_IMAGES:
+            raise ConfigError(
+                f"cell {cell.name!r}: an update of {site} would mix {mixed} of its {images} images, and a site "
+                f"sends none below {MIXED_IMAGES}; raise federation.local_epochs={config.federation.local_epochs:g}"
+            )
+
+
+def _alone(
+    plan: Plan,
+    cell: Cell,
+    seed: int,
+    folder: Path,
+    config: Config,
+    parts: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, int],
+) -> Iterator[Job]:
+    """Yield one run for each site, which trains on that site's images alone, under its name."""
+    local = config.federation.local_epochs
     for name, groups in parts.items():
-        place = folder / name
         epochs = cell.epochs
         if epochs is None:
-            local = config.federation.local_epochs
             epochs = max(1, round(plan.epochs * sum(sizes.values()) / sizes[name] / local)) * local
         own = cell.settings(seed, rounds_of(epochs, config))
-        file = place / _SITE
-        own.sim.partition, own.sim.file = "file", str(file.resolve())
-        if not file.exists():
-            write_atomically(file, published.text(index, held_out, {name: groups}).encode())
-        yield Job(cell, seed, name, place, own)
+        own.sim.partition, own.sim.file = "file", str((folder / name / _SITE).resolve())
+        yield Job(cell, seed, name, folder / name, own, tuple(groups))
 
 
 def _asked(job: Job, cache: Cache) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The tables of a comparison, as rows of text: for the terminal, for Markdown and for the report."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,10 +10,11 @@ from rich.table import Table
 from sim.compare import measure
 from sim.compare.figures import Figure, last
 from sim.compare.file import Plan
-from sim.compare.measure import HELD_OUT, Row
+from sim.compare.measure import Row
 from sscxr.evaluation.metrics import Interval
 
 NONE = "–"
+_NEAR = 0.02  # share by which image views may differ without a note
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ def sheets(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> list[S
         for name, cost in zip(names, spent, strict=True)
     ]
     first = Sheet(
-        f"{plan.title}: means over {_seeds(plan)} [95 % interval]",
+        f"{plan.title}: {_seeds(plan)} [95 % interval]",
         ["cell", "views", "MB", *columns],
         found,
     )
     others = [name for name in names if name != plan.reference]
     gaps = [[name, *(_shown(figure, name, plain=False) for figure in figures)] for name in others]
-    second = Sheet(f"differences to {plan.reference} [95 % interval, paired]", ["cell", *columns], gaps)
+    second = Sheet(f"Differences to {plan.reference} [95 % interval, paired]", ["cell", *columns], gaps)
     return [first, second] if gaps and any(figure.differences for figure in figures) else [first]
 
 
@@ -85,6 +86,50 @@ def notes(plan: Plan) -> list[str]:
     ]
 
 
+def warnings(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """Return sentences on cells that saw other numbers of images than the budget has, and on missing runs."""
+    lines = []
+    for cell in plan.cells:
+        mine = [row for row in rows if row.cell == cell.name and not row.site]
+        missing = sorted(set(plan.seeds) - {row.seed for row in mine})
+        if missing:
+            lines.append(
+                f"{cell.name}: without seed {', '.join(map(str, missing))}, which failed or is not finished."
+            )
+    views = {cell.name: _views(rows, cell.name) for cell in plan.cells if cell.epochs == plan.epochs}
+    least = min((count for count in views.values() if count), default=0)
+    for name, count in views.items():
+        if count > (1 + _NEAR) * least:
+            lines.append(
+                f"{name} has {count:,.0f} image views, others {least:,.0f}, at the same epochs: a site has at "
+                "least one step in a round, which may be more than federation.local_epochs of its images."
+            )
+    return lines
+
+
+def by_site(rows: Sequence[Row]) -> Sheet:
+    """Return the last figures of each site, means over seeds."""
+    ends: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for row in rows:
+        if row.site and row.figure not in (measure.UP, measure.DOWN):
+            name = ", ".join(filter(None, (row.figure, row.label, row.cohort)))
+            ends.setdefault((row.cell, row.site), {}).setdefault(name, {})[row.seed] = row.value
+    names = list(dict.fromkeys(name for found in ends.values() for name in found))
+    body = [
+        [f"{cell}: {site}", *(_mean(found.get(name, {}), name) for name in names)]
+        for (cell, site), found in ends.items()
+    ]
+    return Sheet("Figures of each site, means over seeds", ["cell and site", *names], body)
+
+
+def _mean(values: Mapping[int, float], name: str) -> str:
+    return f"{math.fsum(values.values()) / len(values):{_digits(name)}}" if values else NONE
+
+
+def _digits(name: str) -> str:
+    return ".4f" if "loss" in name else ".3f"
+
+
 def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
     """Return the tables and sentences as Markdown."""
     parts = []
@@ -93,12 +138,12 @@ def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
         rule = "|---" * len(sheet.headings) + "|"
         body = [f"| {' | '.join(line)} |" for line in lines]
         parts.append("\n".join([f"{_escaped(sheet.title)}", "", body[0], rule, *body[1:]]))
-    parts += [f"{line}" for line in (*verdicts(figures), *notes(plan))]
+    parts += [*verdicts(figures), *warnings(plan, rows), *notes(plan)]
     return "\n\n".join(parts) + "\n"
 
 
 def show(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], console: Console) -> None:
-    """Print the tables, turned where they are wide: a row for each figure of each cell."""
+    """Print the tables and sentences."""
     for sheet in sheets(plan, rows, figures):
         table = Table(title=sheet.title)
         for number, heading in enumerate(sheet.headings):
@@ -106,7 +151,7 @@ def show(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], console: Co
         for row in sheet.rows:
             table.add_row(*row)
         console.print(table)
-    for line in (*verdicts(figures), *notes(plan)):
+    for line in (*verdicts(figures), *warnings(plan, rows), *notes(plan)):
         console.print(line)
 
 
@@ -120,22 +165,28 @@ def interval(found: Interval, form: str) -> str:
 
 def _shown(figure: Figure, cell: str, *, plain: bool) -> str:
     found = (figure.cells if plain else figure.differences).get(cell)
-    digits = ".4f" if figure.name.startswith(HELD_OUT) else ".3f"
+    digits = _digits(figure.name)
     return NONE if found is None else interval(found, digits if plain else f"+{digits}")
 
 
 def _spent(rows: Sequence[Row], cell: str) -> list[str]:
     """Return the views and the megabytes of a cell's run, means over seeds."""
-    mine = [row for row in rows if row.cell == cell and not row.site]
-    seeds = {row.seed for row in mine}
-    views = sum(max((row.views for row in mine if row.seed == seed), default=0) for seed in seeds)
-    sent = sum(sum(last(mine, name).get(cell, {}).values()) for name in (measure.UP, measure.DOWN))
-    count = max(1, len(seeds))
-    return [f"{views / count:,.0f}", f"{sent / count / 1e6:,.1f}"]
+    up, down = (last(rows, name).get(cell, {}) for name in (measure.UP, measure.DOWN))
+    sent = (sum(up.values()) + sum(down.values())) / max(1, len(up))
+    return [f"{_views(rows, cell):,.0f}", f"{sent / 1e6:,.1f}"]
+
+
+def _views(rows: Sequence[Row], cell: str) -> float:
+    """Return the image views of a cell's run, the mean over seeds."""
+    ends: dict[int, int] = {}
+    for row in rows:
+        if row.cell == cell and not row.site:
+            ends[row.seed] = max(ends.get(row.seed, 0), row.views)
+    return sum(ends.values()) / max(1, len(ends))
 
 
 def _seeds(plan: Plan) -> str:
-    return f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
+    return f"means over {len(plan.seeds)} seeds" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
 
 
 def _escaped(text: str) -> str:
