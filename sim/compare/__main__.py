@@ -81,7 +81,8 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, comm
             plan = plan.with_cohorts({"phantoms": list(cache.summary["sources"])})
         listed = jobs.listed(plan, cache, out)
         cores = len(os.sched_getaffinity(0))
-        failed = jobs.run(listed, workers or max(1, cores // plan.base.run.threads))
+        threads = plan.base.run.threads
+        failed = jobs.run(listed, workers or max(1, cores // threads), threads)
         rows = measure.of(listed, cache)
         write_atomically(out / "compare.csv", measure.table(rows).encode())
         found = figures.of(plan, listed, rows)

@@ -1,17 +1,19 @@
 """The runs of a comparison, each in a process and a folder of its own, as many at a time as there are cores."""
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from server.ledger import MAY_CHANGE, LedgerError, differing
 from sim import asked, published
+from sim.compare import worker
 from sim.compare.file import TRAINED, UNTRAINED, Cell, Plan, rounds_of
 from sim.compare.worker import JOB, SCORES
 from sim.partition import PartitionError
@@ -169,8 +171,12 @@ def _check(job: Job) -> None:
         )
 
 
-def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
-    """Run what is not finished, several at a time.
+def run(jobs: Sequence[Job], workers: int, threads: int) -> dict[str, str]:
+    """Run what is not finished.
+
+    Args:
+        workers: how many at a time.
+        threads: of each, where its settings do not say (torch has `run.threads`).
 
     Returns:
         The title of each run that failed -> the last line of its log.
@@ -179,7 +185,7 @@ def run(jobs: Sequence[Job], workers: int) -> dict[str, str]:
     failed: dict[str, str] = {}
     done, total = len(jobs) - len(waiting), len(jobs)
     clock = Clock()
-    with Board() as board, _Pool() as pool:
+    with Board() as board, _Pool(threads) as pool:
         while waiting or pool.running:
             while waiting and len(pool.running) < workers:
                 pool.start(waiting.pop(0))
@@ -216,54 +222,55 @@ def _progress(job: Job) -> Line:
         return Line(job.title, 0, 1, ["starting"])
 
 
-def _path() -> str:
-    """Return a path on which the processes find this very code."""
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before)))
-
-
 class _Pool:
-    """Processes at work; they end with the pool."""
+    """Processes at work; they end with the pool.
 
-    def __init__(self) -> None:
-        self.running: dict[Job, tuple[subprocess.Popen[bytes], IO[bytes], float]] = {}
+    They are forked from a process that has imported torch and the others once for all, which takes seconds.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """Args: threads: of the libraries that a run uses besides torch."""
+        self.running: dict[Job, tuple[BaseProcess, float]] = {}
+        # The server of forks reads these as it starts. The path is for this very code to be found.
+        path = os.pathsep.join(
+            filter(None, (str(Path(asked.__file__).parents[1]), os.environ.get("PYTHONPATH")))
+        )
+        self._environment = dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(list(worker.IMPORTS))
 
     def __enter__(self) -> "_Pool":
+        before = dict(os.environ)
+        os.environ |= self._environment
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ |= before
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process, _, _ in self.running.values():
+        for process, _ in self.running.values():
             process.terminate()
         until = time.monotonic() + _PATIENCE
-        for process, log, _ in self.running.values():
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
+        for process, _ in self.running.values():
+            process.join(max(0.0, until - time.monotonic()))
+            if process.exitcode is None:
                 process.kill()
-                process.wait()
-            log.close()
+                process.join()
 
     def start(self, job: Job) -> None:
-        threads = {name: str(job.config.run.threads) for name in _THREADS}
-        log = (job.folder / LOG).open("ab")
-        # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the others.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sim.compare.worker", str(job.folder)],
-            env=os.environ | threads | {"PYTHONPATH": _path()},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.running[job] = process, log, time.monotonic()
+        """Start a run."""
+        folder = str(job.folder.resolve())
+        process = self._context.Process(target=worker.forked, args=(folder, str(Path(folder) / LOG)))
+        process.start()
+        self.running[job] = process, time.monotonic()
 
     def ended(self) -> list[tuple[Job, int, float]]:
         """Return the runs that have ended since the last call, their exit codes and seconds."""
         found = []
-        for job, (process, log, began) in list(self.running.items()):
-            code = process.poll()
-            if code is not None:
-                log.close()
+        for job, (process, began) in list(self.running.items()):
+            if process.exitcode is not None:
+                found.append((job, process.exitcode, time.monotonic() - began))
                 del self.running[job]
-                found.append((job, code, time.monotonic() - began))
         return found

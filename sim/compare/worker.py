@@ -7,8 +7,10 @@ runs do not need, the scores of the probes are kept image by image, so that runs
 import contextlib
 import ctypes
 import json
+import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,23 @@ from sscxr.config import Config
 
 JOB, SCORES = "job.json", "scores.csv"  # the scores are written last: they mark a finished run
 COLUMNS = ("cohort", "label", "kind", "image", "group", "positive", "score")
+# Of a run, for the process that runs are forked from.
+IMPORTS = (
+    *("client.app", "server.app", "sim.asked", "sim.data", "sim.engine", "sim.outcome", "sim.pictures"),
+    *("sim.progress", "sim.run", "sim.sites", "sscxr.data.cache.view", "sscxr.evaluation.probe"),
+    *("sscxr.stages.pretrain", "sim.compare.worker"),
+)
 _PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
+
+
+def forked(folder: str, log: str) -> None:
+    """Do the job in a folder, in a fork that writes what it prints to a log."""
+    os.setsid()  # Ctrl-C in the terminal reaches the comparison alone, which then ends its runs
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    sys.argv = ["sim.compare.worker", folder]
+    main()
 
 
 def work(folder: Path) -> None:
