@@ -30,12 +30,15 @@ from releases import served
 from simulations import ROOT
 
 from sim import run as sim_run
+from sim.compare import __main__ as sim_compare
+from sim.compare.file import read as read_comparison
 from sscxr import config as configs
 from sscxr.commands import cli
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages of which nothing is run here.
 PARSED = {
+    "compare.md": "hours; tests/sim/test_compare.py runs small ones",
     "corpora.md": "public corpora have to be downloaded first",
     "doctor.md": "synopses; tests/client/doctor runs them",
     "join-a-federation.md": "sets a machine up as root; tests/deployment does the same with the files of deploy/",
@@ -132,6 +135,9 @@ def test_options_and_settings_are_there(page: str, command: str) -> None:
         parse(the_cli(), words[1:])
     elif words[:3] == ["python", "-m", "sim.run"]:
         parse(the_simulation(), words[3:])
+    elif words[:3] == ["python", "-m", "sim.compare"]:
+        parse(the_comparison(), words[3:])
+        read_comparison(words[3], [word for word in words[4:] if re.match(r"[a-z_.]+=", word)])
     elif words[:2] == ["flwr", "run"] and "--run-config" in words:
         parse_run_config(words[words.index("--run-config") + 1])
     elif program == "make":
@@ -155,6 +161,11 @@ def the_simulation() -> click.Command:
     app = typer.Typer(add_completion=False)
     app.command()(sim_run.run)
     return typer.main.get_command(app)
+
+
+@cache
+def the_comparison() -> click.Command:
+    return typer.main.get_command(sim_compare.app)
 
 
 def parse(command: click.Command, words: list[str]) -> None:
