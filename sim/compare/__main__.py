@@ -75,13 +75,15 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, comm
     from sscxr.files import write_atomically
 
     with asked.locked(out):
+        threads = plan.base.run.threads
+        if not (out / "data").exists():
+            jobs.start_forking(threads)
         validation = plan.patients == VALIDATION
         cache = images_of(data, out, plan.base, plan.clients, validation=validation)
         if not data:  # each phantom hospital alone has too few cases to probe
             plan = plan.with_cohorts({"phantoms": list(cache.summary["sources"])})
         listed = jobs.listed(plan, cache, out)
         cores = len(os.sched_getaffinity(0))
-        threads = plan.base.run.threads
         failed = jobs.run(listed, workers or max(1, cores // threads), threads)
         rows = measure.of(listed, cache)
         write_atomically(out / "compare.csv", measure.table(rows).encode())

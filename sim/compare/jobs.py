@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from sscxr.files import write_atomically
 
 LOG = "log.txt"
 _SITE = "site.csv"  # the partition of a site alone
+_CONTEXT = multiprocessing.get_context("forkserver")
 _LOOK = 0.2  # seconds between looks at the processes
 _PATIENCE = 30.0  # seconds for a process to end by itself
 # Settings that do not change a run: whether and when a round counts, and a partition's place on the disk.
@@ -222,31 +224,35 @@ def _progress(job: Job) -> Line:
         return Line(job.title, 0, 1, ["starting"])
 
 
-class _Pool:
-    """Processes at work; they end with the pool.
+def start_forking(threads: int) -> None:
+    """Start the process that runs are forked from, unless it is there; it imports torch and others once for all.
 
-    They are forked from a process that has imported torch and the others once for all, which takes seconds.
+    A process has one such server: this one has to be started before `sscxr.data.prepare` starts its own.
+
+    Args:
+        threads: of the libraries that a run uses besides torch.
     """
+    before, on_interrupt = dict(os.environ), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The server reads these as it starts. The path is for this very code to be found.
+    path = os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before.get("PYTHONPATH"))))
+    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
+    try:
+        _CONTEXT.set_forkserver_preload(list(worker.IMPORTS))
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, on_interrupt)
+        os.environ.clear()
+        os.environ |= before
+
+
+class _Pool:
+    """Processes at work; they end with the pool."""
 
     def __init__(self, threads: int) -> None:
-        """Args: threads: of the libraries that a run uses besides torch."""
         self.running: dict[Job, tuple[BaseProcess, float]] = {}
-        # The server of forks reads these as it starts. The path is for this very code to be found.
-        path = os.pathsep.join(
-            filter(None, (str(Path(asked.__file__).parents[1]), os.environ.get("PYTHONPATH")))
-        )
-        self._environment = dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(list(worker.IMPORTS))
+        self._threads = threads
 
     def __enter__(self) -> "_Pool":
-        before = dict(os.environ)
-        os.environ |= self._environment
-        try:
-            forkserver.ensure_running()
-        finally:
-            os.environ.clear()
-            os.environ |= before
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -261,8 +267,9 @@ class _Pool:
 
     def start(self, job: Job) -> None:
         """Start a run."""
+        start_forking(self._threads)
         folder = str(job.folder.resolve())
-        process = self._context.Process(target=worker.forked, args=(folder, str(Path(folder) / LOG)))
+        process = _CONTEXT.Process(target=worker.forked, args=(folder, str(Path(folder) / LOG)))
         process.start()
         self.running[job] = process, time.monotonic()
 

@@ -4,13 +4,13 @@ The simulation is that of `python -m sim.run`. In place of its pictures, map, re
 runs do not need, the scores of the probes are kept image by image, so that runs can be compared in pairs.
 """
 
-import contextlib
-import ctypes
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ IMPORTS = (
     *("sim.progress", "sim.run", "sim.sites", "sscxr.data.cache.view", "sscxr.evaluation.probe"),
     *("sscxr.stages.pretrain", "sim.compare.worker"),
 )
-_PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 
 
 def forked(folder: str, log: str) -> None:
@@ -35,6 +34,7 @@ def forked(folder: str, log: str) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
         os.dup2(handle, stream)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     sys.argv = ["sim.compare.worker", folder]
     main()
 
@@ -113,17 +113,18 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the comparison's own process ends, however it ends."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it goes on to its own end
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _follow_parent() -> None:
+    """End this process, its state saved, when the comparison's own process ends, however it ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
     """Run the command line."""
     import typer
 
-    _end_with_parent()
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     @app.command()
