@@ -21,6 +21,7 @@ from sim.compare.jobs import Job
 from sim.compare.measure import AUROC, HELD_OUT, Row
 from sscxr.evaluation import metrics
 from sscxr.evaluation.metrics import Interval
+from sscxr.runs import RunError
 
 Floats = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
@@ -74,7 +75,7 @@ def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
     for job in measure.whole(jobs):
         for task, table in measure.read_scores(job).items():
             one = scores.setdefault(task, _Scores.of(table))
-            one.add(job.cell.name, job.seed, table["score"].to_numpy(dtype=np.float64))
+            one.add(job, table)
     for (cohort, label, kind), one in scores.items():
         found.append(
             _of_scores(f"{kind}{AUROC}", cohort, label, one, plan.reference, resamples=plan.resamples)
@@ -135,11 +136,16 @@ class _Scores:
         positive = table["positive"].to_numpy(dtype=np.int64) > 0
         return cls(table["image"].to_numpy(), positive, table["group"].to_numpy())
 
-    def add(self, cell: str, seed: int, scores: Floats) -> None:
-        """Add a run's scores, of the same images."""
-        if len(scores) != len(self.images):
-            raise ValueError(f"{cell}, seed {seed}: {len(scores)} scores of {len(self.images)} test images")
-        self.cells.setdefault(cell, {}).setdefault(seed, []).append(scores)
+    def add(self, job: Job, table: Any) -> None:
+        """Add a run's scores.
+
+        Raises:
+            RunError: they are of other images.
+        """
+        if not np.array_equal(table["image"].to_numpy(), self.images):
+            raise RunError(f"{job.folder}: its scores are of other images than those of the other runs")
+        scores = table["score"].to_numpy(dtype=np.float64)
+        self.cells.setdefault(job.cell.name, {}).setdefault(job.seed, []).append(scores)
 
 
 def _of_scores(

@@ -59,7 +59,9 @@ def verdicts(figures: Sequence[Figure]) -> list[str]:
         if len(figure.cells) < 2:
             continue
         line = f"{figure.title}: the best is {figure.best}"
-        if len(figure.alike) + 1 == len(figure.cells):
+        if all(math.isnan(found.low) for found in figure.cells.values()):
+            line += ", of one seed and so without an interval"
+        elif len(figure.alike) + 1 == len(figure.cells):
             line += "; no other cell is told apart from it"
         elif figure.alike:
             line += f"; not told apart from it: {', '.join(figure.alike)}"
@@ -143,14 +145,18 @@ def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
 
 
 def show(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], console: Console) -> None:
-    """Print the tables and sentences."""
-    for sheet in sheets(plan, rows, figures):
-        table = Table(title=sheet.title)
-        for number, heading in enumerate(sheet.headings):
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*row)
-        console.print(table)
+    """Print every figure of every cell in a row of its own, which fits any window, and the sentences."""
+    table = Table(title=f"{plan.title}: {_seeds(plan)} [95 % interval]")
+    words = ("figure", "cell", "")
+    for heading in ("figure", "cell", "value", f"difference to {plan.reference}", ""):
+        table.add_column(heading, justify="left" if heading in words else "right", overflow="fold")
+    for figure in figures:
+        for number, cell in enumerate(figure.cells):
+            title = "" if number else figure.title
+            gap = "" if cell == plan.reference else _shown(figure, cell, plain=False)
+            table.add_row(title, cell, _shown(figure, cell, plain=True), gap, figure.verdict(cell))
+        table.add_section()
+    console.print(table)
     for line in (*verdicts(figures), *warnings(plan, rows), *notes(plan)):
         console.print(line)
 

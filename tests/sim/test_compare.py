@@ -184,6 +184,8 @@ def test_the_best_cell_is_named_with_those_that_are_not_told_apart() -> None:
     assert (figure.best, figure.alike) == ("a", ["b"])
     assert (figure.verdict("a"), figure.verdict("b"), figure.verdict("c")) == ("better", "better", "")
     assert tables.verdicts([figure]) == ["held-out loss: the best is a; not told apart from it: b."]
+    one = figures._of_losses(measure.HELD_OUT, {"a": {0: 0.5}, "b": {0: 0.6}}, "b")
+    assert tables.verdicts([one]) == ["held-out loss: the best is a, of one seed and so without an interval."]
     assert figure.differences["a"].value == pytest.approx(-0.2)
     assert tables.interval(Interval(0.5, math.nan, math.nan), ".3f") == "0.500"
 
