@@ -24,7 +24,7 @@ from sscxr.evaluation.metrics import Interval
 from sscxr.runs import RunError
 
 Floats = npt.NDArray[np.floating[Any]]
-LEVEL = 0.95
+
 _SEED = 0  # of the bootstrap
 
 
@@ -108,7 +108,7 @@ def t_interval(values: Sequence[float]) -> Interval:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * float(
+    half = float(stats.t.ppf((1 + metrics.LEVEL) / 2, len(values) - 1)) * float(
         np.std(values, ddof=1) / math.sqrt(len(values))
     )
     return Interval(mean, mean - half, mean + half)
@@ -167,11 +167,11 @@ def _of_scores(
             return Interval(math.nan, math.nan, math.nan)
         value = float(np.mean([values[one][seed] - values[other][seed] for seed in common]))
         return metrics.interval(
-            value, over_seeds({seed: drawn[one][seed] - drawn[other][seed] for seed in common}), LEVEL
+            value, over_seeds({seed: drawn[one][seed] - drawn[other][seed] for seed in common})
         )
 
     cells = {
-        cell: metrics.interval(float(np.mean(list(seeds.values()))), over_seeds(drawn[cell]), LEVEL)
+        cell: metrics.interval(float(np.mean(list(seeds.values()))), over_seeds(drawn[cell]))
         for cell, seeds in values.items()
     }
     return _figure(name, cohort, label, True, cells, reference, gap)
