@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -33,7 +33,7 @@ def site_scores(
     """Score the federation's model and each site's own on the same held-out images of that site.
 
     This trains the sites' own models; their scores are kept in `out/alone`, so that a resumed run has them
-    already.
+    already. A site whose own model is better beyond the interval keeps it, in `out/alone/SITE`.
 
     Args:
         on_site: called with each site's name before it is trained.
@@ -45,15 +45,16 @@ def site_scores(
         if not file.is_file():
             site = Site(read_settings(out / "sites" / name / "site.yaml"))
             on_site(name)
-            score = _score(site, config, state, start, device)
+            score = _score(site, config, state, start, device, out / "alone" / name)
             write_atomically(file, json.dumps(asdict(score), indent=1).encode())
         found.append(SiteScore(**json.loads(file.read_text())))
     return found
 
 
 def _score(
-    site: Site, config: Config, state: State, start: Mapping[str, Tensor], device: torch.device
+    site: Site, config: Config, state: State, start: Mapping[str, Tensor], device: torch.device, folder: Path
 ) -> SiteScore:
+    """Compare the two models of a site; write its own to `folder` if it is the better one."""
     try:
         train, test = site.training_rows(config), site.held_out_rows(config)
     except SiteError:  # too few images that the stage can use
@@ -79,7 +80,20 @@ def _score(
     kind, place = KINDS[config.run.stage], (site.cache, test, finetuned.spec_of(config).labels)
     predicted = [kind.predict(one.model, one.task.input, *place, place[-1]) for one in (federated, alone)]
     each, gain = kind.compare(*predicted, *place)
-    return SiteScore(site.name, name, *counts, *(figures[name] for figures in (*each, gain)))
+    score = SiteScore(site.name, name, *counts, *(figures[name] for figures in (*each, gain)))
+    if score.worse:
+        _save(config, alone.parts.shared() | alone.parts.local(), site.cache, train, folder)
+    return score
+
+
+def warnings(scores: Sequence[SiteScore]) -> list[str]:
+    """Return a line for each site at which the federation's model is worse than the site's own."""
+    return [
+        f"{score.site}: the federation's model is worse than the site's own beyond the interval, {score.name} "
+        f"{score.federated['value']:.3f} against {score.alone['value']:.3f}; use the site's own there"
+        for score in scores
+        if score.worse and score.federated and score.alone
+    ]
 
 
 def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
@@ -91,7 +105,13 @@ def save_model(out: Path, config: Config, state: State, cache: Cache) -> Path:
             train = np.append(train, site.training_rows(config))
         except SiteError:
             continue
+    return _save(config, state.encoder, cache, train, out / "model")
+
+
+def _save(config: Config, tensors: Mapping[str, Tensor], cache: Cache, train: Rows, folder: Path) -> Path:
+    """Write a model with the patients that it learned from."""
     extra = {finetuned.TRAINED_ON: finetune.trained_on(cache, Split(train, train[:0], train[:0]))}
     data = dataclasses.replace(config.data, cache_size=cache.size)  # what `sscxr predict` scales files to
     config = dataclasses.replace(config, data=data)
-    return stages.of(config).save_model(state.encoder, out / "model", extra=extra)
+    stages.of(config).save_model(tensors, folder, extra=extra)
+    return folder

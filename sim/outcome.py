@@ -42,16 +42,21 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     scores = alone.site_scores(
         out, config, state, device, lambda name: console.print(f"{name} alone ...", highlight=False)
     )
+    warnings = alone.warnings(scores)
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config) for name in state.roster]
-    folder = publish(config, state, out / "encoder", data, notes=runs.read_list(out / NOTES))
+    folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
     page = report.write(out, scores=scores)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
     _print_sites(out, console)
     _print_scores(scores, console)
+    for line in warnings:
+        console.print(line, style="bold red", highlight=False)
     places = {"sites": out / HOLDINGS, "report": page, "encoder": folder}
-    _print_places(places | ({"model": out / "model"} if stages.of(config).shares_head else {}), console)
+    places |= {"model": out / "model"} if stages.of(config).shares_head else {}
+    places |= {f"{score.site}'s own": out / "alone" / score.site for score in scores if score.worse}
+    _print_places(places, console)
 
 
 def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:

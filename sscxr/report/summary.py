@@ -166,7 +166,12 @@ def _scored(scores: Sequence[SiteScore]) -> list[str]:
         f"The federation's model is better than a site's own at {better} of {many(len(measured), 'site')}, worse "
         f"at {worse}, beyond the interval of the difference"
     )
-    return [f"{line}; {even} have too few patients to show a difference." if even else f"{line}."]
+    lines = [f"{line}; {even} have too few patients to show a difference." if even else f"{line}."]
+    if own := [score.site for score in measured if score.worse]:
+        lines.append(
+            f"Give {', '.join(own)} the models of their own, in the folder alone, not the federation's."
+        )
+    return lines
 
 
 def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:

@@ -251,3 +251,29 @@ def test_a_site_whose_own_training_diverges_has_nothing_to_compare(
     assert None not in (anna.federated, anna.alone, anna.gap)
     assert (bona.site, bona.figure, bona.images > 0) == ("bona", "auroc", True)
     assert bona.federated is bona.alone is bona.gap is None
+
+
+@pytest.mark.slow
+def test_a_site_that_the_federation_serves_worse_keeps_its_own_model(tmp_path: Path) -> None:
+    """At two sites, dark images have the label at one and not at the other: their average can tell neither."""
+    out, dark = tmp_path / "out", np.arange(120) % 2 == 0
+    for name, positive in (("anna", dark), ("bona", ~dark)):
+        label = {"label:pneumonia": positive.astype(float)}
+        file = fed.make_site(out / "sites" / name, name, images=120, **label)
+        file.write_text(file.read_text() + "stages: [classify]\n")
+        pixels = np.load(file.parent / "cache" / "images.npy")
+        pixels[dark] //= 2
+        np.save(file.parent / "cache" / "images.npy", pixels)
+    config = fed.settings(*CLASSIFY, "federation.rounds=8")
+    sites = [out / "sites" / name / "site.yaml" for name in ("anna", "bona")]
+    run(fed.Grid(client.app, sites), config, out, resume=False)
+    state = Ledger(out, config, resume=True).last()
+    assert state is not None
+    scores = alone.site_scores(out, config, state, torch.device("cpu"), lambda name: None)
+    assert any(score.worse for score in scores)
+    told, name = "".join(alone.warnings(scores)), "blocks.0.attn.qkv.weight"
+    for score in scores:
+        assert (score.site in told) is (out / "alone" / score.site).is_dir() is score.worse
+        if score.worse:
+            own = finetuned.load(out / "alone" / score.site)[0].state_dict()
+            assert not torch.equal(own[f"encoder.{name}"], state.encoder[name])
