@@ -8,7 +8,7 @@ seeds, paired by seed in a difference; with one seed they have none. Each interv
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from sim.compare import measure
-from sim.compare.file import Plan
+from sim.compare.file import UNTRAINED, Plan
 from sim.compare.jobs import Job
 from sim.compare.measure import AUROC, HELD_OUT, Row
 from sscxr.evaluation import metrics
@@ -69,6 +69,9 @@ def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
     found = []
     for name in (HELD_OUT, HELD_OUT + measure.WORST):
         losses = last(rows, name)
+        if name != HELD_OUT:
+            same = _with_the_same_sites(plan)
+            losses = {cell: losses[cell] for cell in losses if cell in same}
         if losses:
             found.append(_of_losses(name, losses, plan.reference))
     scores: dict[tuple[str, str, str], _Scores] = {}
@@ -81,6 +84,18 @@ def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
             _of_scores(f"{kind}{AUROC}", cohort, label, one, plan.reference, resamples=plan.resamples)
         )
     return found
+
+
+def _with_the_same_sites(plan: Plan) -> set[str]:
+    """Return the cells with the same sites as the reference; if it is one place, as most cells have."""
+    parts = {
+        cell.name: (cell.clients, asdict(cell.config.sim))
+        for cell in plan.cells
+        if cell.kind != UNTRAINED and cell.clients > 1
+    }
+    each = list(parts.values())
+    usual = parts.get(plan.reference) or max(each, key=each.count, default=None)
+    return {name for name, part in parts.items() if part == usual}
 
 
 def last(rows: Iterable[Row], figure: str) -> dict[str, dict[int, float]]:

@@ -135,7 +135,7 @@ def _point_rows(job: Job, site: str, point: Point) -> Iterator[Row]:
     losses = {name: loss for name, (loss, _) in point.held_out.items()}
     if losses:
         yield row(HELD_OUT, mean_loss(point.held_out.values()))
-    if losses and not site:
+    if len(losses) > 1:
         yield row(HELD_OUT + MEAN, math.fsum(losses.values()) / len(losses))
         yield row(HELD_OUT + WORST, max(losses.values()))
         if not is_one_place(job):

@@ -132,13 +132,13 @@ def _intervals(plan: Plan, figures: Sequence[Figure]) -> list[Chart]:
     found = []
     for figure in figures:
         zero: float | None = 0.0
-        shown, axis = figure.differences, f"difference to {svg.shorten(plan.reference)}"
+        shown, axis, note = figure.differences, "difference", f"Differences to {plan.reference}."
         if not shown:
-            shown, zero, axis = figure.cells, None, figure.name
+            shown, zero, axis, note = figure.cells, None, figure.name, ""
         estimates = [Estimate(name, {"mean over seeds": _triple(one)}) for name, one in shown.items()]
         better = "more is better" if figure.rising else "less is better"
         heading = figure.title
-        found.append(Chart(heading, charts.intervals(estimates, heading, f"{axis} ({better})", zero)))
+        found.append(Chart(heading, charts.intervals(estimates, heading, f"{axis} ({better})", zero), note))
     return found
 
 

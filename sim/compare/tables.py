@@ -84,6 +84,7 @@ def notes(plan: Plan) -> list[str]:
             if several
             else "with one seed there is no interval."
         ),
+        "The worst site's loss is given for cells with the same sites, whose worst sites can be compared.",
         "Each interval is of one comparison; among many, some exclude 0 by chance.",
     ]
 

@@ -267,6 +267,7 @@ def intervals(rows: Sequence[Estimate], heading: str, x_label: str, chance: floa
             axes.errorbar(middle, places, xerr=ends, label=svg.shorten(name), **look)
         if chance is not None:
             axes.axvline(chance, color=svg.SOFT, linestyle="--", linewidth=1)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_yticks(range(len(rows)), [svg.shorten(row.label, 34) for row in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel(x_label)

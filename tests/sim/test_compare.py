@@ -93,6 +93,14 @@ def test_a_mistake_in_the_file_is_one_line(old: str, new: str, says: str, tmp_pa
     assert "\n" not in str(found.value)
 
 
+def test_worst_sites_are_compared_between_cells_with_the_same_sites(tmp_path: Path) -> None:
+    more = "  iid: {partition: iid}\n  alone: {alone: true}\n  as before: {pretrain.lr: 1.0e-4}\n"
+    plan = file.read(written(tmp_path, FILE + more))
+    assert figures._with_the_same_sites(plan) == {"two sites", "alone", "as before"}
+    plan = file.read(written(tmp_path, FILE + more + "reference: iid\n"))
+    assert figures._with_the_same_sites(plan) == {"iid"}
+
+
 def test_an_override_that_is_no_entry_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="override 'epoch=1': not an entry"):
         file.read(written(tmp_path, FILE), ["epoch=1"])
