@@ -11,14 +11,14 @@ RULES = {
         *("federation.sends=gradients", "federation.server.name=adamw", "federation.share_head=true"),
         "federation.uplink=int8",
     ],
-    "moments": ["federation.moments=both", "federation.uplink=int8"],
-    "fedadamw": ["federation.moments=second-means", "federation.align=0.5"],
-    "muon": ["pretrain.optimiser=muon", "federation.moments=both"],
-    "mt-dao": ["pretrain.optimiser=mt-adamw", "federation.moments=both"],
-    "fedadam": [
-        "federation.server.name=fedadam",
-        "federation.server.lr=0.003",
-        "federation.server.momentum=0.9",
+    "all others": [
+        *(
+            "pretrain.optimiser=muon",
+            "federation.moments=both",
+            "federation.align=0.5",
+            "federation.uplink=int8",
+        ),
+        *("federation.server.name=fedadam", "federation.server.lr=0.003", "federation.server.momentum=0.9"),
     ],
 }
 
