@@ -140,7 +140,12 @@ def read(file: str, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: one line states what is wrong, and where.
     """
     path = _find(file)
-    found = _parsed(str(path), path.read_text(encoding="utf-8"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise ConfigError(f"{path}: {reason}") from None
+    found = _parsed(str(path), text)
     more = []
     for item in overrides:
         key, sign, text = item.partition("=")

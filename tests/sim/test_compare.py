@@ -93,6 +93,13 @@ def test_a_mistake_in_the_file_is_one_line(old: str, new: str, says: str, tmp_pa
     assert "\n" not in str(found.value)
 
 
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    damaged = tmp_path / "mine.yaml"
+    damaged.write_bytes(b"\x91\xff\x00title")
+    with pytest.raises(ConfigError, match=r"mine.yaml: not a text in UTF-8"):
+        file.read(str(damaged))
+
+
 def test_worst_sites_are_compared_between_cells_with_the_same_sites(tmp_path: Path) -> None:
     more = "  iid: {partition: iid}\n  alone: {alone: true}\n  as before: {pretrain.lr: 1.0e-4}\n"
     plan = file.read(written(tmp_path, FILE + more))

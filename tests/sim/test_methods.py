@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from simulations import arguments, losses, run, small_cache, typed, weights
+from simulations import losses, weights, whole_and_interrupted
 
 from sscxr import load_encoder
 from sscxr.runs import read_words
@@ -18,16 +18,8 @@ POOLED = {"mae": "avg", "dino": "token"}
 
 @pytest.mark.parametrize("method", PRIVATE)
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, method: str) -> None:
-    cache, whole, stopped = small_cache(tmp_path), tmp_path / "whole", tmp_path / "stopped"
     chosen = [f"pretrain.objective={method}", "pretrain.accumulate=2", "federation.evaluate_every=1"]
-    assert typed(arguments(whole, *chosen, data=cache)) == 0
-
-    argv = arguments(stopped, *chosen, data=cache)
-    ended = run(
-        [*argv, "--engine", "ray"], mark=str(tmp_path), interrupt_when=stopped / "checkpoints" / "round-00001"
-    )
-    assert ended.status == 130, ended.log
-    assert typed([*argv, "--resume"]) == 0
+    whole, stopped = whole_and_interrupted(tmp_path, *chosen)
     assert weights(stopped) == weights(whole)
     assert losses(stopped) == losses(whole)
     states = [sorted(out.glob("sites/*/state/*/*.safetensors")) for out in (whole, stopped)]

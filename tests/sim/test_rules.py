@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from simulations import arguments, losses, run, small_cache, typed, weights
+from simulations import losses, weights, whole_and_interrupted
 
 pytestmark = pytest.mark.slow
 RULES = {
@@ -25,13 +25,6 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path: Path, rule: str) -> None:
-    cache, whole, stopped = small_cache(tmp_path), tmp_path / "whole", tmp_path / "stopped"
-    assert typed(arguments(whole, *RULES[rule], data=cache)) == 0
-    argv = arguments(stopped, *RULES[rule], data=cache)
-    ended = run(
-        [*argv, "--engine", "ray"], mark=str(tmp_path), interrupt_when=stopped / "checkpoints" / "round-00001"
-    )
-    assert ended.status == 130, ended.log
-    assert typed([*argv, "--resume"]) == 0
+    whole, stopped = whole_and_interrupted(tmp_path, *RULES[rule])
     assert weights(stopped) == weights(whole)
     assert losses(stopped) == losses(whole)
