@@ -50,7 +50,11 @@ def images_of(data: Sequence[Path], out: Path, config: Config, clients: int, *, 
     }
     file = folder / _GIVEN
     if file.exists():
-        if json.loads(file.read_text()) != given:
+        try:
+            same = json.loads(file.read_text()) == given
+        except ValueError:  # also text that is not UTF-8
+            raise LedgerError(f"{file} is damaged; give another --out") from None
+        if not same:
             raise LedgerError(f"{out} has a comparison of other --data; give the same, or another --out")
         cache = open_cache(folder / "cache")
     else:

@@ -160,12 +160,20 @@ def _check(job: Job) -> None:
     file = job.folder / JOB
     if not file.exists() or not (job.is_finished or asked.is_started(job.folder)):
         return
-    before = json.loads(file.read_text())
-    then = configs.as_dict(configs.loads(before["settings"]))
+    try:
+        before = json.loads(file.read_text())
+        then = configs.as_dict(configs.loads(before["settings"]))
+        clients_then, untrained_then = before["clients"], before["untrained"]
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+    ):  # also text that is not UTF-8, and settings that cannot be read
+        raise LedgerError(f"{file} is damaged; delete its folder to run it again") from None
     keys = [key for key in differing(then, configs.as_dict(job.config)) if key not in _NO_MATTER]
     clients = 1 if job.site else job.cell.clients
-    keys += ["clients"] * (before["clients"] != clients)
-    keys += ["untrained"] * (before["untrained"] != (job.cell.kind == UNTRAINED))
+    keys += ["clients"] * (clients_then != clients)
+    keys += ["untrained"] * (untrained_then != (job.cell.kind == UNTRAINED))
     if keys:
         raise LedgerError(
             f"{job.folder} was run with other settings ({', '.join(keys[:5])}); delete that folder to run it "

@@ -20,7 +20,7 @@ from sscxr import printable, runs
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import metrics
-from sscxr.training.batches import batches_per_epoch, steps_of_round
+from sscxr.training.batches import batches_per_epoch, round_of
 
 COLUMNS = ("cell", "seed", "site", "views", "bytes", "figure", "cohort", "label", "value", "seconds")
 HELD_OUT, TRAINING, UP, DOWN = "held-out loss", "training loss", "bytes up", "bytes down"
@@ -208,8 +208,7 @@ def points_of(job: Job, cache: Cache) -> Iterator[Point]:
 
 def views_of_round(images: int, config: Config, number: int) -> int:
     """Return how many images a site draws in a round, from 0; an image that is drawn twice counts twice."""
-    batch = config.pretrain.batch_size
-    steps = steps_of_round(images, batch, config.federation.local_epochs, number)
+    batch, steps = round_of(config, images, number)
     return _views_until(steps.stop, images, batch) - _views_until(steps.start, images, batch)
 
 

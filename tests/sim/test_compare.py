@@ -13,8 +13,9 @@ from caches import make_cache
 from scipy import stats
 from simulations import SMALLEST
 
+from server.ledger import LedgerError
 from sim.compare import __main__ as program
-from sim.compare import data, figures, file, jobs, measure, tables
+from sim.compare import data, figures, file, jobs, measure, tables, worker
 from sim.compare.worker import SCORES
 from sscxr import config as configs
 from sscxr.config import ConfigError
@@ -100,6 +101,17 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         file.read(str(damaged))
 
 
+def test_a_damaged_job_is_one_line_that_names_it(tmp_path: Path) -> None:
+    plan = file.read(written(tmp_path, FILE))
+    job = jobs.Job(plan.cells[0], 0, "", tmp_path / "run", plan.cells[0].config)
+    job.folder.mkdir()
+    (job.folder / worker.SCORES).write_text("cohort\n")  # a finished run
+    for damaged in (b"\x91{", b"[]", b"{}"):
+        (job.folder / worker.JOB).write_bytes(damaged)
+        with pytest.raises(LedgerError, match=r"job.json is damaged; delete its folder"):
+            jobs._check(job)
+
+
 def test_worst_sites_are_compared_between_cells_with_the_same_sites(tmp_path: Path) -> None:
     more = "  iid: {partition: iid}\n  alone: {alone: true}\n  as before: {pretrain.lr: 1.0e-4}\n"
     plan = file.read(written(tmp_path, FILE + more))
@@ -156,6 +168,12 @@ def test_views_are_the_images_that_the_batches_have(images: int, batch: int, loc
         steps = steps_of_round(images, batch, local, number)
         drawn = sum(len(one) for one in batches_of_round(rows, batch, steps, seed=0, site="a"))
         assert measure.views_of_round(images, config, number) == drawn
+
+
+def test_views_of_a_round_of_gradients_are_those_of_its_one_step() -> None:
+    sent = ["federation.sends=gradients", "federation.server.name=adamw", "federation.share_head=true"]
+    config = configs.load("smoke", [*sent, "federation.local_epochs=0.25", "pretrain.batch_size=8"])
+    assert [measure.views_of_round(100, config, number) for number in range(5)] == [25] * 5
 
 
 def test_the_bootstrap_draws_the_same_patients_and_seeds_for_all_cells() -> None:
