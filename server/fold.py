@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from server.aggregate import FoldError, WeightedSum
-from server.bounds import Bounds, clip
+from server.bounds import Bounds, clip, usual_of_moments
 from server.mail import record_bytes
 from sscxr.config import FederationConfig
 from sscxr.federation import codecs, wire
@@ -50,7 +50,7 @@ class Fold:
         total: the weighted sum of the valid updates.
         rows: one per site, in the order of arrival.
         folded: site -> the generation that its update belongs to.
-        losses: site -> its mean training loss and its weight.
+        losses: site -> its mean training loss and the images that count.
         images: site -> the images that it trained on, at most those that it joined with.
     """
 
@@ -126,9 +126,9 @@ class Fold:
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
         notes = [_STATE_NOTES.get(answer.state, "")]
-        weight = self._bounds.weight(site, answer.images)
-        if weight < answer.images:
-            notes.append(f"it weighs {weight} images")
+        images = self._bounds.counted(site, answer.images)
+        if images < answer.images:
+            notes.append(f"it counts as {images} images")
         kept = clip(weights, size, self._bounds.norm(site, answer.images))
         if kept < size:
             notes.append(f"its update of norm {size:.4g} was clipped to {kept:.4g}")
@@ -138,9 +138,9 @@ class Fold:
             if kept_moments < length:
                 notes.append(f"its moments' change of norm {length:.4g} was clipped to {kept_moments:.4g}")
             self._moment_norms.append(kept_moments)
-        self.total.add(update, weight)
+        self.total.add(update, self._bounds.weight(site, answer.images))
         self.folded[site] = wire.generation(self._round, self._attempt)
-        self.losses[site] = (answer.loss, weight)
+        self.losses[site] = (answer.loss, images)
         self.images[site] = self._bounds.images(site, answer.images)
         self._norms.append(self._bounds.relative(site, answer.images, kept))
         return SiteRow(
@@ -161,7 +161,7 @@ class Fold:
 
     def moment_norm(self) -> list[float]:
         """Return the usual norm of the changes of this round's moments, in a list; empty without moments."""
-        return [median_low(self._moment_norms)] if self._moment_norms else []
+        return [usual_of_moments(self._moment_norms)] if self._moment_norms else []
 
 
 def _arrays_bytes(reply: Message) -> int:

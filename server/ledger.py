@@ -54,7 +54,7 @@ class State:
         images: site -> the images it trains on, as last reported.
         joined: site -> the images it reported when it joined the run.
         norms: for each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
-        moment_norms: likewise for the change of the moments, if any are averaged.
+        moment_norms: the upper quartile of the norms of its changes of moments, if any are averaged.
         counts: site -> its aggregate tables, as last reported.
         keys: site -> SHA-256 of the public key that it is registered with, if it is registered by name.
     """

@@ -210,7 +210,7 @@ class Federation:
             "round": self.state.round + 1,
             "sites": len(fold.folded),
             "roster": len(self.state.roster),
-            "images": fold.total.weight,
+            "images": sum(images for _, images in fold.losses.values()),
             "loss": _weighted(fold.losses),
             "held_out_loss": _weighted(losses),
             "held_out_images": sum(answer.images for answer in held_out.values()),

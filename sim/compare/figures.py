@@ -67,7 +67,7 @@ class Figure:
 def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
     """Return the held-out loss, then each probe's AUROC, as far as cells are finished."""
     found = []
-    for name in (HELD_OUT, HELD_OUT + measure.WORST):
+    for name in (HELD_OUT, HELD_OUT + measure.MEAN, HELD_OUT + measure.WORST):
         losses = last(rows, name)
         if name != HELD_OUT:
             same = _with_the_same_sites(plan)

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message
 from replies import NAMES, Replay, answer, fields, sites, table
 
-from server.bounds import Bounds, capped, clip
+from server.bounds import Bounds, capped, clip, usual_of_moments
 from server.ledger import Ledger, State
 from sscxr.config import Config
 from sscxr.federation import codecs
@@ -38,6 +38,14 @@ def test_without_a_cap_the_images_count() -> None:
     config = fed.settings(*OPEN, "federation.weight_cap=0", "federation.max_images=300")
     bounds = Bounds(config, state(config))
     assert [bounds.weight(site, 10**6) for site in JOINED] == [100, 120, 300]
+
+
+@pytest.mark.parametrize(("rule", "weights"), [("root", [160, 175, 320]), ("equal", [1, 1, 1])])
+def test_a_large_site_may_weigh_less_than_its_images(rule: str, weights: list[int]) -> None:
+    config = fed.settings(*OPEN, "federation.weight_cap=0", f"federation.weights={rule}")
+    bounds = Bounds(config, state(config))
+    assert [bounds.weight(site, 10**6) for site in JOINED] == weights, "roots in sixteenths"
+    assert [bounds.counted(site, 10**6) for site in JOINED] == list(JOINED.values())
 
 
 def test_one_site_that_claims_to_be_huge_does_not_raise_the_cap() -> None:
@@ -81,6 +89,12 @@ def test_clipping_keeps_the_direction_and_short_updates_as_they_are() -> None:
     assert codecs.norm(given) == pytest.approx(1.0)
 
 
+def test_two_of_eight_sites_do_not_set_the_usual_norm_of_moments() -> None:
+    assert usual_of_moments([0.3, 0.1, 0.2, 0.4, 0.6, 0.5, 1e9, 1e9]) == 0.6
+    assert usual_of_moments([5.0]) == 5.0
+    assert usual_of_moments([1e9, 0.1]) == 0.1
+
+
 def test_a_headline_figure_is_not_one_sites_to_set() -> None:
     assert capped({"a": 10, "b": 20, "c": 10**12}, 2.0) == {"a": 10, "b": 20, "c": 40}
     assert capped({"a": 10, "b": 10**6}, 0.0) == {"a": 10, "b": 10**6}
@@ -110,7 +124,7 @@ def test_a_poisoned_reply_moves_the_average_like_an_honest_one(
     row = next(row for row in table(tmp_path / "poisoned") if row["site"] == "bona")
     assert row["outcome"] == "folded"
     assert "clipped to" in row["reason"]
-    assert "it weighs 10 images" in row["reason"], "what it joined with"
+    assert "it counts as 10 images" in row["reason"], "what it joined with"
     assert moved["poisoned"] < 3 * moved["honest"], moved
     assert codecs.norm(before) > 50 * moved["honest"], "without the bounds, most of this"
     loss = json.loads((tmp_path / "poisoned" / "rounds.jsonl").read_text())["loss"]

@@ -189,5 +189,7 @@ def test_a_site_cannot_poison_the_moments(tmp_path: Path) -> None:
     begun = State(round=0, encoder=stages.of(config).start(), optimiser={})
     moments = apart(begun.encoder)[1]
     assert Bounds(config, begun).moment_norm() == pytest.approx(6 * math.sqrt(len(moments)))
-    begun.moment_norms = [0.1, 0.2, 0.15]
-    assert Bounds(config, begun).moment_norm() == pytest.approx(0.3)
+    begun.moment_norms = [9.0, 0.1, 0.2, 0.15]
+    assert Bounds(config, begun).moment_norm() == pytest.approx(0.4), (
+        "twice the most of the last three rounds"
+    )
