@@ -23,14 +23,19 @@ def settings(encoder: Path, label: str, overrides: Sequence[str]) -> Config:
 
 
 def pair(
-    encoder: Path, cache: Cache, config: Config, sources: Sequence[str], folder: Path
+    encoder: Path,
+    cache: Cache,
+    config: Config,
+    sources: Sequence[str],
+    folder: Path,
+    starts: Sequence[str] = STARTS,
 ) -> dict[str, tune.Tuned]:
     """Run both fine-tunings on the same images and draws; return results by start. The models are in `folder`."""
     config = configs.loads(configs.dumps(config))
     config.data.cache_size = cache.size
     return {
         start: tune.fine_tune(tune.Job(encoder, cache, config, folder / start, sources, start == "untrained"))
-        for start in STARTS
+        for start in starts
     }
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 from sim.compare import measure
 from sim.compare.file import UNTRAINED, Plan
 from sim.compare.jobs import Job
-from sim.compare.measure import AUROC, HELD_OUT, Row
+from sim.compare.measure import ALL_SITES, AUROC, HELD_OUT, Row
 from sscxr.evaluation import metrics
 from sscxr.evaluation.metrics import Interval
 from sscxr.runs import RunError
@@ -65,11 +65,14 @@ class Figure:
 
 
 def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
-    """Return the held-out loss, then each probe's AUROC, as far as cells are finished."""
+    """Return the losses, then each probe's AUROC, as far as cells are finished.
+
+    The sites' own losses are of cells with the same sites: each site's images are corrupted by its own alone.
+    """
     found = []
-    for name in (HELD_OUT, HELD_OUT + measure.MEAN, HELD_OUT + measure.WORST):
+    for name in (ALL_SITES, HELD_OUT, HELD_OUT + measure.MEAN, HELD_OUT + measure.WORST):
         losses = last(rows, name)
-        if name != HELD_OUT:
+        if name != ALL_SITES:
             same = _with_the_same_sites(plan)
             losses = {cell: losses[cell] for cell in losses if cell in same}
         if losses:

@@ -162,7 +162,7 @@ def _check(job: Job) -> None:
         return
     try:
         before = json.loads(file.read_text())
-        then = configs.as_dict(configs.loads(before["settings"]))
+        then = configs.as_dict(configs.loads(before["settings"], partial=True))
         clients_then, untrained_then = before["clients"], before["untrained"]
     except (
         ValueError,

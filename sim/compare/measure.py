@@ -5,6 +5,7 @@ does not require running anything again.
 """
 
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sim.compare import worker
 from sim.compare.file import ALONE, UNTRAINED
 from sim.compare.jobs import Job
 from sim.compare.worker import SCORES
@@ -24,6 +26,7 @@ from sscxr.training.batches import batches_per_epoch, round_of
 
 COLUMNS = ("cell", "seed", "site", "views", "bytes", "figure", "cohort", "label", "value", "seconds")
 HELD_OUT, TRAINING, UP, DOWN = "held-out loss", "training loss", "bytes up", "bytes down"
+ALL_SITES = "loss on all held-out images"
 MEAN, WORST = ", mean of the sites", ", worst site"  # endings of a figure's name
 AUROC = " AUROC"  # behind the kind of a probe
 
@@ -102,6 +105,8 @@ def table(rows: Sequence[Row]) -> str:
 def _rows(job: Job, points: Sequence[Point]) -> Iterator[Row]:
     for point in points:
         yield from _point_rows(job, job.site, point)
+    if (value := loss_on_all(job)) is not None:
+        yield _row(job, job.site, points, ALL_SITES, "", "", value)
     for (cohort, label, kind), value in aurocs(job).items():
         yield _row(job, job.site, points, f"{kind}{AUROC}", cohort, label, value)
 
@@ -161,6 +166,9 @@ def _over_sites(jobs: Sequence[Job], points: Mapping[str, Sequence[Point]]) -> I
     together = [_together(step) for step in steps]
     for point in together:
         yield from _point_rows(jobs[0], "", point)
+    losses = [loss for job in jobs if (loss := loss_on_all(job)) is not None]
+    for ending, loss in (("", math.fsum(losses) / len(losses)), (WORST, max(losses))) if losses else ():
+        yield _row(jobs[0], "", together, ALL_SITES + ending, "", "", loss)
     found = [aurocs(job) for job in jobs]
     for cohort, label, kind in found[0]:
         values = [each[cohort, label, kind] for each in found]
@@ -229,6 +237,12 @@ def _held_out_images(job: Job, cache: Cache) -> dict[str, int]:
     for file in sorted((job.folder / "sites").glob("*/groups.txt")):
         found[file.parent.name] = int(groups.isin(file.read_text().split()).sum())
     return found
+
+
+def loss_on_all(job: Job) -> float | None:
+    """Return a run's loss on the held-out images of all sites; None without an averaged head."""
+    file = job.folder / worker.ALL_SITES
+    return float(json.loads(file.read_text())["loss"]) if file.exists() else None
 
 
 def read_scores(job: Job) -> dict[tuple[str, str, str], pd.DataFrame]:

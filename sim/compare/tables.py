@@ -78,13 +78,14 @@ def notes(plan: Plan) -> list[str]:
         f"Figures are of {plan.patients} patients, who were never trained on. AUROCs: percentiles of "
         f"{plan.resamples:,} resamples of patients{' and seeds' if several else ''}, the same ones for both cells "
         "of a difference.",
-        "Held-out losses: means over images; "
+        "Losses: means over images; "
         + (
             "Student's t interval over seeds, paired by seed in a difference."
             if several
             else "with one seed there is no interval."
         ),
-        "The worst site's loss is given for cells with the same sites, whose worst sites can be compared.",
+        f"The {measure.ALL_SITES} is of the same images under the same corruption for all cells. The sites' own "
+        "held-out losses are given for cells with the same sites: each site's images are corrupted by its own.",
         "Each interval is of one comparison; among many, some exclude 0 by chance.",
     ]
 

@@ -4,6 +4,7 @@ The simulation is that of `python -m sim.run`. In place of its pictures, map, re
 runs do not need, the scores of the probes are kept image by image, so that runs can be compared in pairs.
 """
 
+import copy
 import json
 import multiprocessing
 import os
@@ -19,6 +20,8 @@ from sscxr.commands import command_line
 from sscxr.config import Config
 
 JOB, SCORES = "job.json", "scores.csv"  # the scores are written last: they mark a finished run
+ALL_SITES = "all_sites.json"  # the loss on the held-out images of all sites
+_BATCH = 64  # held-out images that are corrupted together, by each other's patches
 COLUMNS = ("cohort", "label", "kind", "image", "group", "positive", "score")
 # Of a run, for the process that runs are forked from.
 IMPORTS = (
@@ -59,7 +62,32 @@ def _probe_trained(cache: Any, config: Config, folder: Path) -> None:
 
     state = Ledger(folder, config, resume=True).last()
     assert state is not None, "a run that ended has a checkpoint"
+    _measure_all_sites(cache, config, folder, state.encoder)
     _probe(cache, config, folder, state.encoder)
+
+
+def _measure_all_sites(cache: Any, config: Config, folder: Path, encoder: Any) -> None:
+    """Write the loss on the held-out images of all sites, corrupted alike for all runs, if the head is averaged.
+
+    Sites' own losses have another corruption in each partition: by patches of images of the same site alone.
+    """
+    import numpy as np
+
+    from sscxr import stages
+    from sscxr.files import write_atomically
+    from sscxr.training.device import set_up
+
+    alike = copy.deepcopy(config)
+    alike.run.seed, alike.pretrain.batch_size = 0, _BATCH
+    stage = stages.of(alike)
+    if not stage.shares_head:
+        return
+    rows = cache.rows(laterals=config.data.laterals)
+    rows = rows[cache.held_out(config.data.test_share)[rows]]
+    training = stage.training(set_up(alike), cache, np.empty(0, np.int64))
+    training.parts.load_shared(encoder)
+    loss = training.held_out(np.random.default_rng(0).permutation(rows), site="").loss
+    write_atomically(folder / ALL_SITES, json.dumps({"loss": loss, "images": len(rows)}).encode())
 
 
 def _probe_untrained(data: Path, config: Config, folder: Path) -> None:

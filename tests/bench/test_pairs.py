@@ -61,10 +61,21 @@ def test_drift_judges_each_pair_at_every_source_and_goes_on(bench: Bench) -> Non
 
 
 @pytest.mark.slow
-def test_few_labels_has_a_row_a_count_and_a_picture(bench: Bench) -> None:
+def test_few_labels_has_a_table_a_figure_a_row_a_count_and_a_picture(bench: Bench) -> None:
     options = ["--source", "north,south", "--per-class", "4,0", "--picture", bench.folder / "few.svg"]
-    rows = bench("few_labels", *options, "--seeds", "2")
-    assert [row[:2] for row in rows] == [["4", "2"], ["all", "2"]]
-    mean = sum(one["pretrained"] for one in bench.lines() if one["per_class"] == 4) / 2
-    assert rows[0][2].startswith(f"{mean:.3f} +- ")
+    rows = bench("few_labels", *options, "--seeds", "2", "--encoder", f"other={bench.folder / 'encoder'}")
+    rows = [row for row in rows if row[0] in ("4", "all")]
+    assert [row[:2] for row in rows] == [["4", "2"], ["all", "2"]] * 3, "AUROC, average precision, accuracy"
+    lines = bench.lines()
+    assert len(lines) == 4
+    for place, figure in enumerate(("auroc", "aupr", "accuracy")):
+        few = [one for one in lines if one["per_class"] == 4]
+        means = {
+            name: sum(one[name][figure] for one in few) / 2 for name in ("untrained", "pretrained", "other")
+        }
+        row = rows[2 * place]
+        for cell, mean in zip(row[2:5], means.values(), strict=True):
+            assert cell.startswith(f"{mean:.3f} +- ")
+        assert row[3] == row[4], "the same encoder twice"
+        assert float(row[5].split()[0]) == pytest.approx(means["pretrained"] - means["untrained"], abs=6e-4)
     assert "<svg" in (bench.folder / "few.svg").read_text()

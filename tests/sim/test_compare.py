@@ -1,6 +1,7 @@
 """`python -m sim.compare`: its file, its images, its runs from end to end, and the arithmetic of its intervals."""
 
 import csv
+import json
 import math
 import os
 import signal
@@ -26,7 +27,7 @@ from sscxr.training.batches import batches_of_round, steps_of_round
 FILE = """
 base: smoke
 clients: 2
-settings: {run.threads: 1}
+settings: {run.threads: 1, federation.share_head: true}
 epochs: 2
 cells:
   one place: {clients: 1, partition: iid}
@@ -259,7 +260,9 @@ def test_interrupted_and_resumed_it_is_as_if_it_never_was(
     names = {row[5] for row in rows_of(whole)[1:]}
     assert {
         "held-out loss",
+        "held-out loss, mean of the sites",
         "held-out loss, worst site",
+        "loss on all held-out images",
         "training loss",
         "bytes up",
         "linear AUROC",
@@ -269,6 +272,9 @@ def test_interrupted_and_resumed_it_is_as_if_it_never_was(
     assert "Held-out loss by traffic" in report
     assert "| one place |" in (whole / "table.md").read_text()
     for run in (whole / "cells").glob("*/*"):
+        held_out = json.loads((run / worker.ALL_SITES).read_text())
+        assert 0 < held_out["loss"] < 2
+        assert held_out["images"] == 10, "those of all sites"
         assert not list(run.glob("sites/*/state")), "kept what only a resumed run needs"
 
     class Once(jobs._Pool):
@@ -319,7 +325,7 @@ def test_a_site_alone_an_untrained_encoder_and_a_failed_cell(
     rows = rows_of(out)
     sites = {row[2] for row in rows if row[0] == "alone"}
     assert len(sites) == 3  # each, and "" for both
-    assert {"linear AUROC", "linear AUROC, worst site", "held-out loss"} <= {
+    assert {"linear AUROC", "linear AUROC, worst site", "loss on all held-out images, worst site"} <= {
         row[5] for row in rows if row[0] == "alone" and not row[2]
     }
     untrained = [row for row in rows if row[0] == "untrained"]
