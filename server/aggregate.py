@@ -52,11 +52,7 @@ class WeightedSum:
             raise FoldError(f"weight {weight} is below 1")
         if self.weight + weight > MAX_TOTAL_WEIGHT:
             raise FoldError(f"total weight {self.weight + weight} is above {MAX_TOTAL_WEIGHT}")
-        sizes = [codecs.size(tensor) for tensor in update.values()]
-        for largest in sizes:
-            if not largest <= MAX_ABS:  # NaN too
-                raise FoldError(f"an update's value of size {largest:g} is not within {MAX_ABS:g}")
-        reach = weight * math.ceil(math.ldexp(max(sizes, default=0.0), FRACTION_BITS))
+        reach = weight * math.ceil(math.ldexp(check_sizes(update), FRACTION_BITS))
         if self._reach + reach > _EXACT:
             self._move()
         self._reach += reach
@@ -86,6 +82,19 @@ class WeightedSum:
             moved += sums.to(torch.int64)
             sums.zero_()
         self._reach = 0
+
+
+def check_sizes(update: Mapping[str, Tensor]) -> float:
+    """Return the size of an update's largest value.
+
+    Raises:
+        FoldError: it is above `MAX_ABS`, or NaN.
+    """
+    sizes = [codecs.size(tensor) for tensor in update.values()]
+    for largest in sizes:
+        if not largest <= MAX_ABS:  # NaN too
+            raise FoldError(f"an update's value of size {largest:g} is not within {MAX_ABS:g}")
+    return max(sizes, default=0.0)
 
 
 def _pieces(tensor: Tensor, sums: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

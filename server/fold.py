@@ -4,13 +4,15 @@ Errors in a reply are recorded in its row of `sites.csv`; nothing that a site se
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median_low
 
 import torch
 from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
-from server.aggregate import FoldError, WeightedSum
+from server import robust
+from server.aggregate import FoldError
 from server.bounds import Bounds, clip, usual_of_moments
 from server.mail import record_bytes
 from sscxr.config import FederationConfig
@@ -47,7 +49,7 @@ class Fold:
     """The sum of one attempt, and the outcome of each site.
 
     Attributes:
-        total: the weighted sum of the valid updates.
+        total: the valid updates, under `federation.rule`.
         rows: one per site, in the order of arrival.
         folded: site -> the generation that its update belongs to.
         losses: site -> its mean training loss and the images that count.
@@ -62,6 +64,7 @@ class Fold:
         bounds: Bounds,
         round_number: int,
         attempt: int,
+        folder: Path,
     ) -> None:
         """Start with an empty sum.
 
@@ -69,8 +72,9 @@ class Fold:
             encoder: the server's encoder, fp32.
             bounds: how far one site may move it.
             fingerprint, round_number, attempt: values that a reply must repeat.
+            folder: the run's, for updates that have to wait.
         """
-        self.total = WeightedSum(encoder)
+        self.total = robust.total(settings.rule, encoder, folder)
         self.rows: list[SiteRow] = []
         self.folded: dict[str, str] = {}
         self.losses: dict[str, tuple[float, int]] = {}

@@ -148,6 +148,7 @@ class Federation:
             Bounds(self.config, self.state),
             self.state.round,
             attempt,
+            self.ledger.out,
         )
         self.listener.started(self.state.round, attempt, sorted(present.values()))
         waiting = dict(present)

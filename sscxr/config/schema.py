@@ -158,6 +158,7 @@ class FederationConfig:
     sends: str = choice("update", "gradients")
     moments: str = choice("local", "first", "second", "second-means", "both")
     align: float = number(0, 1)
+    rule: str = choice("mean", "trimmed", "median")
     weights: str = choice("images", "root", "equal")
     max_images: int = number(1, MAX_TOTAL_WEIGHT)
     max_update_norm: float = number(ABOVE_ZERO, 1e9)

@@ -16,6 +16,7 @@ RULES = {
             "pretrain.optimiser=muon",
             "federation.moments=both",
             "federation.align=0.5",
+            "federation.rule=trimmed",
             "federation.uplink=int8",
         ),
         *("federation.server.name=fedadam", "federation.server.lr=0.003", "federation.server.momentum=0.9"),
