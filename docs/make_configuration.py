@@ -101,7 +101,8 @@ def _may_be(kind: Any, bounds: Mapping[str, Any]) -> str:
         "dict[str, list[str]]": "name: list of texts",
     }[text]  # fmt: skip
     if "choices" in bounds:
-        return ("list of " if several else "") + ", ".join(bounds["choices"])
+        unset = ["null"] if "None" in text else []
+        return ("list of " if several else "") + ", ".join([*bounds["choices"], *unset])
     if "betas" in bounds:
         return f"{words}, " + ", then ".join(f"{low:g} to {high:g}" for low, high in BETAS)
     if "range" in bounds:

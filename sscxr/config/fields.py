@@ -53,7 +53,7 @@ def problems(section: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{key}={value}: give two numbers, the lower first"
         elif "choices" in item.metadata:
             for one in value if isinstance(value, list) else [value]:
-                if one not in item.metadata["choices"]:
+                if one is not None and one not in item.metadata["choices"]:
                     yield f"{key}={one!r} is none of {', '.join(item.metadata['choices'])}"
         elif "betas" in item.metadata:
             yield from _betas(key, value)

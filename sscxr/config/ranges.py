@@ -63,7 +63,7 @@ def _rounds(config: Config) -> Iterator[str]:
         yield "federation.sends=gradients is for pretraining with federation.share_head=true: the server steps"
     if gradients and config.pretrain.optimiser != "adamw":
         yield "federation.sends=gradients needs pretrain.optimiser=adamw: the server steps"
-    if gradients and (federation.moments != "local" or federation.align):
+    if gradients and (config.moments != "local" or federation.align):
         yield "federation.sends=gradients needs federation.moments=local and federation.align=0: the server steps"
     if federation.server.name == "nesterov" and not federation.server.momentum:
         yield "federation.server.momentum=0 makes nesterov plain fedavg; give one above 0, such as 0.5"

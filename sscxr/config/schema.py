@@ -156,7 +156,7 @@ class FederationConfig:
     downlink: str = choice("fp32", "fp16")
     share_head: bool | None = MISSING
     sends: str = choice("update", "gradients")
-    moments: str = choice("local", "first", "second", "second-means", "both")
+    moments: str | None = choice("local", "first", "second", "second-means", "both")
     align: float = number(0, 1)
     rule: str = choice("mean", "trimmed", "median")
     weights: str = choice("images", "root", "equal")
@@ -224,6 +224,12 @@ class Config:
     def optimiser(self) -> str:
         """Return the kind of the stage's optimiser, as `pretrain.optimiser` names them."""
         return self.pretrain.optimiser if self.pretrains else "adamw"
+
+    @property
+    def moments(self) -> str:
+        """Return which of the optimiser's moments are averaged; by the stage if the settings do not decide it."""
+        updates = self.pretrains and self.federation.sends == "update"
+        return self.federation.moments or ("both" if updates else "local")
 
     @property
     def recipe_sections(self) -> tuple[str, ...]:

@@ -161,7 +161,7 @@ def words(config: Config, learns: str) -> Iterator[Word]:
         "leaves",
         f"the encoder's {'gradient' if gradients else 'update'}"
         + (" and that of the head" if shared else "")
-        + ("" if federation.moments == "local" else f", with the optimiser's moments ({federation.moments})"),
+        + ("" if config.moments == "local" else f", with the optimiser's moments ({config.moments})"),
         "the reconstruction head's update leaves too" if shared and pretrains else "",
     )
     yield Word(

@@ -131,7 +131,7 @@ class Stage(ABC):
 
     def shared(self, parts: Parts) -> dict[str, Tensor]:
         """Return the tensors that are averaged, before the first step."""
-        return parts.shared() | Moments(self.config.federation.moments, self.config.optimiser, parts).shared()
+        return parts.shared() | Moments(self.config.moments, self.config.optimiser, parts).shared()
 
     @abstractmethod
     def schedule(self) -> Schedule:

@@ -1,6 +1,6 @@
 """An optimiser's moments, averaged over the sites beside the weights.
 
-By default each site keeps its own. `federation.moments` averages the first ones (FedMuon, arXiv 2510.27403; the
+A site may keep its own. `federation.moments` averages the first ones (FedMuon, arXiv 2510.27403; the
 slow ones of MT-DAO, 2510.05361), the second ones (FedAdamW, 2510.27486, there as one number a tensor), or both
 (DES-LOC, 2505.22549, with one period for all). A site then continues from the moments of all sites' gradients,
 which are less noisy than its own.

@@ -28,7 +28,7 @@ class SiteModel:
         self.parts = parts
         self.optimiser = Gradients(parts) if settings.sends == "gradients" else optimiser
         self._model = model
-        self._moments = Moments(settings.moments, config.optimiser, parts, self.optimiser)
+        self._moments = Moments(config.moments, config.optimiser, parts, self.optimiser)
         self._alignment = Alignment(settings.align, parts)
 
     def shared(self) -> dict[str, Tensor]:

@@ -182,12 +182,12 @@ def test_a_person_s_own_recipe_may_refer(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 def test_what_is_refused_is_refused_at_once_and_in_one_line(text: str, words: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(YamlError) as error:
         yaml_text.parse(text)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("text", ["[a]", "a", "3", "null"])
