@@ -64,6 +64,11 @@ class Job:
         return ", ".join(filter(None, (self.cell.name, f"seed {self.seed}", self.site)))
 
     @property
+    def clients(self) -> int:
+        """Return its number of sites."""
+        return 1 if self.site else self.cell.clients
+
+    @property
     def is_finished(self) -> bool:
         """Return whether it has been measured."""
         return (self.folder / SCORES).is_file()
@@ -148,7 +153,7 @@ def _alone(
 
 def _asked(job: Job, cache: Cache) -> dict[str, Any]:
     return {
-        "clients": 1 if job.site else job.cell.clients,
+        "clients": job.clients,
         "untrained": job.cell.kind == UNTRAINED,
         "data": str(cache.folder.resolve()),
         "settings": configs.dumps(job.config),
@@ -164,15 +169,10 @@ def _check(job: Job) -> None:
         before = json.loads(file.read_text())
         then = configs.as_dict(configs.loads(before["settings"]))
         clients_then, untrained_then = before["clients"], before["untrained"]
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-    ):  # also text that is not UTF-8, and settings that cannot be read
+    except (ValueError, LookupError, TypeError):  # also bad UTF-8, and settings that cannot be read
         raise LedgerError(f"{file} is damaged; delete its folder to run it again") from None
     keys = [key for key in differing(then, configs.as_dict(job.config)) if key not in _NO_MATTER]
-    clients = 1 if job.site else job.cell.clients
-    keys += ["clients"] * (clients_then != clients)
+    keys += ["clients"] * (clients_then != job.clients)
     keys += ["untrained"] * (untrained_then != (job.cell.kind == UNTRAINED))
     if keys:
         raise LedgerError(
