@@ -149,11 +149,7 @@ def read(path: Path, warnings: list[str] | None = None) -> list[Record]:
 
 
 def _parts(path: Path, table: pd.DataFrame) -> list[str]:
-    """Return the published part of every row: train, valid, test or empty.
-
-    Raises:
-        ManifestError: an unknown word; if it were ignored, images that it holds out would be trained on.
-    """
+    """Return each row's published part; refuse an unknown word, which might hold images out."""
     if "split" not in table.columns:
         return [""] * len(table)
     for number, word in table["split"].items():
