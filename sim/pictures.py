@@ -85,10 +85,7 @@ def _name(number: int) -> str:
 
 @torch.no_grad()
 def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> None:
-    """Keep reconstructions of held-out images, by the encoder after a round and the head of the largest site.
-
-    A head that is not averaged never leaves its site's folder, which a simulation can read.
-    """
+    """Keep reconstructions of held-out images, by a round's encoder and the head of the largest site."""
     rows = cache.rows(laterals=config.data.laterals)
     rows = rows[cache.held_out(config.data.test_share)[rows]]
     if not len(rows):
@@ -99,6 +96,7 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
     site = max(state["images"], key=lambda name: (state["images"][name], name))
     training = SiteTraining(config, set_up(config), cache, share_head=stages.of(config).shares_head)
     training.parts.load_shared(safetensors.torch.load_file(checkpoint / "encoder.safetensors"))
+    # A head that is not averaged never leaves its site's folder, which a simulation can read.
     tensors, _ = StateStore(out / "sites" / site / "state").load(
         config.run.name, state["bases"].get(site, "")
     )

@@ -3,11 +3,9 @@
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sscxr import runs
 from sscxr.config import Config, ConfigError
 from sscxr.config.schema import MIXED_IMAGES
 from sscxr.data.cache.cache import Cache
+from sscxr.data.prepare.pool import start_fork_server
 from sscxr.display import Board, Clock, Line, duration
 from sscxr.federation import floors
 from sscxr.files import write_atomically
@@ -240,15 +239,14 @@ def start_forking(threads: int) -> None:
     Args:
         threads: of the libraries that a run uses besides torch.
     """
-    before, on_interrupt = dict(os.environ), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = dict(os.environ)
     # The server reads these as it starts. The path is for this very code to be found.
     path = os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before.get("PYTHONPATH"))))
     os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
     try:
         _CONTEXT.set_forkserver_preload(list(worker.IMPORTS))
-        forkserver.ensure_running()
+        start_fork_server()
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)
         os.environ.clear()
         os.environ |= before
 

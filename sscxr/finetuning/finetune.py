@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, cast
@@ -209,13 +209,13 @@ def fine_tune(
         began = monotonic()
         order = seeds.generator("cpu", seed, "fine-tune", "order", number)
         batches = epoch(parts.train, settings.batch_size, order)
-        steps = len(batches)
+        steps, views = len(batches), seeds.generator(device, seed, "fine-tune", "views", number)
         with seeds.forked(seed, "fine-tune", "drop-path", number):
             try:
                 trained = train(
                     model,
                     adam,
-                    _batches(task, batches, seeds.generator(device, seed, "fine-tune", "views", number)),
+                    ((task.batch(rows, views), rows.tolist()) for rows in batches),
                     lambda batch: loss_of(task, batch, frozen=settings.frozen),
                     stretch=Stretch(steps, number / planned, (number + 1) / planned),
                     schedule=optim.Schedule.of(settings),
@@ -241,13 +241,6 @@ def fine_tune(
         model.load_state_dict(kept)
     model.eval()
     return History(done, planned, best + 1)
-
-
-def _batches(
-    task: Task, batches: Sequence[Rows], generator: torch.Generator
-) -> Iterator[tuple[Any, Sequence[int]]]:
-    for rows in batches:
-        yield task.batch(rows, generator), rows.tolist()
 
 
 def loss_of(task: Task, batch: Any, *, frozen: bool) -> Tensor:

@@ -125,13 +125,13 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it runs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_main_modules()])
-    _start_fork_server()
+    start_fork_server()
     share = memory_share(workers)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(share,))
 
 
-def _start_fork_server() -> None:
-    """Start it with Ctrl-C ignored: otherwise it would show a traceback while it imports."""
+def start_fork_server() -> None:
+    """Start it, if this is the main thread, with Ctrl-C ignored: it would show a traceback while it imports."""
     from multiprocessing import forkserver
 
     if threading.current_thread() is not threading.main_thread():
