@@ -6,7 +6,7 @@ both are null; the subgroup's counts are beside them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -60,19 +60,21 @@ def evaluate(
         ]
         for place, label, rows in _known(truth, labels)
     }
-    found["by"] = {}
+
+    def of(rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        return figures(probabilities[rows], truth[rows], index["group"][rows], labels, **settings)
+
+    return found | {"by": by_subgroup(index, of)}
+
+
+def by_subgroup(
+    index: pd.DataFrame, figures_of: Callable[[npt.NDArray[np.bool_]], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return for each of `SUBGROUPS` value ("unknown" if empty) -> the figures of those rows, bool [N]."""
+    found = {}
     for column in SUBGROUPS:
         names = index[column].replace("", "unknown").to_numpy()
-        found["by"][column] = {
-            str(name): figures(
-                probabilities[names == name],
-                truth[names == name],
-                index["group"][names == name],
-                labels,
-                **settings,
-            )
-            for name in sorted(set(names))
-        }
+        found[column] = {str(name): figures_of(names == name) for name in sorted(set(names))}
     return found
 
 

@@ -19,7 +19,7 @@ from sscxr.data.cache.cache import Cache, CacheError
 from sscxr.data.pixels.pictures import MASK_IGNORE, MASK_LUNG
 from sscxr.data.rows import Rows
 from sscxr.evaluation import metrics
-from sscxr.evaluation.classification import SUBGROUPS
+from sscxr.evaluation.classification import by_subgroup
 
 Bools = npt.NDArray[np.bool_]
 Masks = npt.NDArray[np.uint8]
@@ -127,16 +127,12 @@ def evaluate(measured: pd.DataFrame, index: pd.DataFrame, *, resamples: int = 10
         The result of `figures`, and `by`: source, view, sex and age_band -> value ("unknown" if empty) -> the
         result of `figures` for those images.
     """
-    measured = measured.set_axis(index.index)
     found = figures(measured, index["group"], resamples=resamples)
-    found["by"] = {
-        column: {
-            str(name): figures(measured.loc[part.index], part["group"], resamples=resamples)
-            for name, part in index.groupby(index[column].replace("", "unknown"))
-        }
-        for column in SUBGROUPS
-    }
-    return found
+
+    def of(rows: Bools) -> dict[str, Any]:
+        return figures(measured[rows], index["group"][rows], resamples=resamples)
+
+    return found | {"by": by_subgroup(index, of)}
 
 
 def figures(
