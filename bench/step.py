@@ -36,6 +36,7 @@ from sscxr.config import Config
 from sscxr.data.cache.cache import Cache, open_cache
 from sscxr.objectives.gmml import GMML
 from sscxr.stages import pretrain
+from sscxr.training import optim
 from sscxr.training.device import autocast, set_up
 from sscxr.training.loop import Stretch, train
 
@@ -99,9 +100,9 @@ class Bench:
             self.training.objective,
             self.training.optimiser,
             batches(),
-            lambda batch: self.training.loss(*batch, self.source),
+            lambda batch: self.training.loss(batch, self.source),
             stretch=Stretch(self.steps, 0.0, 1.0),
-            schedule=pretrain.schedule(self.config),
+            schedule=optim.Schedule.of(settings),
             clip=settings.clip,
             per_tensor=settings.clip_per_tensor,
             autocast=self.autocast(),

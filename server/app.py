@@ -23,16 +23,14 @@ from server.rounds import Federation, Listener
 from server.tracking import Tracking, kinds_of
 from server.watch import committed
 from sscxr import config as configs
-from sscxr import printable, runs, seeds, stages
+from sscxr import printable, runs, stages
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
 from sscxr.federation import floors
 from sscxr.files import write_atomically
-from sscxr.models import encoder as encoders
 from sscxr.release import release
 from sscxr.release.card import Card, SiteData
-from sscxr.training import parts
 from sscxr.training.device import set_up
 
 log = logging.getLogger("sscxr.server")
@@ -218,15 +216,11 @@ def publish(
         data, probes, notes: for the model card, see `Card`.
     """
     stage = stages.of(config)
-    name, args = config.encoder.name, stage.encoder_args()
-    with seeds.forked(config.run.seed, "encoder"):
-        encoder = encoders.build(name, **args, pooling=stage.pooling)
-    encoder.load_state_dict(parts.split(state.encoder)[0])
     return release.write_encoder(
-        encoder,
+        stage.encoder(state.encoder),
         folder,
-        architecture=name,
-        model_args=args,
+        architecture=config.encoder.name,
+        model_args=stage.encoder_args(),
         mean=config.data.mean,
         std=config.data.std,
         card=Card(

@@ -45,11 +45,7 @@ def _pull(most: int, object_ids: list[str], pull_object_fn: Callable[[str], byte
 
 
 def _put_together(most: int, object_id: str, contents: dict[str, bytes]) -> Message:
-    """Flower's `inflate_object_from_contents`, with a size limit, for messages alone.
-
-    Raises:
-        Exception: of any kind, if the objects do not form a message.
-    """
+    """Flower's `inflate_object_from_contents`, with a size limit, for messages alone."""
     if sum(_unfolded(content, contents) for content in contents.values()) > most:
         raise WireError(f"an oversized reply (unfolded more than {most / 1e6:.0f} MB)")
     made: Any = inflatable_utils.inflate_object_from_contents(object_id, contents)

@@ -130,15 +130,12 @@ class Mail:
         if call.error and not isinstance(call.error, _CONNECTION):
             # Flower could not assemble the site's reply, which it does before we see it. The error's own text may
             # repeat the site's words.
-            return (_unreadable(call.error),)
+            what = f"an unreadable reply ({type(call.error).__name__})"
+            return (call.error if isinstance(call.error, WireError) else WireError(what),)
         return cast(Iterable[Message], call.answer())
 
     def _call(self, call: Callable[[], Answer], patience: float) -> Answer:
-        """Call the Grid, for at most `patience` seconds.
-
-        Raises:
-            RunStopped: the call did not return in time, or Flower ended the run.
-        """
+        """Call the Grid; RunStopped if it does not return within `patience` seconds, or Flower ended the run."""
         if self._in_process:
             return call()  # the simulation trains within its calls, and training has to stay in this thread
         made = _Call(call)
@@ -149,18 +146,8 @@ class Mail:
         return cast(Answer, made.answer())
 
 
-def _unreadable(error: BaseException) -> WireError:
-    return (
-        error if isinstance(error, WireError) else WireError(f"an unreadable reply ({type(error).__name__})")
-    )
-
-
 class _Call:
-    """A call to the Grid in its own thread, which may never return.
-
-    Attributes:
-        error: what it raised, once it has ended.
-    """
+    """A call to the Grid in its own thread, which may never return; `error` is what it raised."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call, self._began = call, monotonic()
@@ -185,11 +172,7 @@ class _Call:
         return monotonic() - self._began > seconds
 
     def answer(self) -> object:
-        """Return the call's result.
-
-        Raises:
-            RunStopped: the call raised, for example since Flower ended the run.
-        """
+        """Return the call's result; RunStopped if it raised, for example since Flower ended the run."""
         if self.error is None:
             return self._answer
         log.error("the SuperLink: %s", self.error)

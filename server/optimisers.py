@@ -1,7 +1,6 @@
 """The server's rules: how the mean of a round's updates moves the encoder."""
 
-from collections.abc import Mapping
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +9,19 @@ from sscxr import stages
 from sscxr.config import Config, ConfigError
 from sscxr.training import optim
 
+Tensors = dict[str, Tensor]
+
 _BETA2, _TAU = 0.99, 1e-3  # FedAdam's, as published
 
 
-class ServerOptimiser(Protocol):
+class ServerOptimiser(ABC):
     """Applies the mean update to the encoder; its state is part of the checkpoint."""
 
-    def step(
-        self, encoder: Mapping[str, Tensor], mean: Mapping[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
+    def __init__(self) -> None:
+        self._kept: Tensors = {}
+
+    @abstractmethod
+    def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Return the next encoder, fp32.
 
         Args:
@@ -26,104 +29,82 @@ class ServerOptimiser(Protocol):
             progress: the share of the run that is done after this round, 0..1.
         """
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> Tensors:
         """Return the tensors to keep between rounds."""
+        return dict(self._kept)
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: Tensors) -> None:
         """Restore what `state` returned."""
+        self._kept = {name: tensor.clone() for name, tensor in state.items()}
 
 
-class FedAvg:
+class FedAvg(ServerOptimiser):
     """Add the mean update, times `lr` (McMahan et al., arXiv 1602.05629; lr = 1 there)."""
 
     def __init__(self, lr: float) -> None:
+        super().__init__()
         self.lr = lr
 
-    def step(
-        self, encoder: Mapping[str, Tensor], mean: Mapping[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
+    def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Return encoder + lr * mean."""
         return {name: (self.lr * mean[name]).add_(weights) for name, weights in encoder.items()}
 
-    def state(self) -> dict[str, Tensor]:
-        """Return an empty dict."""
-        return {}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Do nothing."""
+class Nesterov(ServerOptimiser):
+    """Outer Nesterov momentum on the mean update (DiLoCo, arXiv 2311.08105; lr 0.7, momentum 0.9 there).
 
-
-class Nesterov:
-    """Outer Nesterov momentum on the mean update (DiLoCo, arXiv 2311.08105; lr 0.7, momentum 0.9 there)."""
+    It keeps the velocity.
+    """
 
     def __init__(self, lr: float, momentum: float) -> None:
+        super().__init__()
         self.lr, self.momentum = lr, momentum
-        self._velocity: dict[str, Tensor] = {}
 
-    def step(
-        self, encoder: Mapping[str, Tensor], mean: Mapping[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
+    def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Update v <- momentum * v + mean; return encoder + lr * (mean + momentum * v)."""
         result = {}
         for name, weights in encoder.items():
-            velocity = self.momentum * self._velocity.get(name, torch.zeros_like(weights)) + mean[name]
-            self._velocity[name] = velocity
+            velocity = self.momentum * self._kept.get(name, torch.zeros_like(weights)) + mean[name]
+            self._kept[name] = velocity
             result[name] = weights + self.lr * (mean[name] + self.momentum * velocity)
         return result
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the velocity."""
-        return dict(self._velocity)
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the velocity."""
-        self._velocity = {name: tensor.clone() for name, tensor in state.items()}
+class FedAdam(ServerOptimiser):
+    """Adam on the mean update (Reddi et al., arXiv 2003.00295, algorithm 2, without bias correction, as there).
 
-
-class FedAdam:
-    """Adam on the mean update (Reddi et al., arXiv 2003.00295, algorithm 2, without bias correction, as there)."""
+    It keeps both moments.
+    """
 
     def __init__(self, lr: float, beta1: float) -> None:
+        super().__init__()
         self.lr, self.beta1 = lr, beta1
-        self._first: dict[str, Tensor] = {}
-        self._second: dict[str, Tensor] = {}
 
-    def step(
-        self, encoder: Mapping[str, Tensor], mean: Mapping[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
+    def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Update both moments; return encoder + lr * m / (sqrt(v) + tau)."""
         result = {}
         for name, weights in encoder.items():
             # v begins at tau squared.
-            first = self._first.get(name, torch.zeros_like(weights))
-            second = self._second.get(name, torch.full_like(weights, _TAU**2))
-            self._first[name] = self.beta1 * first + (1 - self.beta1) * mean[name]
-            self._second[name] = _BETA2 * second + (1 - _BETA2) * mean[name].square()
-            result[name] = weights + self.lr * self._first[name] / (self._second[name].sqrt() + _TAU)
+            first = self._kept.get(f"first.{name}", torch.zeros_like(weights))
+            second = self._kept.get(f"second.{name}", torch.full_like(weights, _TAU**2))
+            first = self.beta1 * first + (1 - self.beta1) * mean[name]
+            second = _BETA2 * second + (1 - _BETA2) * mean[name].square()
+            self._kept |= {f"first.{name}": first, f"second.{name}": second}
+            result[name] = weights + self.lr * first / (second.sqrt() + _TAU)
         return result
 
-    def state(self) -> dict[str, Tensor]:
-        """Return both moments."""
-        first = {f"first.{name}": tensor for name, tensor in self._first.items()}
-        return first | {f"second.{name}": tensor for name, tensor in self._second.items()}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore both moments."""
-        for prefix, kept in (("first.", self._first), ("second.", self._second)):
-            kept.clear()
-            kept |= {n.removeprefix(prefix): t.clone() for n, t in state.items() if n.startswith(prefix)}
+class JointAdamW(ServerOptimiser):
+    """AdamW of the mean gradient, by the run's own schedule: a round is one step of training in one place.
 
-
-class JointAdamW:
-    """AdamW of the mean gradient, by the run's own schedule: a round is one step of training in one place."""
+    It keeps AdamW's moments and step counts.
+    """
 
     def __init__(self, config: Config) -> None:
+        super().__init__()
         self._settings, self._schedule = config.pretrain, stages.of(config).schedule()
-        self._moments: dict[str, Tensor] = {}
 
-    def step(
-        self, encoder: Mapping[str, Tensor], mean: Mapping[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
+    def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Clip the gradient, and return the encoder after one step of AdamW."""
         settings = self._settings
         weights = _Weights(encoder)
@@ -132,26 +113,18 @@ class JointAdamW:
             weight.grad = mean[name].clone() if mean[name].any() else None
         first, second = settings.betas
         adamw = optim.adamw(weights, lr=settings.lr, betas=(first, second))
-        optim.restore_moments(adamw, weights, self._moments)
+        optim.restore_moments(adamw, weights, self._kept)
         optim.set_rates(adamw, *self._schedule.at(progress))
         optim.clip(weights.parameters(), settings.clip, per_tensor=settings.clip_per_tensor)
         adamw.step()
-        self._moments = optim.moments(adamw, weights)
+        self._kept = optim.moments(adamw, weights)
         return {name: weight.detach() for name, weight in weights.named().items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return AdamW's moments and step counts."""
-        return dict(self._moments)
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the moments."""
-        self._moments = {name: tensor.clone() for name, tensor in state.items()}
 
 
 class _Weights(nn.Module):
     """Tensors as the parameters of a module, whose names may not have dots."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Tensors) -> None:
         super().__init__()
         self._names = sorted(tensors)
         for place, name in enumerate(self._names):

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sscxr.errors import SscxrError
 
@@ -34,16 +34,6 @@ log = logging.getLogger("sscxr.tracking")
 
 class TrackingError(SscxrError):
     """Tracking is not possible; one line states why."""
-
-
-class Track(Protocol):
-    """A writer of curves."""
-
-    def log(self, round_number: int, points: Points) -> None:
-        """Take a round's figures."""
-
-    def close(self) -> None:
-        """Write what is still buffered."""
 
 
 def kinds_of(text: str) -> list[str]:
@@ -79,8 +69,8 @@ class Tracking:
             TrackingError: if `strict`, here and below: curves could not be written.
         """
         self._read, self._done, self._strict = read, 0, strict
-        self._tracks: dict[str, Track] = {}
-        makers: dict[str, Callable[[Path, str], Track]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+        self._tracks: dict[str, TensorBoard | MLflow] = {}
+        makers: dict[str, type[TensorBoard | MLflow]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
         for kind in kinds:
             made = self._guarded(kind, makers[kind], out / kind, name)
             if made is not None:

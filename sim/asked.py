@@ -68,7 +68,7 @@ def is_finished(out: Path) -> bool:
     return last and (out / "encoder" / "model.safetensors").exists()
 
 
-def _placed(path: Path) -> str:
+def placed(path: Path) -> str:
     """Return a path, or a corpus and its path, independent of the working directory."""
     of_corpus = corpora.named(path)
     return str(path.resolve()) if of_corpus is None else f"{of_corpus[0].name}:{of_corpus[1].resolve()}"
@@ -85,7 +85,7 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
     file = out / "asked.json"
     asked = {
         "--clients": clients,
-        "--data": [_placed(path) for path in data],
+        "--data": [placed(path) for path in data],
         "settings": configs.as_dict(config),
     }
     if file.exists():
@@ -103,12 +103,7 @@ def agree(out: Path, config: Config, clients: int, data: Sequence[Path]) -> None
 
 
 def _make_way(out: Path, keys: Collection[str], *, drawn: bool) -> None:
-    """Delete the files of a run that never started, as far as the next one differs.
-
-    Args:
-        keys: the settings that differ.
-        drawn: whether the files were made of phantoms.
-    """
+    """Delete the files of a run that never started, as far as the settings in `keys` need others."""
     of_files = [out / name for name in ("cache", "prepared") if is_cache(out / name) and not drawn]
     if "--data" in keys and of_files:
         raise LedgerError(

@@ -43,7 +43,11 @@ def warnings(places: "pd.Series[str]", labels: Mapping[str, Values], what: str =
         area = _auroc(counts, shares)
         if area >= GIVES_AWAY:
             given.append(f"{name} ({area:.2f})")
-    lines = [f"Single-class {what}s: {_some(found)} {_has(found)} {kind}." for kind, found in single.items()]
+    lines = []
+    for kind, alike in single.items():
+        more = f" and {len(alike) - SHOWN} more" if len(alike) > SHOWN else ""
+        verb = "has" if len(alike) == 1 else "have"
+        lines.append(f"Single-class {what}s: {', '.join(alike[:SHOWN])}{more} {verb} {kind}.")
     if given:
         lines.append(
             f"The {what} gives the label away: it alone predicts {', '.join(given)} (AUROC). A model may "
@@ -57,12 +61,3 @@ def _auroc(counts: Values, shares: Values) -> float:
     present = np.repeat([True, False], len(shares))
     weights = np.concatenate([counts * shares, counts * (1 - shares)])
     return float(roc_auc_score(present, np.tile(shares, 2), sample_weight=weights))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def _has(names: list[str]) -> str:
-    return "has" if len(names) == 1 else "have"

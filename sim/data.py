@@ -4,28 +4,25 @@
 """
 
 import hashlib
-import json
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from sim import asked
-from sscxr import printable
 from sscxr.config import Config
-from sscxr.data.cache import columns, view
-from sscxr.data.cache.cache import Cache, CacheError, open_cache, read_index
+from sscxr.data.cache import view
+from sscxr.data.cache.assemble import write_copy
+from sscxr.data.cache.cache import Cache, CacheError, open_cache
 from sscxr.data.cache.tables import unusable
 from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import PUBLIC_SALT, count_new, prepare
 from sscxr.data.prepare.progress import Display
 from sscxr.errors import SscxrError
-from sscxr.files import whole_folder
 
 log = logging.getLogger("sscxr.sim")
 
@@ -65,11 +62,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
 
 
 def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:
-    """Return the cache that a run began with; log a line if its sources have more by now.
-
-    Raises:
-        CacheError: it is gone, or images of it were removed from its sources on request.
-    """
+    """Return the cache that a run began with; log a line if its sources have more by now."""
     if not own.exists():
         raise CacheError(
             f"{own} is gone, with the images that the run began with; give another --out to start a new one"
@@ -109,13 +102,7 @@ def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:
 
 
 def _joined(folders: Sequence[Path], out: Path) -> Cache:
-    """Join several caches.
-
-    Patients cannot be matched across caches, since each has its own salt.
-
-    Raises:
-        CacheError: different sizes, or an image in two caches, whose patient could be trained on and tested on.
-    """
+    """Join caches of one size and without common images: patients cannot be matched across salts."""
     caches = [open_cache(folder) for folder in folders]
     _check_apart(caches)
     sizes = {cache.size for cache in caches}
@@ -129,26 +116,11 @@ def _joined(folders: Sequence[Path], out: Path) -> Cache:
     summary["images"] = sum(len(cache) for cache in caches)
     lost = sum((Counter(unusable(cache)) for cache in caches), Counter())
     summary |= {"joined": len(caches), "unusable": dict(lost.most_common())}
-    with whole_folder(out, 0o700) as fresh:
-        _write(fresh / "images.npy", caches, [cache.images for cache in caches])
-        if any(cache.masks is not None for cache in caches):
-            _write(fresh / "masks.npy", caches, [cache.masks for cache in caches])
-        (fresh / "index.csv").write_text(printable.frame(index, index=False), encoding="utf-8")
-        columns.write(fresh, read_index(fresh))
-        (fresh / "summary.json").write_text(json.dumps(summary, indent=1))
-    return open_cache(out)
-
-
-def _write(file: Path, caches: Sequence[Cache], parts: Sequence[npt.NDArray[np.uint8] | None]) -> None:
-    """Write the caches' arrays, one after the other; zeros for a cache without one."""
-    shape = (sum(len(cache) for cache in caches), caches[0].size, caches[0].size)
-    joined = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    start = 0
-    for cache, part in zip(caches, parts, strict=True):
-        if part is not None:
-            joined[start : start + len(cache)] = part
-        start += len(cache)
-    joined.flush()
+    masks = None
+    if any(cache.masks is not None for cache in caches):
+        masks = itertools.chain(*([None] * len(c) if c.masks is None else c.masks for c in caches))
+    images = itertools.chain(*(cache.images for cache in caches))
+    return write_copy(out, index, summary, caches[0].size, images, masks)
 
 
 def _check_apart(caches: Sequence[Cache]) -> None:

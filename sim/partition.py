@@ -7,6 +7,8 @@ not depend on the salt of the cache.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,10 @@ class Groups:
     training: npt.NDArray[np.int64]
     source: npt.NDArray[np.str_]
     kind: npt.NDArray[np.int64]
+
+    def at(self, rows: npt.NDArray[Any]) -> "Groups":
+        """Return some of the groups, by their indices or by bool [N]."""
+        return Groups(*(values[rows] for values in vars(self).values()))
 
 
 def groups_of(
@@ -170,15 +176,13 @@ def partition(
             "(privacy.min_cell); use more data or fewer sites"
         )
     rng = np.random.default_rng(seeds.derive(seed, "partition", method))
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    if method.startswith("natural"):
+        names = _names(_parts(groups, sites))
     if method == "natural":
-        names = _names(_parts(groups, sites))
-        home = _natural(groups, sites)
+        home = _natural(_evenly, groups, sites, alpha, rng)
         check_minimum(names, home, groups, minimum)
-    elif method == "natural-dirichlet":
-        names = _names(_parts(groups, sites))
-        home = _redrawn(_natural_dirichlet, groups, sites, alpha, minimum, rng)
     else:
-        names = [f"site-{number}" for number in range(1, sites + 1)]
         home = _redrawn(_DEALS[method], groups, sites, alpha, minimum, rng)
     return {name: groups.names[home == number].tolist() for number, name in enumerate(names)}
 
@@ -206,31 +210,6 @@ def _names(parts: dict[str, int]) -> list[str]:
         plain = _plain(source)
         names += [plain] if count == 1 else [f"{plain}-{number}" for number in range(1, count + 1)]
     return _distinct(names)
-
-
-def _natural(groups: Groups, sites: int) -> npt.NDArray[np.int64]:
-    """Divide each source evenly."""
-    home, before = np.zeros(len(groups.names), dtype=np.int64), 0
-    for source, count in _parts(groups, sites).items():
-        mine = np.flatnonzero(groups.source == source)
-        home[mine] = before + _fill(groups.images[mine], np.full(count, 1 / count))
-        before += count
-    return home
-
-
-def _natural_dirichlet(
-    groups: Groups, sites: int, alpha: float, rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Divide each source by random shares of each class."""
-    home, before = np.zeros(len(groups.names), dtype=np.int64), 0
-    for source, count in _parts(groups, sites).items():
-        mine = np.flatnonzero(groups.source == source)
-        for kind in np.unique(groups.kind[mine]):
-            members = mine[groups.kind[mine] == kind]
-            shares = rng.dirichlet(np.full(count, alpha))
-            home[members] = before + _shuffled(groups.images[members], shares, rng)
-        before += count
-    return home
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -285,7 +264,28 @@ def _dirichlet(groups: Groups, sites: int, alpha: float, rng: np.random.Generato
     return home
 
 
-_DEALS: dict[str, Deal] = {"iid": _iid, "quantity": _quantity, "dirichlet": _dirichlet}
+def _evenly(groups: Groups, sites: int, alpha: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    return _fill(groups.images, np.full(sites, 1 / sites))
+
+
+def _natural(
+    deal: Deal, groups: Groups, sites: int, alpha: float, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Deal each source to its own sites."""
+    home, before = np.zeros(len(groups.names), dtype=np.int64), 0
+    for source, count in _parts(groups, sites).items():
+        mine = groups.source == source
+        home[mine] = before + deal(groups.at(mine), count, alpha, rng)
+        before += count
+    return home
+
+
+_DEALS: dict[str, Deal] = {
+    "iid": _iid,
+    "quantity": _quantity,
+    "dirichlet": _dirichlet,
+    "natural-dirichlet": partial(_natural, _dirichlet),
+}
 
 
 def _shuffled(

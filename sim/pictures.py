@@ -51,28 +51,20 @@ def guarded() -> Iterator[None]:
         log.warning("a picture for the report was not drawn (%s: %s)", type(error).__name__, error)
 
 
-class Pictures:
-    """Keeps pictures of a pretraining while it is open."""
+def follow(cache: Cache, config: Config, out: Path) -> None:
+    """Keep pictures of a pretraining from now on; the code that set the first listener ends it."""
 
-    def __init__(self, cache: Cache, config: Config, out: Path) -> None:
-        self._cache, self._config, self._out = cache, config, out
-
-    def __enter__(self) -> "Pictures":
-        if self._config.pretrains:
-            shown = Listener(
-                # Before a round, too: a run may have been killed between its last commit and the picture of it.
-                started=lambda done, attempt, sites: self._show(done),
-                committed=lambda record: self._show(record["round"]),
-            )
-            Hooks.listener = (Hooks.listener or Listener()).also(shown)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass  # the code that set the first listener removes it
-
-    def _show(self, number: int) -> None:
+    def show_of(number: int) -> None:
         with guarded():
-            show(self._cache, self._config, self._out, number)
+            show(cache, config, out, number)
+
+    if config.pretrains:
+        shown = Listener(
+            # Before a round, too: a run may have been killed between its last commit and the picture of it.
+            started=lambda done, attempt, sites: show_of(done),
+            committed=lambda record: show_of(record["round"]),
+        )
+        Hooks.listener = (Hooks.listener or Listener()).also(shown)
 
 
 def is_shown(number: int, rounds: int) -> bool:
@@ -93,10 +85,7 @@ def _name(number: int) -> str:
 
 @torch.no_grad()
 def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> None:
-    """Keep reconstructions of held-out images, by the encoder after a round and the head of the largest site.
-
-    A head that is not averaged never leaves its site's folder, which a simulation can read.
-    """
+    """Keep reconstructions of held-out images, by a round's encoder and the head of the largest site."""
     rows = cache.rows(laterals=config.data.laterals)
     rows = rows[cache.held_out(config.data.test_share)[rows]]
     if not len(rows):
@@ -107,6 +96,7 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
     site = max(state["images"], key=lambda name: (state["images"][name], name))
     training = SiteTraining(config, set_up(config), cache, share_head=stages.of(config).shares_head)
     training.parts.load_shared(safetensors.torch.load_file(checkpoint / "encoder.safetensors"))
+    # A head that is not averaged never leaves its site's folder, which a simulation can read.
     tensors, _ = StateStore(out / "sites" / site / "state").load(
         config.run.name, state["bases"].get(site, "")
     )

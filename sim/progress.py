@@ -10,7 +10,7 @@ from server import status
 from server.app import Hooks
 from server.rounds import Listener
 from sscxr.config import Config
-from sscxr.display import Board, Clock, Line, Rate
+from sscxr.display import Board, Clock, Line
 from sscxr.runs import SiteRow
 from sscxr.training.batches import round_of
 
@@ -23,7 +23,7 @@ class Show:
         self._clock = Clock()
         self._round, self._sites, self._heard = 0, 1, 0
         self._shares: dict[str, float] = {}  # share of steps done, for sites that have not replied yet
-        self._rates: dict[str, Rate] = {}
+        self._clocks: dict[str, Clock] = {}
         self._at_work: Line | None = None
 
     def __enter__(self) -> "Show":
@@ -38,13 +38,13 @@ class Show:
 
     def _started(self, round_number: int, attempt: int, sites: list[str]) -> None:
         self._round, self._sites, self._heard = round_number, max(1, len(sites)), 0
-        self._shares, self._rates, self._at_work = {}, {}, None
+        self._shares, self._clocks, self._at_work = {}, {}, None
         self._show()
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
         steps = len(round_of(self.config, images, self._round)[1])
         self._shares[site] = step / steps
-        speed = self._rates.setdefault(site, Rate()).of(seen)
+        speed = self._clocks.setdefault(site, Clock()).rate(seen)
         notes = [
             f"{step} of {steps} steps",
             "" if speed is None else f"{speed:.0f} images/s",

@@ -86,14 +86,7 @@ def read(
     numbers = pd.Series(groups.names).map(home).map({site: number for number, site in enumerate(sites)})
     dealt = numbers.fillna(-1).to_numpy(dtype=np.int64)
     at_home = dealt >= 0
-    known = Groups(
-        groups.names[at_home],
-        groups.images[at_home],
-        groups.training[at_home],
-        groups.source[at_home],
-        groups.kind[at_home],
-    )
-    check_minimum(sites, dealt[at_home], known, minimum)
+    check_minimum(sites, dealt[at_home], groups.at(at_home), minimum)
     parts = {site: groups.names[dealt == number].tolist() for number, site in enumerate(sites)}
     return parts, _differences(file, table, met, found, home, int((~at_home).sum()))
 

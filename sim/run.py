@@ -4,14 +4,13 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.tracking import kinds_of
-from sim.typed import sorted_out
+from sim.typed import Data, check_there, sorted_out
 from sscxr import config as configs
 from sscxr import printable
 from sscxr.commands import command_line
@@ -34,12 +33,7 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="Any setting; further paths after --data."),
     ] = None,
     clients: Annotated[int, typer.Option(help="Virtual sites.", min=1)] = 8,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PATH ...", help="Caches, manifests, folders, or corpora (NAME:FOLDER); none: phantoms."
-        ),
-    ] = None,
+    data: Data = None,
     config: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "demo",
     rounds: Annotated[int | None, typer.Option(help="federation.rounds")] = None,
     local_epochs: Annotated[float | None, typer.Option(help="federation.local_epochs")] = None,
@@ -113,20 +107,12 @@ def _settings(config: str, overrides: list[str]) -> configs.Config:
 
 
 def _sorted_out(arguments: list[str], data: list[Path], *, begun: bool) -> tuple[list[str], list[Path]]:
-    """Separate settings and paths: of the arguments from `--data FOLDER/*`, the option takes only the first.
-
-    Args:
-        begun: whether the run has its own copy of the data, so that the sources may be missing.
-    """
-    from sscxr.data import corpora
-
+    """Separate settings and paths; those of a run that has `begun`, with its own copy, may be missing."""
     if not data:
         return arguments, []
     overrides, more = sorted_out(arguments)
     paths = [*data, *more]
-    for path in paths:
-        if corpora.named(path) is None and not path.exists() and not begun:
-            raise ConfigError(f"--data {path}: no such cache, manifest or folder")
+    check_there(paths, begun=begun)
     return overrides, paths
 
 
@@ -173,10 +159,9 @@ def _simulate(
     import client.app
     from server.app import app as server_app
     from server.ledger import may_change
-    from sim import engine, findings
+    from sim import engine, findings, pictures
     from sim.data import gather
     from sim.outcome import finish
-    from sim.pictures import Pictures
     from sim.progress import Show
     from sim.sites import check_labelled, write_config, write_sites
     from sscxr.display import PlainConsole
@@ -198,7 +183,9 @@ def _simulate(
         "tracking": tracking,
         "releases": False,  # `finish` does, once, when it has measured the encoder
     }
-    with Show(config), Pictures(cache, config, out) if measure is None else nullcontext():
+    with Show(config):
+        if measure is None:
+            pictures.follow(cache, config, out)
         if engine_name == "inline":
             engine.run_inline(server_app, client.app.app, files, run_config)
         else:

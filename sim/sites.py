@@ -49,7 +49,9 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
     notes = [*notes, *findings.notes(cache, config.privacy.min_cell)]
     table = "".join(f"{group},{name}\n" for name, members in parts.items() for group in members)
     asked.same_data(out, cache, table)
-    _describe(cache, out, config, parts, notes, pictured=pictured)
+    rows = cache.rows(laterals=config.data.laterals)
+    index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
+    describe(index, held_out, out, parts, notes, pictured=pictured)
     for name, members in parts.items():
         folder = out / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,15 +84,6 @@ def parts_of(cache: Cache, config: Config, clients: int) -> tuple[dict[str, list
         groups, settings.partition, clients, alpha=settings.alpha, minimum=minimum, seed=config.run.seed
     )
     return parts, []
-
-
-def _describe(
-    cache: Cache, out: Path, config: Config, parts: dict[str, list[str]], notes: list[str], *, pictured: bool
-) -> None:
-    """Write what each site holds, for people and for other programs."""
-    rows = cache.rows(laterals=config.data.laterals)
-    index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
-    describe(index, held_out, out, parts, notes, pictured=pictured)
 
 
 def describe(

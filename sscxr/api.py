@@ -113,19 +113,14 @@ class Run:
         Raises:
             RunError: no round is done yet.
         """
-        from sscxr import seeds, stages
-        from sscxr.models import encoder as encoders
+        from sscxr import stages
         from sscxr.release import release
-        from sscxr.training import parts
 
         released = self.folder / "encoder"
         if (released / release.WEIGHTS).is_file():
             return release.load_encoder(released)
         config = self.config
-        with seeds.forked(config.run.seed, "encoder"):
-            stage = stages.of(config)
-            encoder = encoders.build(config.encoder.name, **stage.encoder_args(), pooling=stage.pooling)
-        encoder.load_state_dict(parts.split(self._last_checkpoint())[0])
+        encoder = stages.of(config).encoder(self._last_checkpoint())
         about: Any = encoder.pretrained_cfg
         about.update(mean=(config.data.mean,), std=(config.data.std,))  # as in a release
         return encoder.eval()
@@ -155,6 +150,6 @@ def load_encoder(path_or_url: str | Path, *, key: str | Path | None = None) -> "
     Raises:
         SscxrError: one line states what is wrong.
     """
-    from sscxr.release import fetch, signing
+    from sscxr.release import fetch, release, signing
 
-    return fetch.load_encoder(path_or_url, key=signing.read_public(key) if key else None)
+    return release.load_encoder(fetch.located(path_or_url, key=signing.read_public(key) if key else None))

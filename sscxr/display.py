@@ -102,31 +102,21 @@ class Board:
 
 
 class Clock:
-    """Estimates the time left from the progress since the first call."""
+    """Measures the rate since the first call, and estimates the time left from it."""
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
 
-    def left(self, done: float, total: float) -> str:
-        """Return the time left, such as "2:10 left"; empty if it cannot be estimated yet."""
-        now = time.monotonic()
-        began, at = self._first = self._first or (now, done)
-        if done <= at:
-            return ""
-        return f"{duration((now - began) * (total - done) / (done - at))} left"
-
-
-class Rate:
-    """Measures a rate per second since the first call."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, float] | None = None
-
-    def of(self, done: float) -> float | None:
+    def rate(self, done: float) -> float | None:
         """Return the rate per second; None if it cannot be estimated yet."""
         now = time.monotonic()
         began, at = self._first = self._first or (now, done)
         return (done - at) / (now - began) if done > at and now > began else None
+
+    def left(self, done: float, total: float) -> str:
+        """Return the time left, such as "2:10 left"; empty if it cannot be estimated yet."""
+        rate = self.rate(done)
+        return f"{duration((total - done) / rate)} left" if rate else ""
 
 
 def duration(seconds: float) -> str:

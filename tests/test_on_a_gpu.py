@@ -56,7 +56,7 @@ def test_no_step_waits_for_the_device(cache: Cache) -> None:
             loss = training.loss(pretrain.views(pixels, config, source), source)
             assert isinstance(loss, Tensor)
             loss.backward()  # type: ignore[no-untyped-call]
-            pretrain.optim.clip_per_tensor(training.objective.parameters(), 1.0)
+            pretrain.optim.clip(training.objective.parameters(), 1.0, per_tensor=True)
             training.optimiser.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sim.typed import sorted_out
+from sim.typed import Data, check_there, sorted_out
 from sscxr.commands import command_line
 from sscxr.commands.command_line import examples
 from sscxr.config import ConfigError
-from sscxr.data import corpora
 from sscxr.display import PlainConsole
 from sscxr.errors import SscxrError
 
@@ -32,12 +31,7 @@ def run(
             help="Any setting, for every cell, or an entry of the file; further paths after --data.",
         ),
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="PATH ...", help="Caches, manifests, folders, or corpora (NAME:FOLDER); none: phantoms."
-        ),
-    ] = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="The comparison's folder; default: runs/compare/NAME.")
     ] = None,
@@ -54,9 +48,7 @@ def run(
     plan = file.read(name, overrides)
     out = out or Path("runs/compare") / plan.name
     sources = [*(data or []), *paths]
-    for path in sources:
-        if corpora.named(path) is None and not path.exists() and not (out / "data").exists():
-            raise ConfigError(f"--data {path}: no such cache, manifest or folder")
+    check_there(sources, begun=(out / "data").exists())
     command = command_line.typed(PROGRAM, sys.argv[1:])
     failed = compare(plan, sources, out, jobs, command)
     if failed:

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from server.ledger import LedgerError
+from sim.asked import placed
 from sim.data import gather
-from sscxr import printable
 from sscxr.config import Config
-from sscxr.data import corpora
-from sscxr.data.cache import columns
-from sscxr.data.cache.cache import VIEWED, Cache, CacheError, open_cache, read_index
-from sscxr.files import whole_folder, write_atomically
+from sscxr.data.cache.assemble import write_copy
+from sscxr.data.cache.cache import VIEWED, Cache, CacheError, open_cache
+from sscxr.files import write_atomically
 
 _GIVEN = "given.json"
-_CHUNK = 1024  # images copied at a time
 
 
 def images_of(data: Sequence[Path], out: Path, config: Config, clients: int, *, validation: bool) -> Cache:
@@ -40,7 +37,7 @@ def images_of(data: Sequence[Path], out: Path, config: Config, clients: int, *, 
     """
     folder = out / "data"
     given = {
-        "--data": [_placed(path) for path in data],
+        "--data": [placed(path) for path in data],
         "settings": {
             "data.cache_size": config.data.cache_size,
             "sim.uncertain": config.sim.uncertain,
@@ -68,11 +65,6 @@ def images_of(data: Sequence[Path], out: Path, config: Config, clients: int, *, 
     return open_cache(name) if name.exists() else without_test(cache, share, name)
 
 
-def _placed(path: Path) -> str:
-    of_corpus = corpora.named(path)
-    return str(path.resolve()) if of_corpus is None else f"{of_corpus[0].name}:{of_corpus[1].resolve()}"
-
-
 def without_test(cache: Cache, test_share: float, folder: Path) -> Cache:
     """Write a cache without the patients that are set aside, and return it.
 
@@ -90,19 +82,5 @@ def without_test(cache: Cache, test_share: float, folder: Path) -> Cache:
     index["split"] = (index["split"] - test_share) / (1 - test_share)
     summary: dict[str, Any] = {key: value for key, value in cache.summary.items() if key != VIEWED}
     summary |= {"images": len(rows)}
-    with whole_folder(folder, 0o700) as fresh:
-        _copy(fresh / "images.npy", cache.images, rows)
-        if cache.masks is not None:
-            _copy(fresh / "masks.npy", cache.masks, rows)
-        (fresh / columns.INDEX).write_text(printable.frame(index, index=False), encoding="utf-8")
-        columns.write(fresh, read_index(fresh))
-        (fresh / "summary.json").write_text(json.dumps(summary, indent=1))
-    return open_cache(folder)
-
-
-def _copy(file: Path, images: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> None:
-    shape = (len(rows), *images.shape[1:])
-    copied = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    for start in range(0, len(rows), _CHUNK):
-        copied[start : start + _CHUNK] = images[rows[start : start + _CHUNK]]
-    copied.flush()
+    masks = None if cache.masks is None else (cache.masks[row] for row in rows)
+    return write_copy(folder, index, summary, cache.size, (cache.images[row] for row in rows), masks)

@@ -19,25 +19,13 @@ from sscxr.files import expanded
 
 TRAINED, UNTRAINED, ALONE = "trained", "untrained", "alone"
 VALIDATION, TEST = "validation", "test"
-FEDERATION = (
-    "federation"  # `epochs` of a cell `alone`: each site has as many views as the federation together
+FEDERATION = "federation"  # as `epochs` of a cell `alone`: each site has as many views as all together
+# Entries of the file that may be given as NAME=VALUE, too.
+_TYPED = (
+    *("title", "base", "clients", "epochs", "seeds", "patients", "reference", "cohorts", "points"),
+    "resamples",
 )
-NAMES = (
-    *(
-        "title",
-        "base",
-        "clients",
-        "settings",
-        "epochs",
-        "seeds",
-        "patients",
-        "reference",
-        "cohorts",
-        "points",
-    ),
-    *("resamples", "cells"),
-)
-_TYPED = tuple(name for name in NAMES if name not in ("settings", "cells"))  # may be given as NAME=VALUE, too
+NAMES = (*_TYPED, "settings", "cells")
 _SPECIAL = ("clients", "partition", "untrained", "alone", "epochs")
 # What the file sets otherwise, for all cells.
 _SET_OTHERWISE = {
@@ -140,12 +128,7 @@ def read(file: str, overrides: Sequence[str] = ()) -> Plan:
         ConfigError: one line states what is wrong, and where.
     """
     path = _find(file)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
-        raise ConfigError(f"{path}: {reason}") from None
-    found = _parsed(str(path), text)
+    found = _parsed(str(path), configs.text_of(path))
     more = []
     for item in overrides:
         key, sign, text = item.partition("=")
@@ -271,16 +254,8 @@ def _cell(
         views = None if of_federation else _number("epochs", given)
     else:
         views = epochs
-    config = _loaded(
-        base,
-        [
-            *shared,
-            *overrides,
-            *_partition(special.get("partition")),
-            f"run.name={folder}",
-            f"run.seed={seed}",
-        ],
-    )
+    own = [*_partition(special.get("partition")), f"run.name={folder}", f"run.seed={seed}"]
+    config = _loaded(base, [*shared, *overrides, *own])
     if not config.pretrains:
         raise ConfigError(f"run.stage={config.run.stage}: a comparison is of pretraining")
     rounds = 1 if kind == UNTRAINED else rounds_of(epochs if views is None else views, config)
@@ -326,15 +301,11 @@ def _settings(where: str, node: Node) -> list[str]:
         if not where and key.startswith(_SHARED):
             raise ConfigError(f"{key}: all cells have the same; state it in `settings`")
         if isinstance(value, Scalar):
-            found.append(f"{key}={value.text if value.text else json_null(value)}")
+            empty = "null" if value.plain else "''"
+            found.append(f"{key}={value.text or empty}")
         else:
             found.append(f"{key}={_flow(value)}")
     return found
-
-
-def json_null(value: Scalar) -> str:
-    """Return how an override gives an empty value: nothing, or an empty text if it was quoted."""
-    return "null" if value.plain else "''"
 
 
 def _flow(node: Node) -> str:

@@ -3,11 +3,9 @@
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sscxr import runs
 from sscxr.config import Config, ConfigError
 from sscxr.config.schema import MIXED_IMAGES
 from sscxr.data.cache.cache import Cache
+from sscxr.data.prepare.pool import start_fork_server
 from sscxr.display import Board, Clock, Line, duration
 from sscxr.federation import floors
 from sscxr.files import write_atomically
@@ -62,6 +61,11 @@ class Job:
     def title(self) -> str:
         """Return its name for a person."""
         return ", ".join(filter(None, (self.cell.name, f"seed {self.seed}", self.site)))
+
+    @property
+    def clients(self) -> int:
+        """Return its number of sites."""
+        return 1 if self.site else self.cell.clients
 
     @property
     def is_finished(self) -> bool:
@@ -148,7 +152,7 @@ def _alone(
 
 def _asked(job: Job, cache: Cache) -> dict[str, Any]:
     return {
-        "clients": 1 if job.site else job.cell.clients,
+        "clients": job.clients,
         "untrained": job.cell.kind == UNTRAINED,
         "data": str(cache.folder.resolve()),
         "settings": configs.dumps(job.config),
@@ -164,15 +168,10 @@ def _check(job: Job) -> None:
         before = json.loads(file.read_text())
         then = configs.as_dict(configs.loads(before["settings"], partial=True))
         clients_then, untrained_then = before["clients"], before["untrained"]
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-    ):  # also text that is not UTF-8, and settings that cannot be read
+    except (ValueError, LookupError, TypeError):  # also bad UTF-8, and settings that cannot be read
         raise LedgerError(f"{file} is damaged; delete its folder to run it again") from None
     keys = [key for key in differing(then, configs.as_dict(job.config)) if key not in _NO_MATTER]
-    clients = 1 if job.site else job.cell.clients
-    keys += ["clients"] * (clients_then != clients)
+    keys += ["clients"] * (clients_then != job.clients)
     keys += ["untrained"] * (untrained_then != (job.cell.kind == UNTRAINED))
     if keys:
         raise LedgerError(
@@ -240,15 +239,14 @@ def start_forking(threads: int) -> None:
     Args:
         threads: of the libraries that a run uses besides torch.
     """
-    before, on_interrupt = dict(os.environ), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = dict(os.environ)
     # The server reads these as it starts. The path is for this very code to be found.
     path = os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before.get("PYTHONPATH"))))
     os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
     try:
         _CONTEXT.set_forkserver_preload(list(worker.IMPORTS))
-        forkserver.ensure_running()
+        start_fork_server()
     finally:
-        signal.signal(signal.SIGINT, on_interrupt)
         os.environ.clear()
         os.environ |= before
 

@@ -16,11 +16,11 @@ from sscxr import config as configs
 from sscxr.evaluation.metrics import Interval
 from sscxr.report import charts, svg
 from sscxr.report.charts import Chart, Estimate
+from sscxr.report.compare import short
 from sscxr.report.page import template
 
 # Settings that differ because others do, or that name a run.
 _FOLLOW = {"run.name", "federation.evaluate_every"}
-_LONGEST = 60  # letters of a setting's value
 
 
 def render(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], command: str) -> str:
@@ -152,7 +152,7 @@ def _settings(cells: Sequence[Cell]) -> tables.Sheet:
     """Return a table of what differs between the cells."""
     trees = [configs.as_dict(cell.config) | {"clients": cell.clients, "kind": cell.kind} for cell in cells]
     keys = {key for tree in trees[1:] for key in differing(trees[0], tree)} - _FOLLOW
-    rows = [[key, *(_short(_value(tree, key)) for tree in trees)] for key in sorted(keys)]
+    rows = [[key, *(short(_value(tree, key)) for tree in trees)] for key in sorted(keys)]
     return tables.Sheet("Settings that differ", ["setting", *(cell.name for cell in cells)], rows)
 
 
@@ -161,8 +161,3 @@ def _value(tree: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         found = found.get(name, tables.NONE)
     return found
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

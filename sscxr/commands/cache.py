@@ -177,20 +177,21 @@ def _show(cache: "Cache", as_json: bool) -> None:
 
     console = PlainConsole(highlight=True)
     table = Table("", "", "images", title=repr(cache), title_justify="left", title_style="bold", box=None)
-    for name, label in (
-        ("sources", "source"),
-        ("views", "view"),
-        ("ages", "age"),
-        ("grey_ranges", "grey range"),
-    ):
-        for place, (value, count) in enumerate(facts[name].items()):
-            table.add_row("" if place else label, value, str(count))
-    for place, (name, cells) in enumerate(facts["labels"].items()):
-        words = ", ".join(f"{count} {kind}" for kind, count in cells.items())
-        table.add_row("" if place else "label", name, words)
-    table.add_row("masks", "", str(facts["masks"]))
-    for title in ("warnings", "quarantined"):
-        for place, (name, count) in enumerate(facts[title].items()):
+    labels = {
+        name: ", ".join(f"{count} {kind}" for kind, count in cells.items())
+        for name, cells in facts["labels"].items()
+    }
+    for title, counts in {
+        "source": facts["sources"],
+        "view": facts["views"],
+        "age": facts["ages"],
+        "grey range": facts["grey_ranges"],
+        "label": labels,
+        "masks": {"": facts["masks"]},
+        "warnings": facts["warnings"],
+        "quarantined": facts["quarantined"],
+    }.items():
+        for place, (name, count) in enumerate(counts.items()):
             table.add_row("" if place else title, name, str(count))
     console.print(table)
     for name in ("quarantine", "sheet"):

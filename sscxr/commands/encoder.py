@@ -123,14 +123,14 @@ def located(source: str, key: Path | None) -> Path:
 @contextmanager
 def shown_downloads() -> "Iterator[Shown]":
     """Show a progress bar per file on stderr in a terminal; otherwise an occasional line."""
-    from sscxr.display import Board, Clock, Line, Rate
+    from sscxr.display import Board, Clock, Line
 
-    clocks: dict[str, tuple[Clock, Rate]] = {}
+    clocks: dict[str, Clock] = {}
     with Board() as board:
 
         def shown(name: str, done: int, total: int | None) -> None:
-            clock, rate = clocks.setdefault(name, (Clock(), Rate()))
-            speed, whole = rate.of(done), "" if total is None else f" of {total / 1e6:.1f}"
+            clock = clocks.setdefault(name, Clock())
+            speed, whole = clock.rate(done), "" if total is None else f" of {total / 1e6:.1f}"
             notes = [
                 f"{done / 1e6:.1f}{whole} MB",
                 "" if speed is None else f"{speed / 1e6:.1f} MB/s",

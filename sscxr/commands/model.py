@@ -1,7 +1,7 @@
 """`sscxr evaluate`, `compare`, `predict`, `embed`, `similar`. Thin: torch is imported when a command runs."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from sscxr.commands.command_line import AsJson, Force, examples
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sscxr.finetuning.judge import Judged
     from sscxr.predict.reading import Read
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a fine-tuned model.")]
@@ -71,12 +72,7 @@ def evaluate(
     """Evaluate a fine-tuned model on prepared data. Patients that it was trained on are left out."""
     from sscxr.finetuning import judge
 
-    judged = judge.evaluate(model, data, sources=names(source), held_out=held_out)
-    _notes(judged.notes)
-    found = judged.figures
-    if as_json:
-        typer.echo(json.dumps(found, indent=1, allow_nan=False))
-        return
+    found = _figures(judge.evaluate(model, data, sources=names(source), held_out=held_out), as_json)
     typer.echo(f"{model} on {data}: {found['n']} images of {found['patients']} patients")
     table = _table("", "value", "95 % interval", "images")
     for name, figure in figures_of(found).items():
@@ -101,12 +97,7 @@ def compare(
     """Compare two models on the same images. Shows A minus B, by a paired bootstrap over patients."""
     from sscxr.finetuning import judge
 
-    judged = judge.compare(first, second, data, sources=names(source), held_out=held_out)
-    _notes(judged.notes)
-    found = judged.figures
-    if as_json:
-        typer.echo(json.dumps(found, indent=1, allow_nan=False))
-        return
+    found = _figures(judge.compare(first, second, data, sources=names(source), held_out=held_out), as_json)
     typer.echo(f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients")
     table = _table("", "A", "B", "A - B", "95 % interval", "p")
     for name, figure in figures_of(found).items():
@@ -244,9 +235,14 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _notes(notes: Sequence[str]) -> None:
-    for note in notes:
+def _figures(judged: "Judged", as_json: bool) -> dict[str, Any]:
+    """Print the notes and return the figures; as JSON, print them too, and end."""
+    for note in judged.notes:
         typer.echo(f"note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps(judged.figures, indent=1, allow_nan=False))
+        raise typer.Exit
+    return judged.figures
 
 
 def figures_of(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

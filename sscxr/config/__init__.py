@@ -10,7 +10,7 @@ from sscxr.config.loading import recipe_hash as recipe_hash
 from sscxr.config.loading import schema as schema
 from sscxr.config.loading import setting as setting
 from sscxr.config.loading import split_overrides as split_overrides
-from sscxr.config.schema import RECIPE_SECTIONS as RECIPE_SECTIONS
+from sscxr.config.loading import text_of as text_of
 from sscxr.config.schema import Config as Config
 from sscxr.config.schema import ConfigError as ConfigError
 from sscxr.config.schema import FederationConfig as FederationConfig

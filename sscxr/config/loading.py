@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sscxr.config import ranges, yaml_text
 from sscxr.config.schema import Config, ConfigError
 
+_OWN = {field.name for field in fields(Config)}  # beside the sections of the methods, which `schema` adds
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9._/-]+")  # reads the same with and without quotes
 
 
@@ -63,7 +64,7 @@ def loads(text: str, *, partial: bool = False) -> Config:
 def _loaded(text: str, partial: bool) -> Config:
     merged = copy.deepcopy(_defaults()) if partial else OmegaConf.structured(schema())
     if not partial:  # methods that a later version added still get their defaults
-        for name in _methods():
+        for name in {field.name for field in fields(schema())} - _OWN:
             merged[name] = copy.deepcopy(_defaults()[name])
     _fill(merged, "resolved config", _layer("resolved config", text, foreign=True))
     try:
@@ -158,18 +159,11 @@ def schema() -> type[Config]:
     report or `sscxr --help` does not need.
     """
     written = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(_shipped("default"))))
-    known = {field.name for field in fields(Config)}
     sections = []
-    for name in sorted(written.keys() - known):
+    for name in sorted(written.keys() - _OWN):
         settings = [(key, _kind(value), MISSING) for key, value in written[name].items()]
         sections.append((name, make_dataclass(name, settings), MISSING))
     return cast(type[Config], make_dataclass("Settings", sections, bases=(Config,)))
-
-
-def _methods() -> list[str]:
-    """Return the sections that `schema` adds: one for each self-supervised method."""
-    own = {field.name for field in fields(Config)}
-    return [field.name for field in fields(schema()) if field.name not in own]
 
 
 def _kind(value: Any) -> Any:
@@ -188,12 +182,20 @@ def _fill(merged: Any, origin: str, layer: dict[str, Any]) -> None:
 
 
 def _read(path: Path, *, foreign: bool = False) -> dict[str, Any]:
+    return _layer(str(path), text_of(path), foreign=foreign)
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file of settings.
+
+    Raises:
+        ConfigError: it cannot be read, or is not in UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
         raise ConfigError(f"{path}: {reason}") from None
-    return _layer(str(path), text, foreign=foreign)
 
 
 def _layer(origin: str, text: str, *, foreign: bool) -> dict[str, Any]:

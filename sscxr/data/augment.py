@@ -5,6 +5,7 @@ per image. A batch takes two batched matrix products, whatever the sizes of its 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ def random_crops(
     batch: int,
     *,
     size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: Sequence[float],
+    ratio: Sequence[float],
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw crop boxes inside a square of `size` px.
@@ -89,8 +90,8 @@ def views(
     images: Tensor,
     *,
     out: int,
-    crop_scale: tuple[float, float],
-    crop_ratio: tuple[float, float],
+    crop_scale: Sequence[float],
+    crop_ratio: Sequence[float],
     flip: float,
     brightness: float,
     contrast: float,
@@ -129,7 +130,7 @@ def affine(
     out: int,
     rotate: float,
     shift: float,
-    scale: tuple[float, float],
+    scale: Sequence[float],
     flip: float,
     brightness: float,
     contrast: float,
@@ -178,15 +179,8 @@ def affine(
 
 
 def _back(angle: Tensor, grow: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Return the map from places of a view to places of the image, [B, 2, 3], in coordinates from -1 to 1.
-
-    The chest is mirrored, scaled, rotated and then shifted; this map undoes them in reverse order.
-
-    Args:
-        angle: radians [B].
-        grow, mirror: [B]; mirror is 1 or -1.
-        shift: [2, B], along x and y.
-    """
+    """Return the map from a view to the image, [B, 2, 3] for coordinates in -1..1; `shift` [2, B], others [B]."""
+    # The chest is mirrored, scaled, rotated and then shifted; the map undoes these in reverse order.
     cosine, sine = torch.cos(angle) / grow, torch.sin(angle) / grow
     across = torch.stack([mirror * cosine, mirror * sine, -mirror * (cosine * shift[0] + sine * shift[1])], 1)
     down = torch.stack([-sine, cosine, sine * shift[0] - cosine * shift[1]], 1)
@@ -203,16 +197,7 @@ def _lit(
     mean: float,
     std: float,
 ) -> Tensor:
-    """Vary brightness and contrast of each image about its mean, clip to black and white, and normalise.
-
-    This takes one multiplication and addition a pixel.
-
-    Args:
-        pixels: [B, H, W] in 0..255.
-        brightness, contrast: the largest change, as a share.
-        bright, steep: random numbers in 0..1, [B].
-        mean, std: of the normalisation, grey levels in 0..1.
-    """
+    """Vary images [B, H, W] of 0..255 about each one's mean, by random 0..1 [B]; clip and normalise them."""
     level = pixels.mean(dim=(1, 2)) / 255
     gain = 1 + contrast * (2 * steep - 1)
     shift = level * (1 + brightness * (2 * bright - 1)) - level * gain

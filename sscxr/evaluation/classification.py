@@ -6,7 +6,7 @@ both are null; the subgroup's counts are beside them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,7 +31,6 @@ def evaluate(
     *,
     specificity: float = 0.9,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return all figures of a classifier on a set of images, ready for JSON (null for undefined ones).
 
@@ -41,7 +40,7 @@ def evaluate(
         index: a cache's index, N rows, with the patient groups and the columns of the subgroups.
         labels: L names.
         specificity: at which sensitivity is measured.
-        resamples, seed: of the bootstrap.
+        resamples: of the bootstrap.
 
     Returns:
         What `figures` returns; `reliability`: label -> the bins of the reliability curve; `by`: source, view,
@@ -52,7 +51,7 @@ def evaluate(
     """
     known = np.flatnonzero(np.isfinite(truth).any(axis=1))
     probabilities, truth, index = probabilities[known], truth[known], index.iloc[known]
-    settings: dict[str, Any] = {"specificity": specificity, "resamples": resamples, "seed": seed}
+    settings: dict[str, Any] = {"specificity": specificity, "resamples": resamples}
     found = figures(probabilities, truth, index["group"], labels, **settings)
     found["reliability"] = {
         label: [
@@ -61,19 +60,21 @@ def evaluate(
         ]
         for place, label, rows in _known(truth, labels)
     }
-    found["by"] = {}
+
+    def of(rows: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        return figures(probabilities[rows], truth[rows], index["group"][rows], labels, **settings)
+
+    return found | {"by": by_subgroup(index, of)}
+
+
+def by_subgroup(
+    index: pd.DataFrame, figures_of: Callable[[npt.NDArray[np.bool_]], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return for each of `SUBGROUPS` value ("unknown" if empty) -> the figures of those rows, bool [N]."""
+    found = {}
     for column in SUBGROUPS:
         names = index[column].replace("", "unknown").to_numpy()
-        found["by"][column] = {
-            str(name): figures(
-                probabilities[names == name],
-                truth[names == name],
-                index["group"][names == name],
-                labels,
-                **settings,
-            )
-            for name in sorted(set(names))
-        }
+        found[column] = {str(name): figures_of(names == name) for name in sorted(set(names))}
     return found
 
 
@@ -85,7 +86,6 @@ def figures(
     *,
     specificity: float = 0.9,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return figures with 95 % intervals over patients; arguments as in `evaluate`, groups [N].
 
@@ -102,7 +102,7 @@ def figures(
     values = _values(probabilities, truth, ones, labels, specificity)
     chunks = [
         _values(probabilities, truth, weights, labels, specificity)
-        for weights in metrics.resampled(groups, resamples, seed)
+        for weights in metrics.resampled(groups, resamples)
     ]
     # Drawing patients with replacement increases a calibration error: only the resamples' spread is used.
     for name in (name for name in values if name.startswith("ece") and np.isfinite(values[name]).all()):
@@ -125,7 +125,6 @@ def difference(
     *,
     specificity: float = 0.9,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return figures of one classifier minus another's on the same images, by a paired bootstrap over patients.
 
@@ -143,7 +142,7 @@ def difference(
         theirs = _values(baseline, truth, weights, labels, specificity)
         return {name: ours[name] - theirs[name] for name in ours}
 
-    chunks = [gains(weights) for weights in metrics.resampled(groups, resamples, seed)]
+    chunks = [gains(weights) for weights in metrics.resampled(groups, resamples)]
     found = _described(gains(np.ones((1, len(truth)))), chunks, truth, labels)
     for name, figure in found.items():
         figure["p"] = _json(metrics.p_value(np.concatenate([chunk[name] for chunk in chunks])))

@@ -195,10 +195,11 @@ def bootstrap(
     positive: npt.ArrayLike,
     groups: npt.ArrayLike,
     *,
+    baseline: npt.ArrayLike | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Interval:
-    """Return the AUROC with a percentile bootstrap interval over patient groups.
+    """Return the AUROC with a percentile bootstrap interval over patient groups; or a gain in it, paired.
 
     A resample without positives or without negatives has no AUROC and is left out of the percentiles.
 
@@ -206,38 +207,23 @@ def bootstrap(
         scores: float [N].
         positive: bool [N].
         groups: [N], the patient group of each image.
+        baseline: float [N], whose AUROC is subtracted; both use the same resamples, so that effects of easy or
+            hard patients on both cancel. None: nothing is subtracted.
         resamples: number of resamples.
         seed: of the resamples; the same seed and groups give the same resamples.
     """
     scores, positive = _checked(scores, positive)
-    drawn = [weighted_auroc(scores, positive, weights) for weights in resampled(groups, resamples, seed)]
-    return interval(auroc(scores, positive), np.concatenate(drawn))
+    less = None if baseline is None else _checked(baseline, positive)[0]
+
+    def gain(weights: npt.ArrayLike) -> Floats:
+        areas = weighted_auroc(scores, positive, weights)
+        return areas if less is None else areas - weighted_auroc(less, positive, weights)
+
+    drawn = [gain(weights) for weights in resampled(groups, resamples, seed)]
+    return interval(float(gain(np.ones((1, len(scores))))[0]), np.concatenate(drawn))
 
 
-def bootstrap_difference(
-    scores: npt.ArrayLike,
-    baseline: npt.ArrayLike,
-    positive: npt.ArrayLike,
-    groups: npt.ArrayLike,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """Return the AUROC of `scores` minus that of `baseline` on the same images, by a paired bootstrap over groups.
-
-    Both use the same resamples, so that effects of easy or hard patients on both cancel. Arguments as in
-    `bootstrap`.
-    """
-    scores, positive = _checked(scores, positive)
-    baseline, _ = _checked(baseline, positive)
-    drawn = [
-        weighted_auroc(scores, positive, weights) - weighted_auroc(baseline, positive, weights)
-        for weights in resampled(groups, resamples, seed)
-    ]
-    return interval(auroc(scores, positive) - auroc(baseline, positive), np.concatenate(drawn))
-
-
-def resampled(groups: npt.ArrayLike, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+def resampled(groups: npt.ArrayLike, resamples: int, seed: int = 0) -> Iterator[npt.NDArray[np.int64]]:
     """Yield chunks [R', N] of weights: how often each image's group was drawn, groups with replacement."""
     if resamples < 1:
         raise ValueError(f"resamples={resamples} is below 1")

@@ -147,10 +147,10 @@ def compare(
 ) -> Comparison:
     """Compare two encoders' scores on a task's test rows (float [M] each), with intervals over patients."""
     truth, groups = task.test_positive, task.test_groups
-    difference = metrics.bootstrap_difference(scores, baseline, truth, groups, resamples=resamples, seed=seed)
+    drawn: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    difference = metrics.bootstrap(scores, truth, groups, baseline=baseline, **drawn)
     trained, untrained = (
-        _probe(task, kind, metrics.bootstrap(values, truth, groups, resamples=resamples, seed=seed))
-        for values in (scores, baseline)
+        _probe(task, kind, metrics.bootstrap(values, truth, groups, **drawn)) for values in (scores, baseline)
     )
     return Comparison(trained, untrained, difference.value, difference.low, difference.high)
 

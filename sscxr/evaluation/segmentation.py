@@ -19,7 +19,7 @@ from sscxr.data.cache.cache import Cache, CacheError
 from sscxr.data.pixels.pictures import MASK_IGNORE, MASK_LUNG
 from sscxr.data.rows import Rows
 from sscxr.evaluation import metrics
-from sscxr.evaluation.classification import SUBGROUPS
+from sscxr.evaluation.classification import by_subgroup
 
 Bools = npt.NDArray[np.bool_]
 Masks = npt.NDArray[np.uint8]
@@ -115,39 +115,28 @@ def mm_per_px(index: pd.DataFrame) -> npt.NDArray[np.float64]:
     return (index["spacing_mm"] * original / scaled).to_numpy(dtype=np.float64)
 
 
-def evaluate(
-    measured: pd.DataFrame, index: pd.DataFrame, *, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def evaluate(measured: pd.DataFrame, index: pd.DataFrame, *, resamples: int = 1000) -> dict[str, Any]:
     """Return all figures of a segmenter on a set of images, in types that JSON has.
 
     Args:
         measured: the result of `measure`, N rows.
         index: a cache's index, the same N rows, with the patient groups and the columns of the subgroups.
-        resamples, seed: the bootstrap's.
+        resamples: the bootstrap's.
 
     Returns:
         The result of `figures`, and `by`: source, view, sex and age_band -> value ("unknown" if empty) -> the
         result of `figures` for those images.
     """
-    measured = measured.set_axis(index.index)
-    found = figures(measured, index["group"], resamples=resamples, seed=seed)
-    found["by"] = {
-        column: {
-            str(name): figures(measured.loc[part.index], part["group"], resamples=resamples, seed=seed)
-            for name, part in index.groupby(index[column].replace("", "unknown"))
-        }
-        for column in SUBGROUPS
-    }
-    return found
+    found = figures(measured, index["group"], resamples=resamples)
+
+    def of(rows: Bools) -> dict[str, Any]:
+        return figures(measured[rows], index["group"][rows], resamples=resamples)
+
+    return found | {"by": by_subgroup(index, of)}
 
 
 def figures(
-    measured: pd.DataFrame,
-    groups: npt.ArrayLike,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    test: bool = False,
+    measured: pd.DataFrame, groups: npt.ArrayLike, *, resamples: int = 1000, test: bool = False
 ) -> dict[str, Any]:
     """Return means over images with 95 % intervals over patients.
 
@@ -164,18 +153,13 @@ def figures(
     for name in FIGURES:
         values = measured[name].to_numpy(dtype=np.float64)
         has = np.isfinite(values)
-        found[name] = _mean(values[has], groups[has], resamples, seed, test=test)
+        found[name] = _mean(values[has], groups[has], resamples, test=test)
     counts = {name: int(measured[name].sum()) for name in _EMPTY if name in measured}
     return found | {"n": len(measured), "patients": len(set(groups))} | counts
 
 
 def difference(
-    measured: pd.DataFrame,
-    baseline: pd.DataFrame,
-    groups: npt.ArrayLike,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    measured: pd.DataFrame, baseline: pd.DataFrame, groups: npt.ArrayLike, *, resamples: int = 1000
 ) -> dict[str, Any]:
     """Return one segmenter's figures minus another's on the same images, by a paired bootstrap over patients.
 
@@ -184,7 +168,7 @@ def difference(
     figure).
     """
     gains = measured[list(FIGURES)].reset_index(drop=True) - baseline[list(FIGURES)].reset_index(drop=True)
-    return figures(gains, groups, resamples=resamples, seed=seed, test=True)
+    return figures(gains, groups, resamples=resamples, test=True)
 
 
 def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
@@ -196,14 +180,12 @@ def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
 
 
 def _mean(
-    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, seed: int, *, test: bool
+    values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, *, test: bool
 ) -> dict[str, Any]:
     if not len(values):
         return {"value": None, "low": None, "high": None, "n": 0} | ({"p": None} if test else {})
     # A row of weights is never all zero: some group is always drawn, and each has an image.
-    chunks = [
-        weights @ values / weights.sum(axis=1) for weights in metrics.resampled(groups, resamples, seed)
-    ]
+    chunks = [weights @ values / weights.sum(axis=1) for weights in metrics.resampled(groups, resamples)]
     drawn = np.concatenate(chunks)
     found = metrics.interval(float(values.mean()), drawn)
     figure: dict[str, Any] = {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}

@@ -28,11 +28,10 @@ Targets = npt.NDArray[np.float32]
 _MAX_ODDS = 20.0  # upper bound of a rare label's weight: beyond it a few images would dominate each step
 
 
-class Classification:
+class Classification(finetune.Task):
     """Predicts labels that may occur together; the loss leaves out unknown labels.
 
     Attributes:
-        model: the model that learns.
         targets: float32 [N, L] of the whole cache: 1 present, 0 absent, NaN unknown.
     """
 
@@ -45,10 +44,7 @@ class Classification:
             model: on `device`; a logit for each of `classify.labels`.
             train: rows of the cache.
         """
-        self.model: nn.Module = model
-        self.cache, self.config, self.device = cache, config, device
-        size = config.finetune.img_size or config.encoder.img_size
-        self.input = Input(size, config.data.mean, config.data.std, device=device)
+        super().__init__(model, cache, config, device)
         self.targets = known_targets(cache, config.classify.labels)
         self.prior = torch.from_numpy(log_odds(self.targets[train])).to(device)
 
@@ -118,12 +114,6 @@ def check_classes(wanted: Targets, parts: Split, labels: Sequence[str]) -> None:
                     f"label {label!r}: {present} of the {part} images have it and {absent} do not{rest}; "
                     "a classifier needs both"
                 )
-
-
-def has_both(wanted: Targets) -> npt.NDArray[np.bool_]:
-    """Return whether each label is present in some images and absent in others: bool [L] from [N, L]."""
-    both: npt.NDArray[np.bool_] = (wanted == 1).any(axis=0) & (wanted == 0).any(axis=0)
-    return both
 
 
 def log_odds(wanted: Targets) -> Targets:
@@ -217,7 +207,8 @@ def split(cache: Cache, config: Config, sources: Sequence[str], note: Callable[[
         drawn = draw(cache, wanted, parts.train, labels, per_class=few, seed=config.run.seed)
         parts = dataclasses.replace(parts, train=drawn)
     check_classes(wanted, parts, labels)
-    if len(parts.val) and not has_both(wanted[parts.val]).any():
+    val = wanted[parts.val]
+    if len(val) and not ((val == 1).any(axis=0) & (val == 0).any(axis=0)).any():
         note("the validation patients have one class only: no early stopping, the last weights are kept")
     return parts
 

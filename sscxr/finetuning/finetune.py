@@ -2,10 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,23 +33,29 @@ class JudgeError(SscxrError):
     """A model cannot be judged on the data; one line states why."""
 
 
-class Task(Protocol):
+class Task(ABC):
     """A task, with its loss and score: classification, segmentation.
 
     Attributes:
         model: the model to train; its attribute `encoder` is a timm ViT.
+        cache, config, device: its images, its settings, and where it is.
         input: what the model takes.
     """
 
-    model: nn.Module
-    input: Input
+    def __init__(self, model: nn.Module, cache: Cache, config: Config, device: torch.device) -> None:
+        self.model, self.cache, self.config, self.device = model, cache, config, device
+        size = config.finetune.img_size or config.encoder.img_size
+        self.input = Input(size, config.data.mean, config.data.std, device=device)
 
+    @abstractmethod
     def batch(self, rows: Rows, generator: torch.Generator) -> Any:
         """Return varied inputs and their targets, on the device; the generator is on the device too."""
 
+    @abstractmethod
     def loss(self, batch: Any) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
 
+    @abstractmethod
     def score(self, rows: Rows) -> float:
         """Return the model's score on whole images of cache rows: higher is better; NaN if undefined on these."""
 
@@ -164,17 +171,6 @@ def optimiser(model: nn.Module, settings: FinetuneConfig) -> torch.optim.AdamW:
     )
 
 
-def schedule(settings: FinetuneConfig) -> optim.Schedule:
-    """Return a schedule with warm-up, then a cosine; the weight decay is constant."""
-    return optim.Schedule(
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        weight_decay_end=settings.weight_decay,
-    )
-
-
 def planned_epochs(images: int, settings: FinetuneConfig) -> int:
     """Return the number of passes over so many images: the set number, or as many as `min_steps` needs."""
     return max(settings.epochs, -(-settings.min_steps // batches_per_epoch(images, settings.batch_size)))
@@ -213,16 +209,16 @@ def fine_tune(
         began = monotonic()
         order = seeds.generator("cpu", seed, "fine-tune", "order", number)
         batches = epoch(parts.train, settings.batch_size, order)
-        steps = len(batches)
+        steps, views = len(batches), seeds.generator(device, seed, "fine-tune", "views", number)
         with seeds.forked(seed, "fine-tune", "drop-path", number):
             try:
                 trained = train(
                     model,
                     adam,
-                    _batches(task, batches, seeds.generator(device, seed, "fine-tune", "views", number)),
+                    ((task.batch(rows, views), rows.tolist()) for rows in batches),
                     lambda batch: loss_of(task, batch, frozen=settings.frozen),
                     stretch=Stretch(steps, number / planned, (number + 1) / planned),
-                    schedule=schedule(settings),
+                    schedule=optim.Schedule.of(settings),
                     clip=settings.clip,
                     per_tensor=False,
                     autocast=autocast(settings.amp, device),
@@ -247,13 +243,6 @@ def fine_tune(
     return History(done, planned, best + 1)
 
 
-def _batches(
-    task: Task, batches: Sequence[Rows], generator: torch.Generator
-) -> Iterator[tuple[Any, Sequence[int]]]:
-    for rows in batches:
-        yield task.batch(rows, generator), rows.tolist()
-
-
 def loss_of(task: Task, batch: Any, *, frozen: bool) -> Tensor:
     """Return a task's loss, with a frozen encoder in eval mode."""
     if frozen:
@@ -266,14 +255,13 @@ def varied(
 ) -> tuple[Tensor, Tensor | None]:
     """Vary cached images uint8 [B, S, S], and masks, for a fine-tuning; see `augment.affine`."""
     settings = config.finetune
-    low, high = settings.scale
     return augment.affine(
         images,
         masks,
         out=out,
         rotate=settings.rotate,
         shift=settings.shift,
-        scale=(low, high),
+        scale=settings.scale,
         flip=settings.flip,
         brightness=settings.brightness,
         contrast=settings.contrast,

@@ -40,8 +40,6 @@ Model: TypeAlias = nn.Module  # Classifier or UNETR: has `encoder`, gives logits
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SETTINGS, HISTORY, TRAINED_ON = "settings.yaml", "history.jsonl", "trained_on.csv"
 EVALUATION, CARD = "evaluation.json", "README.md"
-_ENCODER_ARGS = ("img_size", "patch_size", "in_chans", "depth")
-_POOLING_ARGS = ("global_pool", "fc_norm", "class_token")  # of a release's config; their values are checked
 
 
 class FinetunedError(SscxrError):
@@ -101,7 +99,7 @@ def encoder_settings(folder: str | Path) -> list[str]:
     """Return overrides that describe the released encoder in `folder`, e.g. "encoder.patch_size=8".
 
     Raises:
-        FinetunedError: there is no released encoder, or this code cannot build it.
+        FinetunedError, ReleaseError: there is no released encoder, or this code cannot build it.
     """
     facts = _released(Path(folder))
     args = facts["model_args"]
@@ -113,16 +111,10 @@ def encoder_settings(folder: str | Path) -> list[str]:
 
 def spec_of(config: Config, *, encoder_sha256: str = "") -> Spec:
     """Return the specification of the model that a run's settings describe; `run.stage` names the task."""
-    args = encoders.model_args(
-        img_size=config.finetune.img_size or config.encoder.img_size,
-        patch_size=config.encoder.patch_size,
-        in_chans=config.encoder.in_chans,
-        depth=config.encoder.depth,
-    )
     return Spec(
         task=config.run.stage,
         architecture=config.encoder.name,
-        model_args=args,
+        model_args=encoders.args_of(config.encoder, config.finetune.img_size),
         mean=config.data.mean,
         std=config.data.std,
         labels=list(KINDS[config.run.stage].labels(config)),
@@ -317,14 +309,9 @@ def _released(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         raise FinetunedError(f"{folder} is not a released encoder: it has no {CONFIG}{release.below(folder)}")
     facts = release.read_config(folder)
-    args, input_args = facts.get("model_args"), facts["pretrained_cfg"]
-    if not isinstance(args, dict):
-        raise FinetunedError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
-    mean, std = (sum(input_args[name]) / len(input_args[name]) for name in ("mean", "std"))
-    strange = sorted(set(args) - {*_ENCODER_ARGS, *_POOLING_ARGS})
-    if strange:
-        raise FinetunedError(f"the encoder in {folder} is built with {strange[0]!r}, which is not supported")
-    args = {"in_chans": 3, "img_size": 224, **args}
+    about = facts["pretrained_cfg"]
+    mean, std = (sum(about[name]) / len(about[name]) for name in ("mean", "std"))
+    args = {"in_chans": 3, "img_size": 224, **release.checked_args(folder, facts)}
     if args["in_chans"] not in (1, 3):
         raise FinetunedError(f"the encoder in {folder} takes {args['in_chans']} channels; X-rays have one")
     if "patch_size" not in args:

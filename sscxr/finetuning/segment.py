@@ -24,12 +24,8 @@ if TYPE_CHECKING:
     from sscxr.models.unetr import UNETR
 
 
-class Segmentation:
-    """Outlines the lungs.
-
-    Attributes:
-        model: the model that learns.
-    """
+class Segmentation(finetune.Task):
+    """Outlines the lungs."""
 
     def __init__(self, model: "UNETR", cache: Cache, config: Config, device: torch.device) -> None:
         """Prepare for training and scoring on rows of a cache that have masks (`segmentation.masked`).
@@ -38,11 +34,8 @@ class Segmentation:
             model: on `device`.
         """
         assert cache.masks is not None, "the rows have masks"
-        self.model: nn.Module = model
-        self.cache, self.masks = cache, cache.masks
-        self.config, self.device = config, device
-        size = config.finetune.img_size or config.encoder.img_size
-        self.input = Input(size, config.data.mean, config.data.std, device=device)
+        super().__init__(model, cache, config, device)
+        self.masks = cache.masks
 
     def batch(self, rows: Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return varied views [B, 1, H, W] and their masks, uint8 [B, 1, H, W]."""

@@ -203,12 +203,7 @@ def _converted(state: State, encoder: VisionTransformer, file: Path) -> dict[str
 
 
 def _refuse_misfit(names: State, wanted: State, file: Path) -> None:
-    """Refuse a start that lacks tensors which the encoder uses, or uses tensors which the encoder lacks.
-
-    Args:
-        names: the checkpoint's tensors by timm's names, without position embeddings.
-        wanted: the encoder's.
-    """
+    """Refuse a start that lacks tensors which the encoder uses, or uses tensors which the encoder lacks."""
     if "dist_token" in names:
         raise EncoderError(
             f"checkpoint {file} has a distillation token, which no encoder here has; "

@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from sscxr.config.schema import EncoderConfig
 from sscxr.errors import SscxrError
 
 POOLINGS = ("avg", "token")  # the mean of the patch tokens, or the class token, after the final norm
@@ -25,6 +26,16 @@ def model_args(*, img_size: int, patch_size: int, in_chans: int, depth: int | No
     """Return the arguments for timm that, beside the name, determine the ViT."""
     args: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "in_chans": in_chans}
     return args if depth is None else args | {"depth": depth}
+
+
+def args_of(settings: EncoderConfig, img_size: int = 0) -> dict[str, Any]:
+    """Return `model_args` by the section `encoder`, at another input size if one is given."""
+    return model_args(
+        img_size=img_size or settings.img_size,
+        patch_size=settings.patch_size,
+        in_chans=settings.in_chans,
+        depth=settings.depth,
+    )
 
 
 def build(
@@ -62,18 +73,15 @@ def build(
             name, num_classes=0, drop_path_rate=drop_path, **args, **pooling_args(pooling)
         )
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise EncoderError(
-            f"{name!r} is not a plain vision transformer, or does not take these sizes ({_one_line(error)}); "
+            f"{name!r} is not a plain vision transformer, or does not take these sizes ({reason}); "
             "name another, such as 'vit_small_patch16_224'"
         ) from None
     if not isinstance(encoder, VisionTransformer):
         raise EncoderError(f"{name!r} is a {type(encoder).__name__}, not a plain vision transformer")
     encoder.patch_embed.proj = PatchProjection(encoder.patch_embed.proj)
     return encoder
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class PatchProjection(nn.Conv2d):

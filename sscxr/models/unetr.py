@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from sscxr.models.encoder import EncoderError
 
 _STEPS = 4  # upsamplings, each with a skip
-_NORM = ("instance", {"affine": True})  # with a scale and shift, as in nnU-Net and MONAI's DynUNet
+# The norm has a scale and shift, as in nnU-Net and MONAI's DynUNet.
+_BLOCK: Any = {"kernel_size": 3, "norm_name": ("instance", {"affine": True}), "res_block": True}
 
 
 class UNETR(nn.Module):
@@ -85,21 +86,9 @@ class Decoder(nn.Module):
         self.skips = nn.ModuleList(
             _projected(embed_dim, width, strides[: step + 1]) for step, width in enumerate(widths[:-1])
         )
-        self.skips.append(
-            UnetrBasicBlock(
-                2, in_channels, feature_size, kernel_size=3, stride=1, norm_name=_NORM, res_block=True
-            )
-        )
+        self.skips.append(UnetrBasicBlock(2, in_channels, feature_size, stride=1, **_BLOCK))
         self.ups = nn.ModuleList(
-            UnetrUpBlock(
-                2,
-                below,
-                width,
-                kernel_size=3,
-                upsample_kernel_size=stride,
-                norm_name=_NORM,
-                res_block=True,
-            )
+            UnetrUpBlock(2, below, width, upsample_kernel_size=stride, **_BLOCK)
             for below, width, stride in zip([embed_dim, *widths[:-1]], widths, strides, strict=True)
         )
         self.out = UnetOutBlock(2, feature_size, 1)
@@ -148,10 +137,8 @@ def _projected(embed_dim: int, width: int, strides: list[int]) -> nn.Module:
         embed_dim,
         width,
         num_layer=max(0, halvings - 1),
-        kernel_size=3,
         stride=1,
         upsample_kernel_size=2 if halvings else 1,
-        norm_name=_NORM,
         conv_block=True,
-        res_block=True,
+        **_BLOCK,
     )

@@ -26,7 +26,7 @@ class Views:
 
     count: int
     size: int
-    area: tuple[float, float]
+    area: Sequence[float]
 
 
 class Measured(NamedTuple):
@@ -157,6 +157,50 @@ class Pictured(Objective):
     @abstractmethod
     def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return normalised images [B, C, H, W] as the encoder gets them, and the method's reconstructions."""
+
+
+class Reconstruction(Pictured):
+    """A method that predicts the pixels of patches.
+
+    Attributes:
+        given: its settings.
+        img_size, patch_size, grid: px a side of an image and of a patch, and patches a side.
+        in_chans, width: channels of the image and of a token.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        settings: Any,
+        views: Sequence[Views],
+    ) -> None:
+        super().__init__()
+        self.encoder, self.given, self.views = encoder, settings, views
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        self.grid, self.width = img_size // patch_size, int(cast(Any, encoder).embed_dim)
+
+    @classmethod
+    def build(cls, encoder: nn.Module, config: Config) -> Self:
+        """Return the method around an encoder, by its own section and the section `encoder`."""
+        shape = config.encoder
+        return cls(
+            encoder=encoder,
+            img_size=shape.img_size,
+            patch_size=shape.patch_size,
+            in_chans=shape.in_chans,
+            settings=cls.settings(config),
+            views=[Views(config.pretrain.views, shape.img_size, config.augment.crop_scale)],
+        )
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """Return images [B, C, H, W] from patches [B, N, C * P * P]."""
+        grid, patch, chans = self.grid, self.patch_size, self.in_chans
+        pixels = patches.view(-1, grid, grid, chans, patch, patch)
+        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, chans, self.img_size, self.img_size)
 
 
 def section(config: Config, schema: type[S]) -> S:

@@ -80,9 +80,9 @@ class DINO(Objective):
         self._new = True  # the teacher and the centre: not yet begun, or restored
         # Means of the teacher's logits in this step, and of how many images.
         self._seen: list[tuple[Tensor, int]] = []
-        self.views = [Views(2, img_size, _two(settings.global_area))]
+        self.views = [Views(2, img_size, settings.global_area)]
         if settings.local_views:
-            self.views.append(Views(settings.local_views, local_size, _two(settings.local_area)))
+            self.views.append(Views(settings.local_views, local_size, settings.local_area))
 
     @classmethod
     def settings(cls, config: Config) -> Settings:
@@ -251,8 +251,3 @@ def cross_entropy(target: Tensor, student: Tensor) -> Tensor:
     pairs = torch.stack([-(view * student).sum(dim=-1).mean(dim=1) for view in target])
     others = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return (pairs * others).sum() / others.sum()
-
-
-def _two(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
-    return low, high

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sscxr.config import Config, ConfigError
 from sscxr.config.fields import choice, number, pair
 from sscxr.models.encoder import patch_tokens
-from sscxr.objectives.base import Pictured, Views, section
+from sscxr.objectives.base import Reconstruction, section
 from sscxr.runs import Words
 
 _HEAD_STD = 0.02  # of the truncated normal that the head's weights are drawn from (GMML)
@@ -137,7 +137,7 @@ def rectangles_needed(*, size: int, align: int, max_block: float, budget: float)
     return math.ceil(4 * -math.log(1 - budget) / mean_side**2)
 
 
-class GMML(Pictured):
+class GMML(Reconstruction):
     """Group masked model learning around an encoder.
 
     Attributes:
@@ -145,40 +145,20 @@ class GMML(Pictured):
         head: predicts each patch's pixels from its token; stays at the site unless it is shared.
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        embed_dim: int,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        blocks: Sequence[int],
-        kinds: Sequence[str] = ("noise", "alien"),
-        drop_budget: tuple[float, float] = (0.5, 0.75),
-        alien_budget: tuple[float, float] = (0.3, 0.3),
-        max_block: float = 0.3,
-        align: int = 16,
-        centre_bias: bool = False,
-        head_layers: int = 3,
-        corrupted_only: bool = True,
-        views: Sequence[Views] = (),
-    ) -> None:
-        """Wrap `encoder`; the arguments are the settings of `configs/default.yaml`, section `gmml`.
+    given: Settings
 
-        The head's initialisation draws from torch's global generator.
-        """
-        super().__init__()
-        self.encoder = encoder
-        self.head = _reconstruction_head(embed_dim, in_chans * patch_size**2, head_layers)
-        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
-        self.blocks, self.kinds = list(blocks), list(kinds)
-        self.max_block, self.align, self.centre_bias = max_block, align, centre_bias
-        self.corrupted_only = corrupted_only
-        self.views = views or [Views(1, img_size, (0.5, 1.0))]
-        self.budgets = [alien_budget if kind == "alien" else drop_budget for kind in self.kinds]
+    def __init__(self, *, settings: Settings, **shape: Any) -> None:
+        """Wrap an encoder; the head's initialisation draws from torch's global generator."""
+        super().__init__(settings=settings, **shape)
+        self.head = _reconstruction_head(self.width, self.in_chans * self.patch_size**2, settings.head_layers)
+        self.budgets = [
+            settings.alien_budget if kind == "alien" else settings.drop_budget for kind in settings.kinds
+        ]
         self.rectangles = rectangles_needed(
-            size=img_size, align=align, max_block=max_block, budget=max(high for _, high in self.budgets)
+            size=self.img_size,
+            align=settings.align,
+            max_block=settings.max_block,
+            budget=max(high for _, high in self.budgets),
         )
 
     @classmethod
@@ -222,39 +202,21 @@ class GMML(Pictured):
         Raises:
             ConfigError: `gmml.blocks` names a block that the encoder does not have.
         """
-        settings, shape, vit = cls.settings(config), config.encoder, cast(Any, encoder)
-        depth = len(vit.blocks)
+        settings, depth = cls.settings(config), len(cast(Any, encoder).blocks)
         if not all(1 <= block <= depth for block in settings.blocks):
             raise ConfigError(f"gmml.blocks={settings.blocks}: the encoder has blocks 1 to {depth}")
-        area = config.augment.crop_scale
-        return cls(
-            encoder=encoder,
-            embed_dim=int(vit.embed_dim),
-            img_size=shape.img_size,
-            patch_size=shape.patch_size,
-            in_chans=shape.in_chans,
-            blocks=settings.blocks,
-            kinds=settings.kinds,
-            drop_budget=(settings.drop_budget[0], settings.drop_budget[1]),
-            alien_budget=(settings.alien_budget[0], settings.alien_budget[1]),
-            max_block=settings.max_block,
-            align=settings.align,
-            centre_bias=settings.centre_bias,
-            head_layers=settings.head_layers,
-            corrupted_only=settings.corrupted_only,
-            views=[Views(config.pretrain.views, shape.img_size, (area[0], area[1]))],
-        )
+        return super().build(encoder, config)
 
     @property
     def depth(self) -> int:
         """Return the last block whose output is averaged."""
-        return max(self.blocks)
+        return max(self.given.blocks)
 
     @property
     def head_values(self) -> int:
         """Return the inputs and activations of the linear layers before the projection to pixels."""
         layers = (len(cast(nn.Sequential, self.head)) - 1) // 2
-        return 2 * layers * self.tokens * int(cast(Any, self.encoder).embed_dim)
+        return 2 * layers * self.tokens * self.width
 
     def compile_by(self, compiled: Callable[[Callable[..., Tensor]], Any]) -> None:
         """Compile `reconstruct`."""
@@ -275,7 +237,7 @@ class GMML(Pictured):
         whole = corruption.mask.sum()
         cuts = (tensor.tensor_split(min(count, len(images))) for tensor in (*corruption, images))
         for corrupted, mask, clean in zip(*cuts, strict=True):
-            share = mask.sum() / whole.clamp(min=1) if self.corrupted_only else len(clean) / len(images)
+            share = mask.sum() / whole.clamp(min=1) if self.given.corrupted_only else len(clean) / len(images)
             yield self.loss(self.reconstruct(corrupted), clean, mask) * share
 
     def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -286,9 +248,9 @@ class GMML(Pictured):
     @torch.no_grad()
     def corrupt(self, images: Tensor, generator: torch.Generator) -> Corruption:
         """Corrupt each image by one kind, drawn at even odds."""
-        batch, device = len(images), images.device
-        kind = torch.randint(len(self.kinds), (batch,), generator=generator, device=device)
-        if batch == 1 and "alien" in self.kinds:
+        batch, device, kinds = len(images), images.device, self.given.kinds
+        kind = torch.randint(len(kinds), (batch,), generator=generator, device=device)
+        if batch == 1 and "alien" in kinds:
             # No other image to copy from: noise instead.
             kind = torch.full_like(kind, -1)
         mask = self._mask(kind.clamp(min=0), generator)
@@ -297,7 +259,7 @@ class GMML(Pictured):
         alien = images[(torch.arange(batch, device=device) + others) % batch]
         content = {"zeros": images.new_zeros(()), "alien": alien}
         replacement = noise
-        for index, name in enumerate(self.kinds):
+        for index, name in enumerate(kinds):
             if name != "noise":
                 replacement = torch.where((kind == index).view(-1, 1, 1, 1), content[name], replacement)
         return Corruption(torch.where(mask, replacement, images), mask)
@@ -308,41 +270,35 @@ class GMML(Pictured):
         # One `where` per kind, not a look-up in a table: copying a table to a GPU waits for the GPU.
         for index, (low, high) in enumerate(self.budgets):
             share = torch.where(kind == index, low + (high - low) * share, share)
-        grid = self.img_size // self.align
+        align = self.given.align
+        grid = self.img_size // align
         start, end = draw_rectangles(
             len(kind),
             self.rectangles,
             size=self.img_size,
-            align=self.align,
-            max_block=self.max_block,
-            centre_bias=self.centre_bias,
+            align=align,
+            max_block=self.given.max_block,
+            centre_bias=self.given.centre_bias,
             generator=generator,
         )
         mask, _ = cover(start, end, grid=grid, budget=share * grid**2)
-        return mask.repeat_interleave(self.align, 1).repeat_interleave(self.align, 2).unsqueeze(1)
+        return mask.repeat_interleave(align, 1).repeat_interleave(align, 2).unsqueeze(1)
 
     def reconstruct(self, corrupted: Tensor) -> Tensor:
         """Predict the clean images [B, C, H, W] from the corrupted ones."""
-        pixels: Tensor = self.head(patch_tokens(self.encoder, corrupted, self.blocks))
-        grid, patch = self.img_size // self.patch_size, self.patch_size
-        pixels = pixels.view(-1, grid, grid, self.in_chans, patch, patch)
-        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, self.in_chans, self.img_size, self.img_size)
+        return self.unpatchify(self.head(patch_tokens(self.encoder, corrupted, self.given.blocks)))
 
     def loss(self, prediction: Tensor, clean: Tensor, mask: Tensor) -> Tensor:
         """Return the mean absolute error over the corrupted pixels, or over all if `corrupted_only` is False."""
         error = (prediction.float() - clean).abs()
-        if not self.corrupted_only:
+        if not self.given.corrupted_only:
             return error.mean()
         weight = mask.to(error.dtype)
         return (error * weight).sum() / (weight.sum() * clean.shape[1]).clamp(min=1)
 
 
 def _reconstruction_head(embed_dim: int, pixels: int, layers: int) -> nn.Sequential:
-    """Return Linear + GELU `layers` times, then one projection of each token to its patch's pixels.
-
-    The projection is the published transposed convolution with kernel = stride = patch size, written as the
-    linear map that it is.
-    """
+    """Return Linear + GELU `layers` times, then the published transposed convolution as a linear map."""
     modules: list[nn.Module] = []
     for _ in range(layers):
         modules += [nn.Linear(embed_dim, embed_dim), nn.GELU()]

@@ -10,7 +10,7 @@ Ours: the encoder's positions are timm's, learned; the decoder's are the publish
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from omegaconf import MISSING
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sscxr.config import Config, ConfigError
 from sscxr.config.fields import number
 from sscxr.models.tokens import embed, encode
-from sscxr.objectives.base import Pictured, Views, section
+from sscxr.objectives.base import Reconstruction, section
 from sscxr.runs import Words
 
 _HEAD_WIDTH = 32  # of the decoder, channels per attention head (the released code: 512 in 16 heads)
@@ -37,7 +37,7 @@ class Settings:
     normalised: bool = MISSING
 
 
-class MAE(Pictured):
+class MAE(Reconstruction):
     """A masked autoencoder around an encoder.
 
     Attributes:
@@ -45,29 +45,14 @@ class MAE(Pictured):
         head: the decoder.
     """
 
-    def __init__(
-        self,
-        *,
-        encoder: nn.Module,
-        grid: int,
-        patch_size: int,
-        in_chans: int,
-        settings: Settings,
-        views: Sequence[Views],
-    ) -> None:
-        """Wrap `encoder`; the decoder is drawn from torch's global generator.
+    given: Settings
 
-        Args:
-            grid: patches a side.
-        """
-        super().__init__()
-        self.encoder, self.given, self.views = encoder, settings, views
-        self.grid, self.patch_size, self.in_chans = grid, patch_size, in_chans
-        self.visible = max(1, round(grid**2 * (1 - settings.mask_ratio)))
-        width = int(cast(Any, encoder).embed_dim)
-        self.head = Decoder(
-            width, settings.decoder_width, settings.decoder_depth, grid=grid, pixels=in_chans * patch_size**2
-        )
+    def __init__(self, *, settings: Settings, **shape: Any) -> None:
+        """Wrap an encoder; the decoder is drawn from torch's global generator."""
+        super().__init__(settings=settings, **shape)
+        self.visible = max(1, round(self.grid**2 * (1 - settings.mask_ratio)))
+        size, pixels = (settings.decoder_width, settings.decoder_depth), self.in_chans * self.patch_size**2
+        self.head = Decoder(self.width, *size, grid=self.grid, pixels=pixels)
 
     @classmethod
     def settings(cls, config: Config) -> Settings:
@@ -100,19 +85,6 @@ class MAE(Pictured):
                 if normalised
                 else ""
             ),
-        )
-
-    @classmethod
-    def build(cls, encoder: nn.Module, config: Config) -> Self:
-        """Return a masked autoencoder around an encoder, by the sections `mae` and `encoder`."""
-        shape, area = config.encoder, config.augment.crop_scale
-        return cls(
-            encoder=encoder,
-            grid=shape.img_size // shape.patch_size,
-            patch_size=shape.patch_size,
-            in_chans=shape.in_chans,
-            settings=cls.settings(config),
-            views=[Views(config.pretrain.views, shape.img_size, (area[0], area[1]))],
         )
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
@@ -155,14 +127,6 @@ class MAE(Pictured):
         grid, patch = self.grid, self.patch_size
         cut = images.view(len(images), self.in_chans, grid, patch, grid, patch)
         return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def unpatchify(self, patches: Tensor) -> Tensor:
-        """Return images [B, C, H, W] from patches [B, N, C * P * P]."""
-        grid, patch = self.grid, self.patch_size
-        pixels = patches.view(len(patches), grid, grid, self.in_chans, patch, patch)
-        return pixels.permute(0, 3, 1, 4, 2, 5).reshape(
-            len(patches), self.in_chans, grid * patch, grid * patch
-        )
 
     def pictures(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return images [B, C, H, W] with masked patches at 0, and with predictions in their place."""

@@ -67,13 +67,7 @@ def open_embedder(source: str) -> Embedder:
     settings = configs.load("default", [*finetuned.encoder_settings(folder), "run.deterministic=false"])
     device, about, data = set_up(settings), settings.encoder, settings.data
     with seeds.forked(0):
-        encoder = encoders.build(
-            about.name,
-            img_size=about.img_size,
-            patch_size=about.patch_size,
-            in_chans=about.in_chans,
-            depth=about.depth,
-        )
+        encoder = encoders.build(about.name, **encoders.args_of(about))
     finetuned.load_encoder(encoder, folder)
     taken = Input(about.img_size, data.mean, data.std, device=device)
     return Embedder(encoder, taken, max(data.cache_size, about.img_size))

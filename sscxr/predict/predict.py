@@ -96,7 +96,9 @@ def predict(
             found.rows.append(row)
             on_file(number, len(listed), file)
     finally:  # after Ctrl-C too
-        _write(out / TABLE, ["file", *columns, "warnings"], found.rows)
+        names = ["file", *columns, "warnings"]
+        text = printable.table(names, ([row.get(name, "") for name in names] for row in found.rows))
+        files.write_atomically(out / TABLE, text.encode("utf-8", "surrogateescape"))
     return found
 
 
@@ -121,8 +123,3 @@ def _refuse(out: Path, *, overwrite: bool) -> None:
         raise ReadingError(f"{out} holds something other than predictions; choose another folder")
     if not overwrite:
         raise ReadingError(f"{out} holds predictions; choose another folder, or give --force")
-
-
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    text = printable.table(columns, ([row.get(name, "") for name in columns] for row in rows))
-    files.write_atomically(path, text.encode("utf-8", "surrogateescape"))

@@ -192,14 +192,11 @@ class Server:
 
 
 def _is_internal(url: str) -> bool:
-    """Return whether a host is, or resolves to, an address that is not on the public internet (RFC 6890).
-
-    A name that does not resolve here is left to the request, or to the proxy, which resolves it elsewhere.
-    """
+    """Return whether a host is, or resolves here to, an address that is not on the public internet (RFC 6890)."""
     host = _split(url).hostname or ""
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
-    except (OSError, UnicodeError):
+    except (OSError, UnicodeError):  # left to the request, or to a proxy that resolves it elsewhere
         return False
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
     mapped = [getattr(address, "ipv4_mapped", None) or address for address in addresses]

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -25,9 +24,6 @@ from sscxr.release import release, signing
 from sscxr.release.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.release.release import FILES, WEIGHTS
 from sscxr.release.signing import SIGNATURE, SUMS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MOST_BYTES = 4_000_000_000  # of the weights; ours: three ViT-L in float32
 _MOST_TEXT = 1_000_000  # bytes of the config, and of the card
@@ -82,21 +78,6 @@ def pull(
     return folder
 
 
-def load_encoder(
-    source: str | Path, *, key: Ed25519PublicKey | None = None, cache: Path | None = None
-) -> "nn.Module":
-    """Load the encoder of a release, or of a run's `encoder` folder, as a timm ViT in eval mode.
-
-    Args:
-        source: an http or https address, which is pulled, or a folder, which is read in place.
-        key, cache: as in `pull`.
-
-    Raises:
-        FetchError, SigningError, ReleaseError: the encoder cannot be used; one line states why.
-    """
-    return release.load_encoder(located(source, key=key, cache=cache))
-
-
 def located(
     source: str | Path,
     *,
@@ -104,7 +85,15 @@ def located(
     cache: Path | None = None,
     shown: Shown = lambda name, done, total: None,
 ) -> Path:
-    """Return the folder of an encoder: pull an address, or leave a folder in place; verify it if a key is given."""
+    """Return the folder of an encoder: pull an address, or leave a folder in place; verify it if a key is given.
+
+    Args:
+        source: an http or https address, or the folder of a release or of a run's `encoder`.
+        key, cache, shown: as in `pull`.
+
+    Raises:
+        FetchError, SigningError, ReleaseError: the encoder cannot be used; one line states why.
+    """
     if is_url(source):
         return pull(source, key=key, cache=cache, shown=shown)
     if key:
@@ -183,11 +172,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _move(partial: Path, folder: Path) -> None:
-    """Verify a release, then move it into the cache by one rename.
-
-    Raises:
-        ReleaseError, SigningError: it is refused and deleted.
-    """
+    """Verify a release, then move it into the cache by one rename; a refused one is deleted."""
     try:
         release.verify(partial)
     except SscxrError:

@@ -100,7 +100,7 @@ def load_encoder(folder: str | Path) -> nn.Module:
             f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{below(folder)}"
         )
     config = read_config(folder)
-    architecture, args = config["architecture"], _model_args(folder, config)
+    architecture, args = config["architecture"], checked_args(folder, config)
     try:
         with torch.random.fork_rng(devices=[]):
             # First without memory: a config of a few bytes cannot request more than the weights beside it fill.
@@ -122,8 +122,12 @@ def load_encoder(folder: str | Path) -> nn.Module:
     return encoder.eval()
 
 
-def _model_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that build the encoder: those that a release may have, each in its range."""
+def checked_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that build a release's encoder, each checked to be one that it may have.
+
+    Raises:
+        ReleaseError: another argument, a value out of its range, or a model that timm does not know.
+    """
     args = config.get("model_args")
     if not isinstance(args, dict):
         raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")

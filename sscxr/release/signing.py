@@ -77,9 +77,8 @@ def read_private(file: str | Path) -> Ed25519PrivateKey:
         SigningError: the file is not such a key, or needs a password.
     """
     data = _read(file)
-    load = (
-        serialization.load_ssh_private_key if b"BEGIN OPENSSH" in data else serialization.load_pem_private_key
-    )
+    ssh = b"BEGIN OPENSSH" in data
+    load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
     try:
         key = load(data, None)
     except TypeError:  # both loaders raise it for an encrypted key
@@ -98,9 +97,8 @@ def read_public(file: str | Path) -> Ed25519PublicKey:
         SigningError: the file is not such a key.
     """
     data = _read(file)
-    load = (
-        serialization.load_ssh_public_key if data.startswith(b"ssh-") else serialization.load_pem_public_key
-    )
+    ssh = data.startswith(b"ssh-")
+    load = serialization.load_ssh_public_key if ssh else serialization.load_pem_public_key
     try:
         key = load(data)
     except (ValueError, UnsupportedAlgorithm):

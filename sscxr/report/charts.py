@@ -274,14 +274,9 @@ def intervals(rows: Sequence[Estimate], heading: str, x_label: str, chance: floa
         axes.grid(axis="x", color=svg.SOFT, alpha=0.3, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
 
-    height = 0.9 + rows_height(len(rows), len(names)) + 0.21 * -(-len(names) // 2)
+    height = 0.9 + max(0.9, len(rows) * (0.1 + 0.13 * len(names))) + 0.21 * -(-len(names) // 2)
     alt = f"{heading}: {len(rows)} rows, {', '.join(names)}, with 95 % intervals; the table has the figures"
     return svg.draw(paint, alt=alt, height=height)
-
-
-def rows_height(rows: int, series: int) -> float:
-    """Return the height in inches of a chart of intervals."""
-    return max(0.9, rows * (0.1 + 0.13 * series))
 
 
 def embedding(record: Record) -> list[Chart]:

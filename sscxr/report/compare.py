@@ -174,12 +174,13 @@ def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
     keys = sorted({key for record in records for key in record.settings} - set(_UNLIKE))
     rows = []
     for key in keys:
-        cells = [_short(record.settings.get(key, "–")) for record in records]
+        cells = [short(record.settings.get(key, "–")) for record in records]
         if len(set(cells)) > 1:
             rows.append({"key": key, "cells": cells})
     return rows
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a setting's value as text, cut if it is long."""
     text = str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

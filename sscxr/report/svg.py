@@ -54,19 +54,17 @@ def style(number: int) -> dict[str, Any]:
     }
 
 
-def draw(
-    paint: Callable[[Figure, Any], Mapping[str, str] | None], *, alt: str, height: float, width: float = WIDTH
-) -> str:
+def draw(paint: Callable[[Figure, Any], Mapping[str, str] | None], *, alt: str, height: float) -> str:
     """Draw a figure as an inline `<svg>`.
 
     Args:
         paint: called with the figure and its axes; returns ids (`hover`) -> texts shown under the mouse.
         alt: a description for those who do not see the figure; unique on the page.
-        height, width: inches.
+        height: inches.
     """
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": alt}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks: the page's font has them
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         texts = paint(figure, figure.add_subplot()) or {}
         return _inline(figure, alt, texts)
 

@@ -29,10 +29,11 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
     losses, images = folded["loss"].dropna(), folded["images"].dropna()
     counts = record.counts.get(name, {})
     seconds = folded["seconds"].dropna()
+    patients = counts.get("images", {}).get("first of a patient")
     return {
         "site": name,
         "images": card.count(int(images.iloc[-1]), record.min_cell) if len(images) else "–",
-        "patients": _patients(counts, record.min_cell),
+        "patients": "–" if patients is None else card.count(patients, record.min_cell),
         "views": _reported(counts.get("view", {})),  # a table of `wire.COUNT_TABLES`
         "ages": _reported(counts.get("age", {})),
         "rounds": f"{len(folded)} of {rows['round'].nunique()}",
@@ -43,11 +44,6 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
         "total_seconds": _figure(seconds.sum() if len(seconds) else float("nan"), "{:,.0f}"),
         "sent": _figure(rows["bytes"].sum() / 1e6, "{:,.1f}"),
     }
-
-
-def _patients(counts: Mapping[str, Mapping[str, int]], min_cell: int) -> str:
-    patients = counts.get("images", {}).get("first of a patient")
-    return "–" if patients is None else card.count(patients, min_cell)
 
 
 def _reported(cells: Mapping[str, int]) -> list[str]:
@@ -90,6 +86,7 @@ def troubles(record: Record) -> list[Row]:
     """Return rows about replies that were not folded, and remarks on those that were."""
     reasons = record.sites["reason"].astype(object).fillna("")
     odd = record.sites[(record.sites["outcome"] != FOLDED) | (reasons != "")]
+    odd = odd.sort_values("site", key=lambda names: names.map(natural)).sort_values("round", kind="stable")
     return [
         {
             "round": str(row["round"]),
@@ -97,13 +94,8 @@ def troubles(record: Record) -> list[Row]:
             "outcome": str(row["outcome"]),
             "reason": "" if pd.isna(row["reason"]) else str(row["reason"]),
         }
-        for row in _in_order(odd).to_dict("records")
+        for row in odd.to_dict("records")
     ]
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows by round and, within one, by site."""
-    return rows.sort_values("site", key=lambda names: names.map(natural)).sort_values("round", kind="stable")
 
 
 def probes(record: Record) -> list[Row]:

@@ -2,63 +2,30 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.files import expanded
 from sscxr.models import checkpoint
+from sscxr.models import encoder as encoders
 from sscxr.runs import Words
-from sscxr.training.loop import HeldOut, Trained
 from sscxr.training.moments import Moments
 from sscxr.training.optim import Schedule
-from sscxr.training.parts import Parts
+from sscxr.training.parts import Parts, split
+from sscxr.training.site_model import Training as Training
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
 
 log = logging.getLogger(__name__)
-
-
-class Training(Protocol):
-    """Training at a site: a model of two parts and its optimiser."""
-
-    parts: Parts
-
-    def shared(self) -> dict[str, Tensor]:
-        """Return the present tensors to average, on the CPU."""
-
-    def load_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load the tensors that the server sent; after `load_local`."""
-
-    def update(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what a round adds to the tensors received, or their gradients, fp32."""
-
-    def load_local(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `local` returned after an earlier round."""
-
-    def local(self) -> dict[str, Tensor]:
-        """Return what stays at the site between rounds, on the CPU."""
-
-    def train_round(
-        self,
-        rows: Rows,
-        *,
-        site: str,
-        round_number: int,
-        budget: float,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> Trained:
-        """Train for one round's local epochs, for at most `budget` seconds."""
-
-    def held_out(self, rows: Rows, *, site: str) -> HeldOut:
-        """Measure the model on images that are never trained on."""
 
 
 class Stage(ABC):
@@ -133,13 +100,20 @@ class Stage(ABC):
         """Return the tensors that are averaged, before the first step."""
         return parts.shared() | Moments(self.config.moments, self.config.optimiser, parts).shared()
 
-    @abstractmethod
     def schedule(self) -> Schedule:
         """Return the run's schedule of learning rate and weight decay."""
+        return Schedule.of(self.config.learning)
 
     @abstractmethod
     def encoder_args(self) -> dict[str, Any]:
         """Return timm's arguments for the encoder, besides its name; see `encoder.model_args`."""
+
+    def encoder(self, shared: Mapping[str, Tensor]) -> "VisionTransformer":
+        """Return the run's encoder with the averaged tensors."""
+        with seeds.forked(self.config.run.seed, "encoder"):
+            built = encoders.build(self.config.encoder.name, **self.encoder_args(), pooling=self.pooling)
+        built.load_state_dict(split(shared)[0])
+        return built
 
     @abstractmethod
     def parts(self) -> Parts:

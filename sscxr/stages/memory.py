@@ -7,7 +7,6 @@ step's activations exist, and the end of the round, when the update and the site
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 from sscxr.config import Config
 from sscxr.stages import pretrain
@@ -45,7 +44,9 @@ def of_round(config: Config, parts: Parts, *, bf16: bool) -> float:
 def of_tuning(config: Config, parts: Parts) -> float:
     """Return the bytes that a round of fine-tuning takes at its peak; arguments as in `of_round`."""
     parameters = sum(p.numel() for part in (parts.encoder, parts.head) for p in part.parameters())
-    kept = _width(parts.encoder) * len(cast(Any, parts.encoder).blocks) * _TUNING_BLOCK
+    vit = cast(Any, parts.encoder)
+    numbers = int((vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim)  # of a block
+    kept = numbers * len(vit.blocks) * _TUNING_BLOCK
     return _TUNING_PROCESS + float(_TUNED * parameters + config.learning.batch_size * kept)
 
 
@@ -69,9 +70,3 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     step += settings.batch_size * sum(group.count * group.size**2 for group in objective.views) * _PIXEL
     trained = max(_IN_STEP * parameters + step, _AT_END * parameters)
     return PROCESS + _FIRST_STEP + float(trained + _FROZEN * frozen)
-
-
-def _width(encoder: nn.Module) -> int:
-    """Return tokens times channels of an image in a block."""
-    vit = cast(Any, encoder)
-    return int((vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim)

@@ -1,7 +1,7 @@
 """Self-supervised pretraining on one site's images: its rounds, and its held-out figures."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -21,12 +21,12 @@ from sscxr.objectives import OBJECTIVES
 from sscxr.objectives.base import Objective, Views
 from sscxr.runs import Words
 from sscxr.stages.base import Stage
-from sscxr.training import compiled, optim, optimisers
-from sscxr.training.batches import batches_of_round, batches_per_epoch, round_of, stretch_of_round
+from sscxr.training import compiled, optimisers
+from sscxr.training.batches import batches_of_round, batches_per_epoch
 from sscxr.training.device import autocast
-from sscxr.training.loop import HeldOut, Stretch, Trained, train
+from sscxr.training.loop import HeldOut, Stretch
 from sscxr.training.parts import Parts
-from sscxr.training.site_model import SiteModel
+from sscxr.training.site_model import Training
 
 _PRIVATE = "private."  # prefix, in the site's state, of a method's private tensors
 
@@ -35,15 +35,9 @@ def build_encoder(config: Config) -> VisionTransformer:
     """Build the encoder from the run's seed alone, so the same everywhere; `Stage.start` loads a checkpoint."""
     settings = config.encoder
     with seeds.forked(config.run.seed, "encoder"):
-        return encoders.build(
-            settings.name,
-            img_size=settings.img_size,
-            patch_size=settings.patch_size,
-            in_chans=settings.in_chans,
-            depth=settings.depth,
-            drop_path=settings.drop_path,
-            pooling=method(config).pooling,
-        )
+        args = encoders.args_of(settings)
+        pooling = method(config).pooling
+        return encoders.build(settings.name, **args, drop_path=settings.drop_path, pooling=pooling)
 
 
 def method(config: Config) -> type[Objective]:
@@ -75,18 +69,6 @@ def blank_objective(config: Config, device: torch.device) -> Objective:
     if left_out:  # no later loading would fill these
         return build_objective(config).to(device)
     return objective.to_empty(device=device)
-
-
-def schedule(config: Config) -> optim.Schedule:
-    """Return the run's schedule of learning rate and weight decay."""
-    settings = config.pretrain
-    return optim.Schedule(
-        lr=settings.lr,
-        min_lr=settings.min_lr,
-        warmup=settings.warmup,
-        weight_decay=settings.weight_decay,
-        weight_decay_end=settings.weight_decay_end,
-    )
 
 
 class Pretraining(Stage):
@@ -123,19 +105,9 @@ class Pretraining(Stage):
         """Return the method's name."""
         return f"an encoder without labels ({self.config.pretrain.objective})"
 
-    def schedule(self) -> optim.Schedule:
-        """Return the schedule of the section `pretrain`."""
-        return schedule(self.config)
-
     def encoder_args(self) -> dict[str, Any]:
         """Return the encoder's arguments as the section `encoder` has them."""
-        settings = self.config.encoder
-        return encoders.model_args(
-            img_size=settings.img_size,
-            patch_size=settings.patch_size,
-            in_chans=settings.in_chans,
-            depth=settings.depth,
-        )
+        return encoders.args_of(self.config.encoder)
 
     def parts(self) -> Parts:
         """Return the encoder and the objective's head."""
@@ -160,11 +132,13 @@ class Pretraining(Stage):
 STAGE = Pretraining
 
 
-class SiteTraining(SiteModel):
+class SiteTraining(Training):
     """An objective and its optimiser at one site: loads a round's start, trains it, and returns both parts.
 
     Parts that are not averaged, and the optimiser's moments, stay at the site.
     """
+
+    place = "train"
 
     def __init__(
         self,
@@ -181,15 +155,15 @@ class SiteTraining(SiteModel):
             share_head: whether the head is averaged too.
             blank: leave the weights unset, because `parts` and `load_local` will fill in every weight and moment.
         """
-        self.config, self.device, self.images = config, device, cache.images
-        self.cache = cache
+        self.images, self.cache = cache.images, cache
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
         if compiled.wanted(config.run.compile, device):
             self.objective.compile_by(compiled.compiled)
         if config.pretrain.checkpointing:
             cast(Any, self.objective.encoder).set_grad_checkpointing(True)
-        super().__init__(self.objective, parts, optimisers.build(self.objective, config.pretrain), config)
+        optimiser = optimisers.build(self.objective, config.pretrain)
+        super().__init__(self.objective, parts, optimiser, config, device)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `local` returned after an earlier round."""
@@ -202,57 +176,22 @@ class SiteTraining(SiteModel):
         private = {_PRIVATE + name: tensor for name, tensor in self.objective.private().items()}
         return super().local() | private
 
-    def train_round(
-        self,
-        rows: Rows,
-        *,
-        site: str,
-        round_number: int,
-        budget: float,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> Trained:
-        """Train for one round's local epochs.
-
-        Args:
-            rows: the site's training rows.
-            site, round_number: seed the round's randomness, which does not depend on the attempt.
-            budget: seconds for the round.
-        """
-        settings, federation = self.config.pretrain, self.config.federation
-        place = (self.config.run.seed, "train", site, round_number)
-        batch_size, steps = round_of(self.config, len(rows), round_number)
-        stretch = stretch_of_round(steps, round_number, federation.rounds)
-        source = seeds.generator(self.device, *place, "corrupt")
+    def begin_round(self, steps: range) -> None:
+        """Prepare the method and the moments for a round."""
         self.objective.begin_round()
-        self.begin_round(steps)
-        with seeds.forked(*place, "drop-path"):
-            return train(
-                self.objective,
-                self.optimiser,
-                self._views(
-                    rows, site, batch_size, steps, stretch, seeds.generator(self.device, *place, "views")
-                ),
-                lambda batch: self.loss(*batch, source),
-                stretch=stretch,
-                schedule=schedule(self.config),
-                clip=math.inf if federation.sends == "gradients" else settings.clip,  # then the server clips
-                per_tensor=settings.clip_per_tensor,
-                autocast=autocast(settings.amp, self.device),
-                budget=budget,
-                on_step=on_step,
-                after_step=self._after_step,
-            )
+        super().begin_round(steps)
 
-    def _after_step(self, progress: float) -> None:
-        self.after_step()
+    def after_step(self, progress: float) -> None:
+        """Align the weights, then let the method follow them."""
+        super().after_step(progress)
         self.objective.after_step(progress)
 
-    def _views(
-        self, rows: Rows, site: str, batch_size: int, steps: range, stretch: Stretch, source: torch.Generator
+    def batches(
+        self, rows: Rows, site: str, size: int, steps: range, stretch: Stretch, source: torch.Generator
     ) -> Iterator[tuple[tuple[list[Tensor], float], Sequence[int]]]:
         """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
-        batches = batches_of_round(rows, batch_size, steps, seed=seed, site=site)
+        batches = batches_of_round(rows, size, steps, seed=seed, site=site)
         sources = 1
         if settings.positives == "patient":
             sources, groups = 2, self.cache.index["group"].to_numpy()
@@ -271,11 +210,9 @@ class SiteTraining(SiteModel):
             ]
             yield (made, stretch.progress(step)), batch[: len(images[0])].tolist()
 
-    def loss(
-        self, groups: list[Tensor], progress: float, source: torch.Generator
-    ) -> Tensor | Iterator[Tensor]:
+    def loss(self, batch: tuple[list[Tensor], float], source: torch.Generator) -> Tensor | Iterator[Tensor]:
         """Return the loss of a batch of views, in parts if gradients are accumulated over them."""
-        count = self.config.pretrain.accumulate
+        (groups, progress), count = batch, self.config.pretrain.accumulate
         if count > 1:
             return self.objective.parts(groups, source, progress, count)
         return cast(Tensor, self.objective(groups, source, progress))
@@ -319,7 +256,7 @@ def views(pixels: Tensor, config: Config, group: Views, generator: torch.Generat
         pixels,
         out=group.size,
         crop_scale=group.area,
-        crop_ratio=_pair(settings.crop_ratio),
+        crop_ratio=settings.crop_ratio,
         flip=settings.flip,
         brightness=settings.brightness,
         contrast=settings.contrast,
@@ -333,8 +270,3 @@ def views(pixels: Tensor, config: Config, group: Views, generator: torch.Generat
 def whole(pixels: Tensor, config: Config) -> Tensor:
     """Return whole images [B, 1, H, W] from cached ones uint8 [B, S, S], normalised."""
     return augment.whole(pixels, out=config.encoder.img_size, mean=config.data.mean, std=config.data.std)
-
-
-def _pair(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
-    return float(low), float(high)

@@ -10,19 +10,14 @@ from torch import Tensor
 from sscxr import config as configs
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.finetuning import finetune, finetuned, site_finetune
+from sscxr.finetuning import finetuned, site_finetune
 from sscxr.finetuning.site_finetune import SiteFineTuning
 from sscxr.stages.base import Stage
-from sscxr.training.optim import Schedule
 from sscxr.training.parts import Parts
 
 
 class FineTuning(Stage):
     """A task on labels or masks; the encoder learns as well, unless it is frozen."""
-
-    def schedule(self) -> Schedule:
-        """Return the schedule of the section `finetune`."""
-        return finetune.schedule(self.config.finetune)
 
     def encoder_args(self) -> dict[str, Any]:
         """Return the encoder's arguments at the input size of the task."""

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+
+from sscxr.config.schema import FinetuneConfig, PretrainConfig
 
 # The states of a parameter, by optimiser: AdamW, AdamW at two time scales, Muon.
 _STATES = ({"exp_avg", "exp_avg_sq", "step"}, {"exp_avg", "exp_avg_sq", "slow", "step"}, {"momentum_buffer"})
@@ -27,6 +29,13 @@ class Schedule:
     warmup: float
     weight_decay: float
     weight_decay_end: float
+
+    @classmethod
+    def of(cls, settings: PretrainConfig | FinetuneConfig) -> Self:
+        """Return the schedule of a section of settings; in fine-tuning the weight decay is constant."""
+        decay = settings.weight_decay
+        end = settings.weight_decay_end if isinstance(settings, PretrainConfig) else decay
+        return cls(settings.lr, settings.min_lr, settings.warmup, decay, end)
 
     def at(self, progress: float) -> tuple[float, float]:
         """Return (learning rate, weight decay) at `progress` in 0..1."""
@@ -137,21 +146,13 @@ def restore_moments(
 
 
 def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, per_tensor: bool) -> None:
-    """Scale gradients to at most the norm `max_norm`: each to its own, or all together."""
-    if per_tensor:
-        clip_per_tensor(parameters, max_norm)
-    else:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
+    """Scale gradients to at most the norm `max_norm`: each to its own, as the released GMML code, or all together.
 
-
-def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale each gradient to at most its own norm `max_norm`, as the released GMML code does.
-
-    Nothing is read back from the device.
+    By tensor, nothing is read back from the device.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return
-    norms = torch._foreach_norm(gradients)
-    factors = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, factors.unbind())
+    if not per_tensor:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    elif gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+        norms = torch._foreach_norm(gradients)
+        factors = (max_norm / (torch.stack(norms) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factors.unbind())

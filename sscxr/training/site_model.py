@@ -1,31 +1,48 @@
-"""A model at a site between two messages: what the server averages, what stays, and the update."""
+"""A model at a site between two messages: its rounds, what the server averages, what stays, and the update."""
 
-from collections.abc import Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sscxr import seeds
 from sscxr.config import Config
+from sscxr.data.rows import Rows
 from sscxr.training import optim
 from sscxr.training.alignment import Alignment
+from sscxr.training.batches import round_of, stretch_of_round
+from sscxr.training.device import autocast
 from sscxr.training.gradients import Gradients
+from sscxr.training.loop import HeldOut, Stretch, Trained, train
 from sscxr.training.moments import Moments
 from sscxr.training.parts import Parts
 
 
-class SiteModel:
-    """A model of two parts with its optimiser.
+class Training(ABC):
+    """Training at a site: a model of two parts with its optimiser.
 
     Attributes:
+        config, device: the run's settings, and where the model is.
         parts: its encoder and its head.
         optimiser: of the model; or what keeps the gradients, if the server steps.
+        place: names the training in the seeds of its randomness.
     """
 
+    place: str
+
     def __init__(
-        self, model: nn.Module, parts: Parts, optimiser: torch.optim.Optimizer, config: Config
+        self,
+        model: nn.Module,
+        parts: Parts,
+        optimiser: torch.optim.Optimizer,
+        config: Config,
+        device: torch.device,
     ) -> None:
         settings = config.federation
-        self.parts = parts
+        self.config, self.device, self.parts = config, device, parts
         self.optimiser = Gradients(parts) if settings.sends == "gradients" else optimiser
         self._model = model
         self._moments = Moments(config.moments, config.optimiser, parts, self.optimiser)
@@ -51,18 +68,75 @@ class SiteModel:
         self._alignment.load_local(tensors)
         optim.restore_moments(self.optimiser, self._model, tensors)
 
-    def begin_round(self, steps: range) -> None:
-        """Prepare for a round of these steps, counted from the run's first, after the average has been loaded."""
-        self._moments.begin(steps.start)
-        self._alignment.begin(len(steps))
-
-    def after_step(self) -> None:
-        """Do what follows an optimiser's step."""
-        self._alignment.after_step()
-
     def update(self, received: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what a round adds to the tensors received, fp32; or their gradients, if the server steps."""
         if isinstance(self.optimiser, Gradients):
             return self.optimiser.of(received)
         after = self.shared()
         return {name: after[name].float() - received[name] for name in received}
+
+    def train_round(
+        self,
+        rows: Rows,
+        *,
+        site: str,
+        round_number: int,
+        budget: float,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> Trained:
+        """Train for one round's local epochs.
+
+        Args:
+            rows: the site's training rows.
+            site, round_number: seed the round's randomness, which does not depend on the attempt.
+            budget: seconds for the round.
+            on_step: as in `loop.train`.
+        """
+        settings, federation = self.config.learning, self.config.federation
+        place = (self.config.run.seed, self.place, site, round_number)
+        size, steps = round_of(self.config, len(rows), round_number)
+        stretch = stretch_of_round(steps, round_number, federation.rounds)
+        views, corruption = (seeds.generator(self.device, *place, of) for of in ("views", "corrupt"))
+        self.begin_round(steps)
+        with seeds.forked(*place, "drop-path"):
+            return train(
+                self._model,
+                self.optimiser,
+                self.batches(rows, site, size, steps, stretch, views),
+                lambda batch: self.loss(batch, corruption),
+                stretch=stretch,
+                schedule=optim.Schedule.of(settings),
+                clip=math.inf if federation.sends == "gradients" else settings.clip,  # then the server clips
+                per_tensor=self.config.pretrains and self.config.pretrain.clip_per_tensor,
+                autocast=autocast(settings.amp, self.device),
+                budget=budget,
+                on_step=on_step,
+                after_step=self.after_step,
+            )
+
+    def begin_round(self, steps: range) -> None:
+        """Prepare for a round of these steps, counted from the run's first, after the average has been loaded."""
+        self._moments.begin(steps.start)
+        self._alignment.begin(len(steps))
+
+    def after_step(self, progress: float) -> None:
+        """Do what follows an optimiser's step, with the share of the run that is done, 0..1."""
+        self._alignment.after_step()
+
+    @abstractmethod
+    def batches(
+        self, rows: Rows, site: str, size: int, steps: range, stretch: Stretch, source: torch.Generator
+    ) -> Iterator[tuple[Any, Sequence[int]]]:
+        """Yield for each step of a round a batch of `size` images for `loss`, and its rows.
+
+        Args:
+            source: draws the views, on the device.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Any, source: torch.Generator) -> Tensor | Iterator[Tensor]:
+        """Return the loss of a batch, or parts that add up to it; see `loop.train`."""
+
+    @abstractmethod
+    def held_out(self, rows: Rows, *, site: str) -> HeldOut:
+        """Measure the model on images that are never trained on."""

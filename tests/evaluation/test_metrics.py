@@ -87,11 +87,11 @@ def test_paired_difference_is_narrower_than_the_two_intervals() -> None:
     scores, positive, groups = sample(3, patients=200)
     rng = np.random.default_rng(0)
     worse = scores + 0.3 * rng.normal(size=len(scores))
-    found = metrics.bootstrap_difference(scores, worse, positive, groups, resamples=500)
+    found = metrics.bootstrap(scores, positive, groups, baseline=worse, resamples=500)
     single = metrics.bootstrap(scores, positive, groups, resamples=500)
     assert found.value == pytest.approx(metrics.auroc(scores, positive) - metrics.auroc(worse, positive))
     assert found.high - found.low < 0.7 * (single.high - single.low)
-    same = metrics.bootstrap_difference(scores, scores, positive, groups, resamples=50)
+    same = metrics.bootstrap(scores, positive, groups, baseline=scores, resamples=50)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 

@@ -17,6 +17,7 @@ from sscxr.finetuning import finetuned
 from sscxr.finetuning.finetuned import FinetunedError, Spec
 from sscxr.models.encoder import build, model_args
 from sscxr.release import release, signing
+from sscxr.release.release import ReleaseError
 
 ARGS = model_args(**releases.SIZES)
 
@@ -168,7 +169,7 @@ def test_encoders_that_cannot_be_built_on_are_refused(encoder: Path, written: Pa
     with pytest.raises(FinetunedError, match="takes 2 channels"):
         finetuned.encoder_settings(encoder)
     rewrite(encoder, in_chans=1, embed_dim=24)
-    with pytest.raises(FinetunedError, match="'embed_dim', which is not supported"):
+    with pytest.raises(ReleaseError, match="embed_dim=24, which no release has"):
         finetuned.encoder_settings(encoder)
 
 

@@ -5,7 +5,7 @@ tolerances are about three standard errors of both samples together.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sscxr import config
 from sscxr.models.encoder import build
 from sscxr.objectives import gmml
+from sscxr.objectives.base import Views
 from sscxr.objectives.gmml import GMML
 
 SIZES = {"img_size": 32, "patch_size": 8, "in_chans": 1}
@@ -195,11 +196,23 @@ def test_cover_ends_where_the_budget_is_out_of_reach() -> None:
 
 
 def objective(**changes: Any) -> GMML:
-    settings: dict[str, Any] = {"embed_dim": 192, "blocks": [1, 2], "align": 8, "max_block": 0.5, **SIZES}
+    settings = gmml.Settings(
+        kinds=["noise", "alien"],
+        drop_budget=[0.5, 0.75],
+        alien_budget=[0.3, 0.3],
+        max_block=0.5,
+        align=8,
+        centre_bias=False,
+        blocks=[1, 2],
+        head_layers=3,
+        corrupted_only=True,
+    )
+    sizes = SIZES | {name: changes.pop(name) for name in SIZES if name in changes}
+    views = [Views(1, sizes["img_size"], (0.5, 1.0))]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = build("vit_tiny_patch16_224", depth=2, **SIZES)
-        return GMML(encoder=encoder, **(settings | changes)).eval()
+        encoder = build("vit_tiny_patch16_224", depth=2, **sizes)
+        return GMML(encoder=encoder, settings=replace(settings, **changes), views=views, **sizes).eval()
 
 
 def images(count: int = 16, channels: int = 1) -> Tensor:

@@ -147,8 +147,8 @@ def test_of_images_without_a_label_the_map_says_so(tmp_path: Path) -> None:
 
 def test_what_goes_wrong_with_a_picture_ends_no_run(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     config = configs.load("smoke")
-    with pictures.Pictures(cast(Any, None), config, tmp_path):  # no cache to draw from, no checkpoint
-        assert Hooks.listener is not None
-        Hooks.listener.committed({"round": 1})
+    pictures.follow(cast(Any, None), config, tmp_path)  # no cache to draw from, no checkpoint
+    assert Hooks.listener is not None
+    Hooks.listener.committed({"round": 1})
     Hooks.listener = None
     assert "a picture for the report was not drawn (AttributeError" in caplog.text

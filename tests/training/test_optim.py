@@ -167,7 +167,7 @@ def gradients(*norms: float) -> list[nn.Parameter]:
 def test_each_tensor_is_clipped_by_its_own_norm() -> None:
     parameters = gradients(0.5, 3.0, 300.0, 0.0)
     before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
-    optim.clip_per_tensor([*parameters, nn.Parameter(torch.zeros(2))], 3.0)
+    optim.clip([*parameters, nn.Parameter(torch.zeros(2))], 3.0, per_tensor=True)
     after: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
     assert torch.equal(after[0], before[0]), "below the bound nothing changes"
     assert torch.equal(after[3], before[3])
@@ -177,8 +177,8 @@ def test_each_tensor_is_clipped_by_its_own_norm() -> None:
 
 def test_nothing_to_clip_is_no_error() -> None:
     untouched = nn.Parameter(torch.ones(2))
-    optim.clip_per_tensor([untouched], 3.0)
-    optim.clip_per_tensor([], 3.0)
+    optim.clip([untouched], 3.0, per_tensor=True)
+    optim.clip([], 3.0, per_tensor=True)
     assert untouched.grad is None
     assert torch.equal(untouched, torch.ones(2))
 

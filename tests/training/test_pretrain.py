@@ -49,8 +49,8 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
             seen.extend(batch)
             yield views, batch
 
-    real = pretrain.SiteTraining._views
-    monkeypatch.setattr(pretrain.SiteTraining, "_views", note)
+    real = pretrain.SiteTraining.batches
+    monkeypatch.setattr(pretrain.SiteTraining, "batches", note)
     for number in range(8):
         fed.ask(config, site, round=number)
     rows = sorted(set(seen))
@@ -127,7 +127,7 @@ def test_positives_of_a_patient(tmp_path: Path, method: str) -> None:
         return
     training = SiteTraining(config, torch.device("cpu"), cache)
     stretch, source = stretch_of_round(range(1), 0, 1), torch.Generator()
-    [((views, progress), batch)] = training._views(rows, "anna", 8, range(1), stretch, source)
+    [((views, progress), batch)] = training.batches(rows, "anna", 8, range(1), stretch, source)
     assert progress == 1.0
     assert sorted(batch) == list(range(8))
     shown = [group.mean(dim=(1, 2, 3)).view(-1, 8).mul(25.5).round().sub(1).int().tolist() for group in views]

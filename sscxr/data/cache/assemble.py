@@ -1,17 +1,24 @@
 """Writes the files of a cache from its tables and pixels, and removes images from it."""
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sscxr.data.cache import sheet, store
-from sscxr.data.cache.cache import CacheError, mapped
+from sscxr import printable
+from sscxr.data.cache import columns, sheet, store
+from sscxr.data.cache.cache import Cache, CacheError, mapped, open_cache, read_index
 from sscxr.data.cache.journal import Journal
 from sscxr.data.cache.tables import REMOVED, Tables, load, save
 from sscxr.data.pixels.facts import normal_id
+from sscxr.files import whole_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Bytes = npt.NDArray[np.uint8]
 Pick = int | str  # a row of the cache as it is, or a key of the journal
@@ -45,6 +52,30 @@ def write_all(
     masks = mapped(fresh / "masks.npy") if with_masks else None
     sheet.draw(images, [row["view"] for row in tables.rows], masks).save(fresh / "sheet.png")
     store.commit(folder, delete=() if with_masks else ("masks.npy",))
+
+
+def write_copy(
+    folder: Path,
+    index: "pd.DataFrame",
+    summary: Mapping[str, Any],
+    size: int,
+    images: Iterable[Bytes],
+    masks: Iterable[Bytes | None] | None,
+) -> Cache:
+    """Write rows of other caches into a new folder, readable by its owner alone, and open it as a cache.
+
+    Args:
+        size: pixels a side.
+        images, masks: uint8 [S, S] each, in the order of the index; a row's mask may be None, and so may all.
+    """
+    with whole_folder(folder, 0o700) as fresh:
+        store.write_images(fresh / "images.npy", len(index), size, images)
+        if masks is not None:
+            store.write_images(fresh / "masks.npy", len(index), size, masks)
+        (fresh / columns.INDEX).write_text(printable.frame(index, index=False), encoding="utf-8")
+        columns.write(fresh, read_index(fresh))
+        (fresh / "summary.json").write_text(json.dumps(summary, indent=1))
+    return open_cache(folder)
 
 
 def _pixels(

@@ -259,13 +259,7 @@ def _open(folder: Path) -> Cache:
 
 
 def _through(folder: Path, summary: dict[str, Any]) -> Cache:
-    """Open a cache through a view: the view's rows, with the cache's present pixels.
-
-    Masks that were corrected since the view was written are the corrected ones.
-
-    Raises:
-        CacheError: images were removed since then.
-    """
+    """Open a view: its rows, with the cache's present pixels and masks; refuse it if images were removed."""
     source, count = open_cache(summary[VIEWED]), int(summary["images"])
     same = source.text[:] == (folder / columns.INDEX).read_bytes()
     then, now = ([], []) if same else (list(table["image"]) for table in (read_index(folder), source.index))

@@ -90,7 +90,8 @@ def covidx(folder: Folder, uncertain: str) -> pd.DataFrame:
         raise CorpusError(f"{folder.path}: train.txt, train_COVIDx.txt or train_COVIDx9A.txt was not found")
     table = pd.concat(parts, ignore_index=True)
     table = first_rows(table.assign(image=table["split"] + "/" + table["name"]), folder)
-    table["file"] = _covidx_files(folder, table)
+    by_part = folder.locate(table["split"].replace({VALID: "val"}) + "/" + table["name"], parts=2)
+    table["file"] = by_part.where(by_part != "", folder.locate(table["name"]))  # or else anywhere
     words = sorted({*table["class"].str.lower()} - set(COVIDX_CLASSES))
     unknown_words(folder, words)
     names = sorted({name for known in COVIDX_CLASSES.values() for name in known})
@@ -129,12 +130,6 @@ def _covidx_rows(path: Path) -> pd.DataFrame:
     corpus = table["hospital"].map(_COVIDX_CORPORA)
     own = table["hospital"] + "/" + table["patient_id"]
     return table.assign(patient_id=(corpus + ":" + table["patient_id"]).fillna(own))
-
-
-def _covidx_files(folder: Folder, table: pd.DataFrame) -> "pd.Series[str]":
-    """Find files in the folder of their part, or else anywhere."""
-    by_part = folder.locate(table["split"].replace({VALID: "val"}) + "/" + table["name"], parts=2)
-    return by_part.where(by_part != "", folder.locate(table["name"]))
 
 
 COVIDX = Corpus(

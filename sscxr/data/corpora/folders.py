@@ -90,7 +90,9 @@ def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
     table = pd.DataFrame({"file": found, "image": found})
     above = table["file"].str.split("/").str[:-1]
     table["split"] = above.map(lambda names: next((part for n in names if (part := part_of(n))), ""))
-    classes = above.map(lambda names: next((n for n in reversed(names) if _is_class(n)), ""))
+    classes = above.map(
+        lambda names: next((n for n in reversed(names) if not (part_of(n) or _says_no_class(n))), "")
+    )
     if (classes == "").any():
         raise CorpusError(f"{folder.path}: some images are not in a class's folder")
     names = sorted(set(classes))
@@ -107,10 +109,6 @@ def folders(folder: Folder, uncertain: str) -> pd.DataFrame:
         for parent in set(PARENTS.get(kind, ())) & set(labels):
             labels[parent] = np.maximum(labels[parent], labels[kind])
     return add_labels(table, labels)
-
-
-def _is_class(name: str) -> bool:
-    return not (part_of(name) or _says_no_class(name))
 
 
 def _says_no_class(name: str) -> bool:

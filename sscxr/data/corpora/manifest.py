@@ -149,11 +149,7 @@ def read(path: Path, warnings: list[str] | None = None) -> list[Record]:
 
 
 def _parts(path: Path, table: pd.DataFrame) -> list[str]:
-    """Return the published part of every row: train, valid, test or empty.
-
-    Raises:
-        ManifestError: an unknown word; if it were ignored, images that it holds out would be trained on.
-    """
+    """Return each row's published part; refuse an unknown word, which might hold images out."""
     if "split" not in table.columns:
         return [""] * len(table)
     for number, word in table["split"].items():
@@ -309,14 +305,12 @@ def _label_value(path: Path, column: str, number: object, cell: str) -> int | No
 
 
 def _add_names(path: Path, cells: "pd.Series[str]", labels: list[dict[str, int]], doubts: list[str]) -> None:
-    """Add a label for each name in `label`: the row's own are 1, other rows' 0; an empty cell leaves all unknown.
-
-    Names that differ by case are one, in the spelling of a column or else the commonest.
-    """
+    """Add a label for each name in `label`: a row's own are 1, others' 0; an empty cell leaves all unknown."""
     rows = [
         [name.strip() for name in re.split(r"[;|]", cell) if name.strip().lower() not in UNKNOWN_LABELS]
         for cell in cells
     ]
+    # Names that differ by case are one, in the spelling of a column or else the commonest.
     spelt = Counter(name for row in rows for name in row)
     chosen = {_key(name): name for name in sorted(spelt, key=lambda name: (spelt[name], name))}
     chosen |= {_key(name): name for known in labels for name in known}

@@ -254,9 +254,7 @@ def jsrt(folder: Folder, uncertain: str) -> pd.DataFrame:
 def _jsrt_facts(folder: Folder) -> pd.DataFrame:
     """Return age, sex and nodule by image, from the two lists beside the images."""
     rows = []
-    path = folder.has("CLNDAT_EN.txt", "CLNDAT_EN.TXT")
-    text = path.read_text(encoding="latin-1") if path else ""
-    for line in re.split(r"[\r\n]+", text):
+    for line in _jsrt_lines(folder.has("CLNDAT_EN.txt", "CLNDAT_EN.TXT")):
         # File, subtlety, size in mm, age, sex, x, y, malignant or benign, place, diagnosis.
         cell = [part.strip() for part in line.split("\t")]
         if len(cell) >= 8 and cell[0].upper().startswith("JPCLN"):
@@ -266,15 +264,17 @@ def _jsrt_facts(folder: Folder) -> pd.DataFrame:
                 left, top = (max(0, round(int(centre) - size / 2)) for centre in cell[5:7])
                 box = f"nodule {left} {top} {round(size)} {round(size)}"
             rows.append({"image": cell[0][:8].upper(), "age": cell[3], "sex": cell[4], "boxes": box})
-    path = folder.has("CNNDAT_EN.TXT", "CNNDAT_EN.txt")
-    text = path.read_text(encoding="latin-1") if path else ""
-    for line in re.split(r"[\r\n]+", text):
+    for line in _jsrt_lines(folder.has("CNNDAT_EN.TXT", "CNNDAT_EN.txt")):
         cell = line.split()  # file, age, sex, "non-nodule"
         if len(cell) >= 3 and cell[0].upper().startswith("JPCNN"):
             age, sex = (cell[1], cell[2]) if cell[1].isdigit() else (cell[2], cell[1])
             rows.append({"image": cell[0][:8].upper(), "age": age, "sex": sex, "boxes": ""})
     facts = pd.DataFrame(rows, columns=["image", "age", "sex", "boxes"])
     return facts.drop_duplicates("image").set_index("image")
+
+
+def _jsrt_lines(path: Path | None) -> list[str]:
+    return re.split(r"[\r\n]+", path.read_text(encoding="latin-1")) if path else []
 
 
 def _jsrt_masks(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":

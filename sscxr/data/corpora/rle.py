@@ -10,19 +10,7 @@ import numpy.typing as npt
 SIDE = 1024  # px; every image of the challenge is a square of it
 
 
-def decode(runs: str, side: int = SIDE) -> npt.NDArray[np.bool_]:
-    """Return bool [side, side]: the union of an image's masks.
-
-    Raises:
-        ValueError: not whole numbers, an odd number of them, or runs that lead out of the image.
-    """
-    mask = np.zeros(side * side, dtype=bool)
-    for start, end in _runs(runs, side):
-        mask[start:end] = True
-    return mask.reshape(side, side).T
-
-
-def _runs(runs: str, side: int) -> npt.NDArray[np.int64]:
+def _runs(runs: str) -> npt.NDArray[np.int64]:
     found = []
     for one in runs.split("|"):
         try:
@@ -32,26 +20,26 @@ def _runs(runs: str, side: int) -> npt.NDArray[np.int64]:
         if len(numbers) % 2 or (numbers < 0).any():
             raise ValueError(f"a run-length code of {len(numbers)} numbers; it has pairs of skip and length")
         ends = np.cumsum(numbers)[1::2]
-        if len(ends) and (numbers.max() > side * side or ends[-1] > side * side):  # the sum may overflow
-            raise ValueError(f"a run-length code that leads out of an image of {side} x {side} px")
+        if len(ends) and (numbers.max() > SIDE * SIDE or ends[-1] > SIDE * SIDE):  # the sum may overflow
+            raise ValueError(f"a run-length code that leads out of an image of {SIDE} x {SIDE} px")
         found.append(np.stack([ends - numbers[1::2], ends], axis=1))
     return np.concatenate(found)
 
 
-def box(runs: str, side: int = SIDE) -> str:
+def box(runs: str) -> str:
     """Return the box around an image's masks, `pneumothorax x y width height`, without drawing them.
 
     Raises:
-        ValueError: as for `decode`.
+        ValueError: not whole numbers, an odd number of them, or runs that lead out of the image.
     """
-    pairs = _runs(runs, side)
+    pairs = _runs(runs)
     pairs = pairs[pairs[:, 1] > pairs[:, 0]]
     if not len(pairs):
         return ""
     first, last = pairs[:, 0], pairs[:, 1] - 1
-    left, right = int(first.min() // side), int(last.max() // side)
-    if (first // side != last // side).any():
-        top, bottom = 0, side - 1  # a run past the foot of a column continues at the head of the next
+    left, right = int(first.min() // SIDE), int(last.max() // SIDE)
+    if (first // SIDE != last // SIDE).any():
+        top, bottom = 0, SIDE - 1  # a run past the foot of a column continues at the head of the next
     else:
-        top, bottom = int((first % side).min()), int((last % side).max())
+        top, bottom = int((first % SIDE).min()), int((last % SIDE).max())
     return f"pneumothorax {left} {top} {right - left + 1} {bottom - top + 1}"

@@ -156,12 +156,7 @@ def _levels(grey: Grey) -> Bytes:
 
 
 def _check_posture(small: Grey, frontal: bool) -> list[str]:
-    """Refuse a confidently turned or inverted picture; a mirrored one is a doubt, since dextrocardia exists.
-
-    Args:
-        small: float32 [H, W] in 0..1.
-        frontal: whether the view is known; if not, the picture may be a lateral.
-    """
+    """Refuse a surely turned or inverted picture; one that may be a lateral, or is mirrored, is a doubt."""
     seen = posture.look(small)
     if not seen.problems():
         return seen.doubts()

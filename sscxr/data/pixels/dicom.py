@@ -132,12 +132,7 @@ def _check_pixel_data(dataset: Dataset) -> tuple[bytes, list[str]]:
 
 
 def _decode(dataset: Dataset, stream: bytes) -> npt.NDArray[Any]:
-    """Return stored samples, [H, W] of integers or [H, W, 3] of 8 bits, with unused bits and sign corrected.
-
-    Args:
-        dataset: with its pixels.
-        stream: the compressed frame, if it is compressed.
-    """
+    """Return stored samples, integers [H, W] or [H, W, 3] of 8 bits, with unused bits and sign corrected."""
     allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
     if not 1 < stored <= allocated <= 32:
         raise Refused("unreadable", f"{stored} bits stored of {allocated} allocated")

@@ -80,7 +80,8 @@ def lookup(
         first -= 1 << 16
     if not 1 <= bits <= 16:
         raise ValueError(f"a LUT of {bits} bits")
-    table = _table(item.LUTData, entries, bits, is_little_endian(header))
+    little_endian = getattr(header, "original_encoding", (None, True))[1] is not False
+    table = _table(item.LUTData, entries, bits, little_endian)
     if len(table) < (1 - MOST_MISSING) * entries:
         raise ValueError(f"a LUT of {len(table)} entries, described as {entries}")
     index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
@@ -100,9 +101,3 @@ def _table(data: Any, entries: int, bits: int, little_endian: bool) -> npt.NDArr
     if bits <= 8 and entries <= len(data) <= entries + 1:  # one of padding
         return np.frombuffer(data, "u1")[:entries]
     return np.frombuffer(data[: len(data) & ~1], f"{order}u2")[:entries]
-
-
-def is_little_endian(header: Dataset) -> bool:
-    """Return whether the header is little-endian."""
-    encoding = getattr(header, "original_encoding", (None, True))[1]
-    return encoding is not False

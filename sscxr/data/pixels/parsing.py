@@ -154,11 +154,8 @@ def _plain_syntax(dataset: Dataset) -> UID:
 
 
 def _inflated(file: BinaryIO, stop: _Stop, pixel_bytes: int) -> Dataset:
-    """Read the dataset of a deflated file (PS3.5 A.5).
-
-    pydicom would inflate all of it, up to a thousand times the file's size, before it returns the header. This
-    inflates at most the largest header, and the pixels' size according to the header.
-    """
+    """Read a deflated dataset (PS3.5 A.5), but inflate no more than the largest header and the stated pixels."""
+    # pydicom would inflate all of it, up to a thousand times the file's size, before it returns the header.
     limit = MAX_HEADER_BYTES + pixel_bytes
     inflated, whole = inflate(file, limit)
     if not whole and not stop.before_pixels:

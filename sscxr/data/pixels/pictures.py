@@ -171,11 +171,7 @@ def _without_text(png: bytes) -> bytes:
 
 
 def _wide_samples(path: Path) -> npt.NDArray[np.uint16] | None:
-    """Return [H, W, 3] samples of a colour or transparent PNG of 16 bits, on black; None for other pictures.
-
-    Pillow keeps the high byte of each sample. The raw mode decides which byte it keeps, so a second read has the
-    other.
-    """
+    """Return samples [H, W, 3] of a colour or transparent PNG of 16 bits, on black; None for other pictures."""
     with path.open("rb") as file:
         head = file.read(26)
         if head[:8] != PNG or head[24] != 16 or head[25] not in (2, 4, 6):
@@ -197,7 +193,7 @@ def _wide_samples(path: Path) -> npt.NDArray[np.uint16] | None:
 def _bytes_of(file: BinaryIO, *raw_modes: str) -> list[npt.NDArray[np.uint8]]:
     """Return one byte of each sample, by each raw mode."""
     found = []
-    for mode in raw_modes:
+    for mode in raw_modes:  # Pillow keeps one byte of each sample; the raw mode decides which
         file.seek(0)
         picture = _opened(file, ("PNG",))
         picture.tile = [picture.tile[0]._replace(args=mode)]  # type: ignore[attr-defined]

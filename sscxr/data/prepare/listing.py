@@ -110,7 +110,10 @@ def collect(
     if labels is not None:
         listed = _with_labels(listed, labels, warnings)
     if train_on_test:
-        listed = [_trained_on(item) for item in listed]
+        listed = [
+            item if item.record is None else replace(item, record=replace(item.record, held_out=False))
+            for item in listed
+        ]
     for item in listed:
         order.setdefault(item.source)
     used = {item.source for item in listed}
@@ -186,11 +189,6 @@ def _checked(item: Item) -> Item:
     if not stat.S_ISREG(mode):
         return replace(item, problem="not an image: not a plain file")
     return item
-
-
-def _trained_on(item: Item) -> Item:
-    """Return the item without its mark as a published test image."""
-    return item if item.record is None else replace(item, record=replace(item.record, held_out=False))
 
 
 def _with_labels(items: list[Item], labels: Path, warnings: list[str]) -> list[Item]:

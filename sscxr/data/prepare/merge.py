@@ -76,18 +76,16 @@ def merge(
     updated: dict[int, Found] = {}
     for image, same in decoded.items():
         same.sort(key=lambda one: one.preference)
+        names = {image, *(name for one in same for name in (*one.entry["links"], one.entry["patient"]))}
         if image in place:
             ours = [one for one in same if kept_files.get(one.entry["file"]) == image]
             if ours:
                 updated[place[image]] = ours[0]
             _refuse(same, ours[:1], "duplicate: same pixels as an image that is in the cache already")
-        elif not readd and any(_was_removed(tables, one.entry) for one in same):
+        elif not readd and not tables.removed.isdisjoint(names):
             _refuse(same, [], REMOVED_REASON)
         else:
-            tables.removed -= {
-                image,
-                *(name for one in same for name in (*one.entry["links"], one.entry["patient"])),
-            }
+            tables.removed -= names
             added.append(same[0])
             _refuse(same, same[:1], f"duplicate: same pixels as {shown_path(same[0].item.file)}")
     added.sort(key=lambda one: str(one.entry["digest"]))
@@ -120,10 +118,6 @@ def _stands(tables: Tables, key: str, item: Item, *, readd: bool) -> bool:
     if reason == REMOVED:
         return not readd
     return not reason or shown_path(item.file) in tables.quarantine
-
-
-def _was_removed(tables: Tables, entry: Entry) -> bool:
-    return not tables.removed.isdisjoint({entry["image"], entry["patient"], *entry["links"]})
 
 
 def _refuse(same: Iterable[Found], but: list[Found], reason: str) -> None:

@@ -125,13 +125,13 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     # A fork server: workers share no lock or thread with the parent, and start in milliseconds once it runs.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *_main_modules()])
-    _start_fork_server()
+    start_fork_server()
     share = memory_share(workers)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(share,))
 
 
-def _start_fork_server() -> None:
-    """Start it with Ctrl-C ignored: otherwise it would show a traceback while it imports."""
+def start_fork_server() -> None:
+    """Start it, if this is the main thread, with Ctrl-C ignored: it would show a traceback while it imports."""
     from multiprocessing import forkserver
 
     if threading.current_thread() is not threading.main_thread():
@@ -144,9 +144,7 @@ def _start_fork_server() -> None:
 
 
 def _main_modules() -> list[str]:
-    """Return the imports of the program's main module. Every worker imports that module; this is quick in a fork of
-    a server that has imported the same already.
-    """
+    """Return the imports of the program's main module, which every worker imports too: quick in a fork."""
     values = vars(sys.modules["__main__"]).values()
     names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in values}
     return sorted(
@@ -182,11 +180,7 @@ def _follow_parent() -> None:
 
 
 def _keep_memory() -> None:
-    """Reuse the memory of one file's arrays for the next.
-
-    glibc requests each large block from the kernel and returns it when it is freed, and the kernel clears its
-    pages each time: up to 20,000 for a file. Other C libraries lack `mallopt` and are left unchanged.
-    """
+    """Reuse one file's memory for the next: glibc returns large blocks, and the kernel clears their pages."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)

@@ -6,6 +6,7 @@ the cache written from it, in an order that depends on the images alone.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,9 @@ def prepare(
         secret = store.create(out, salt)
         with store.writing(out):
             _check_size(out, size)
-            header = _header(size, max_pixels)
-            images = _prepare(
-                listed, out, secret, header, workers, show, readd=readd_removed, chest_words=chest_words
-            )
+            workers = pool.default_workers() if workers is None else workers
+            job = _Job(out, secret, _header(size, max_pixels), workers, show, tuple(chest_words))
+            images = _prepare(listed, job, readd=readd_removed)
     except OSError as error:
         raise PrepareError(_explained(error, out)) from error
     if not images:
@@ -148,33 +148,28 @@ def _check_size(out: Path, size: int) -> None:
             )
 
 
-def _prepare(
-    listed: Listing,
-    out: Path,
-    secret: Secret,
-    header: dict[str, Any],
-    workers: int | None,
-    show: Display,
-    *,
-    readd: bool,
-    chest_words: Sequence[str] = (),
-) -> int:
+@dataclass(frozen=True)
+class _Job:
+    """A preparation: the cache's folder and secret, what outcomes depend on, and how files are decoded."""
+
+    out: Path
+    secret: Secret
+    header: dict[str, Any]
+    workers: int
+    show: Display
+    chest_words: tuple[str, ...]
+
+
+def _prepare(listed: Listing, job: _Job, *, readd: bool) -> int:
     """Decode new files, then write the cache; return the number of its images."""
+    out, size = job.out, job.header["size"]
     state = tables.load(out)
-    items = {_key(item, header, secret): item for item in listed.items if not item.problem}
+    items = {_key(item, job.header, job.secret): item for item in listed.items if not item.problem}
     known = merge.known_keys(state, items, readd=readd)
-    journal = Journal(out / "work", header)
+    journal = Journal(out / "work", job.header)
     try:
         new = {key: item for key, item in items.items() if key not in known}
-        passing = _decode(
-            new,
-            journal,
-            secret,
-            header,
-            pool.default_workers() if workers is None else workers,
-            show,
-            tuple(chest_words),
-        )
+        passing = _decode(new, journal, job)
         outcomes = {key: passing.get(key) or journal.entries[key] for key in new}
         found = [merge.Found(item, outcomes.get(key) or state.ledger[key]) for key, item in items.items()]
         problems = [item for item in listed.items if item.problem]
@@ -182,10 +177,10 @@ def _prepare(
         change = merge.merge(state, found, problems, listed.sources, readd=readd)
         if change.added or change.updated:
             picks = [change.updated.get(number, number) for number in range(before)]
-            assemble.write_all(out, state, header["size"], [*picks, *change.added], journal)
-            _warn_of_patients(state, journal, change.added, show)
+            assemble.write_all(out, state, size, [*picks, *change.added], journal)
+            _warn_of_patients(state, journal, change.added, job.show)
         elif change.any:
-            assemble.write_tables(out, state, header["size"])
+            assemble.write_tables(out, state, size)
     finally:
         journal.close()
     journal.discard()
@@ -205,25 +200,16 @@ def _warn_of_patients(state: Tables, journal: Journal, added: list[str], show: D
         )
 
 
-def _decode(
-    new: dict[str, Item],
-    journal: Journal,
-    secret: Secret,
-    header: dict[str, Any],
-    workers: int,
-    show: Display,
-    chest_words: tuple[str, ...],
-) -> dict[str, Entry]:
+def _decode(new: dict[str, Item], journal: Journal, job: _Job) -> dict[str, Entry]:
     """Decode every new file into the journal; return results that may differ next time instead."""
-    size, max_pixels = header["size"], header["max_pixels"]
     passing: dict[str, Entry] = {}
     waiting = {key: item for key, item in new.items() if key not in journal.entries}
-    tasks = ((key, _task(item, size, max_pixels, chest_words)) for key, item in waiting.items())
-    with show.counting(len(new) - len(waiting), len(new)) as counter:
-        for key, result in pool.decode(tasks, min(workers, -(-len(waiting) // FILES_A_WORKER))):
-            entry = {"key": key, "file": secret.hash("file", str(new[key].file))}
+    tasks = ((key, _task(item, job)) for key, item in waiting.items())
+    with job.show.counting(len(new) - len(waiting), len(new)) as counter:
+        for key, result in pool.decode(tasks, min(job.workers, -(-len(waiting) // FILES_A_WORKER))):
+            entry = {"key": key, "file": job.secret.hash("file", str(new[key].file))}
             if isinstance(result, Prepared):
-                journal.add(entry | _described(new[key], result, secret), result.image, result.mask)
+                journal.add(entry | _described(new[key], result, job.secret), result.image, result.mask)
             elif result.kind in PASSING:
                 passing[key] = entry | {"reason": str(result), "lasting": False}
             else:
@@ -232,9 +218,10 @@ def _decode(
     return passing
 
 
-def _task(item: Item, size: int, max_pixels: int, chest_words: tuple[str, ...]) -> Task:
+def _task(item: Item, job: _Job) -> Task:
     record = item.record or Record(item.file, item.name)
-    return Task(item.file, record.mask, record.view, size, max_pixels, record.more_masks, chest_words)
+    size, most = job.header["size"], job.header["max_pixels"]
+    return Task(item.file, record.mask, record.view, size, most, record.more_masks, job.chest_words)
 
 
 def _key(item: Item, header: dict[str, Any], secret: Secret) -> str:

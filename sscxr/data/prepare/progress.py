@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sscxr.display import Board, Clock, Line, Rate
+from sscxr.display import Board, Clock, Line
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Counter:
 
     def __init__(self, done: int, total: int, board: Board | None, title: str, what: str) -> None:
         self.done, self.total, self.refused = done, total, 0
-        self._board, self._clock, self._rate = board, Clock(), Rate()
+        self._board, self._clock = board, Clock()
         self._title, self._what = title, what
         self._show()
 
@@ -54,7 +54,7 @@ class Counter:
     def _show(self) -> None:
         if self._board is None:
             return
-        left, rate = self._clock.left(self.done, self.total), self._rate.of(self.done)
+        left, rate = self._clock.left(self.done, self.total), self._clock.rate(self.done)
         notes = [
             f"{self.done} of {self.total} {self._what}",
             f"{self.refused} refused" if self.refused else "",
