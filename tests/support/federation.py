@@ -32,6 +32,7 @@ SMALL = [
         "gmml.head_layers=1",
     ),
     *("run.threads=1", "run.device=cpu", "data.cache_size=32", "privacy.min_cell=2"),
+    "federation.moments=local",  # messages of the encoder alone, as `start` makes them
     *("federation.retries=0", "federation.start_timeout=0", "federation.evaluate_every=0"),
 ]
 
