@@ -46,7 +46,7 @@ _SIZE = 128  # px a side of the cached images
 # part -> the functions that do it; none of them is called by another.
 PARTS = {
     "training": ["sscxr.stages.pretrain:SiteTraining.train_round"],
-    "settings": ["client.app:_settings", "sscxr.config:loads", "sscxr.config:recipe_hash"],
+    "settings": ["client.virtual:settings_of", "sscxr.config:loads", "sscxr.config:recipe_hash"],
     "cache": ["client.site:Site.__init__", "client.site:Site.training_rows"],
     "model": ["sscxr.stages.pretrain:Pretraining.training", "sscxr.training.parts:Parts.load_shared",
               "sscxr.stages.pretrain:SiteTraining.load_local", "sscxr.stages.pretrain:SiteTraining.local"],
@@ -276,7 +276,9 @@ def measure(engine_name: str, given: argparse.Namespace) -> dict[str, Any]:
 def start_of_a_process() -> float:
     """Return the processor time of a site's process before it can read a message."""
     before = os.times().children_user + os.times().children_system
-    subprocess.run([sys.executable, "-W", "ignore", "-c", "import client.app"], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "import client.app, client.work"], check=True, cwd=ROOT
+    )
     return os.times().children_user + os.times().children_system - before
 
 

@@ -23,7 +23,7 @@ from sscxr.files import private_folder, refuse_file, write_atomically
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _DEFAULT_METRICS = METRICS[:3]  # a histogram of pixels is reported on purpose or not at all
 STAGES = tuple(RECIPE_SECTIONS)
-_PATHS = ("cache", "state", "groups", "key", "ca", "join")
+_PATHS = ("cache", "state", "groups", "key", "ca", "join", "socket")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY, _CA = "node-key", "ca.crt"
 
@@ -54,6 +54,7 @@ class SiteSettings:
             sites share one cache through it.
         min_mixed: an update mixes at least so many distinct images; `schema.MIXED_IMAGES` where that is more.
         approved: digests of the recipes that may run here, see `sscxr.federation.approval`; none: nothing may.
+        socket: where the site service listens; empty: there is none.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
     """
 
@@ -71,6 +72,7 @@ class SiteSettings:
     min_mixed: int = 20
     approved: list[str] | None = field(default_factory=list)
     paused: bool = False
+    socket: str = ""
     key: str = ""
     superlink: str = ""
     ca: str = ""
