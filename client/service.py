@@ -8,11 +8,13 @@ Tasks are done in the main thread, one at a time, as in a process of their own; 
 """
 
 import logging
+import math
 import os
 import queue
 import shutil
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from time import monotonic
 from typing import Any
 
 import grpc
+import torch
 
 from client import sent, work
 from client.settings import SiteError, SiteSettings, read_settings
@@ -132,6 +135,8 @@ class Service:
 
     def _done(self, job: Job) -> work.Reply:
         """Do a task, and record what is about to leave."""
+        if "torch._dynamo" in sys.modules:  # after eight compiled models it would leave one uncompiled
+            torch._dynamo.reset()
         admitted: list[tuple[SiteSettings, sent.Sent]] = []
 
         def admit(settings: SiteSettings, task: wire.Task, config: Config) -> None:
@@ -163,7 +168,7 @@ class Service:
 
     def _reporter(self, job: Job) -> work.OnStep:
         """Return what follows each step: it drops work that nobody waits for, and reports the steps done."""
-        last = monotonic()
+        last = -math.inf
 
         def on_step(site: str, count: int, steps: int, images: int, loss: float) -> None:
             nonlocal last
@@ -172,7 +177,7 @@ class Service:
             if job.gone.is_set():
                 raise SiteError("service", "nobody waits for the task any more: it is dropped")
             if monotonic() - last > _EVERY:
-                last = monotonic()
+                last = -math.inf
                 job.out.put(frames.STEPS + str(steps).encode())
 
         return on_step
@@ -228,7 +233,7 @@ def listening(service: Service, socket: Path, group: str = "") -> Iterator[None]
     with _closed():
         server.add_insecure_port(f"unix:{socket.absolute()}")
     if group:
-        shutil.chown(socket, group=group)
+        _give(socket, group)
     socket.chmod(0o660)
     server.start()
     try:
@@ -258,12 +263,17 @@ def _make_room(socket: Path, group: str) -> None:
                 f"{folder}: other accounts could put their own socket there; give the service a folder of its own",
             )
         if group and not found.st_mode & 0o007:
-            shutil.chown(folder, group=group)
+            _give(folder, group)
         if socket.exists() and not stat.S_ISSOCK(socket.stat().st_mode):
             raise SiteError("settings", f"{socket} is there, and not a socket; name another")
         socket.unlink(missing_ok=True)  # of a service that was killed: the lock shows that it has ended
     except (OSError, LookupError) as error:
         raise SiteError("settings", f"{socket}: {error}") from None
+
+
+def _give(path: Path, group: str) -> None:
+    """Change a path's group, given by name or number."""
+    shutil.chown(path, group=int(group) if group.isdigit() else group)
 
 
 @contextmanager

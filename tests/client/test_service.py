@@ -90,7 +90,8 @@ def test_rounds_over_the_socket_are_those_of_one_process(site: Path, socket: Pat
 
 @pytest.mark.usefixtures("service")
 def test_the_app_of_a_node_with_a_service_carries_and_reads_nothing(site: Path, socket: Path) -> None:
-    grid = services.Grid(client.app, [socket])
+    grid = services.Grid(client.app, [site], [socket])
+    del grid._contexts[1].node_config["site"], grid._contexts[1].node_config["partition-id"]
     message = fed.task_message(CONFIG, "train")
     (reply,) = grid.send_and_receive([message])
     assert wire.from_record(wire.TrainReply, said(reply)).site == "anna"

@@ -77,10 +77,9 @@ class Serving:
 
 
 class Grid(InlineGrid):
-    """A Grid whose nodes have a site service, and nothing else."""
+    """A Grid whose nodes have a site service, whose socket stands in their node config."""
 
-    def __init__(self, app: Any, sockets: list[Path]) -> None:
-        super().__init__(app, sockets)
+    def __init__(self, app: Any, sites: list[Path], sockets: list[Path]) -> None:
+        super().__init__(app, sites)
         for context, socket in zip(self._contexts.values(), sockets, strict=True):
-            context.node_config.clear()
             context.node_config["service"] = str(socket)
