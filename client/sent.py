@@ -8,9 +8,11 @@ import datetime
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from client.settings import SiteError
 from sscxr.federation import wire
 from sscxr.files import private_folder
 
@@ -46,9 +48,10 @@ class Sent:
         return f"{self.time} {self.run} {self.stage}{place}: {what[self.kind]}, {self.bytes} bytes"
 
 
-def now() -> str:
-    """Return the time as the lines have it."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def now(*, hours_ago: float = 0) -> str:
+    """Return the time as the lines have it; they sort as times do."""
+    time = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=hours_ago)
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def read(folder: Path) -> list[Sent]:
@@ -78,8 +81,11 @@ def add(folder: Path, sent: Sent) -> None:
         os.close(handle)
 
 
-def check_new(folder: Path, kind: str, task: wire.Task) -> None:
+def check_new(before: Sequence[Sent], kind: str, task: wire.Task) -> None:
     """Check that the site has not answered this attempt before; a query may come again.
+
+    Args:
+        before: what left so far.
 
     Raises:
         WireError: it has.
@@ -87,9 +93,22 @@ def check_new(folder: Path, kind: str, task: wire.Task) -> None:
     if kind == "query":
         return
     own = (kind, task.run, task.round, task.attempt)
-    for sent in read(folder):
+    for sent in before:
         if (sent.kind, sent.run, sent.round, sent.attempt) == own:
             raise wire.WireError(
                 f"a repeat: run {task.run} had its answer to {kind} in round {task.round + 1}, attempt "
                 f"{task.attempt + 1}, at {sent.time}; a new run needs a new run.name"
             )
+
+
+def check_daily(before: Sequence[Sent], most: int) -> None:
+    """Check that fewer than `most` updates left in the last 24 hours; 0: any number may.
+
+    Raises:
+        SiteError: as many have left.
+    """
+    recent = sum(sent.kind == "train" and sent.time > now(hours_ago=24) for sent in before)
+    if 0 < most <= recent:
+        raise SiteError(
+            "not allowed", f"{recent} updates left in 24 hours, site.yaml allows limits.rounds_a_day={most}"
+        )

@@ -14,7 +14,6 @@ import queue
 import shutil
 import signal
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,11 @@ from time import monotonic
 from typing import Any
 
 import grpc
-import torch
+import torch._dynamo
 
 from client import sent, work
 from client.settings import SiteError, SiteSettings, read_settings
+from sscxr import config as configs
 from sscxr.config import Config
 from sscxr.federation import frames, wire
 from sscxr.files import is_full_disk, locked, private_folder
@@ -94,6 +94,7 @@ class Service:
         self._ended = threading.Event()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._free = threading.Semaphore()
+        self._recipe = ""
 
     def run(self) -> None:
         """Do tasks until `stop`; in the main thread."""
@@ -135,12 +136,14 @@ class Service:
 
     def _done(self, job: Job) -> work.Reply:
         """Do a task, and record what is about to leave."""
-        if "torch._dynamo" in sys.modules:  # after eight compiled models it would leave one uncompiled
-            torch._dynamo.reset()
         admitted: list[tuple[SiteSettings, sent.Sent]] = []
 
         def admit(settings: SiteSettings, task: wire.Task, config: Config) -> None:
-            sent.check_new(Path(settings.state), job.kind, task)
+            before = sent.read(Path(settings.state))
+            sent.check_new(before, job.kind, task)
+            if job.kind == "train":
+                sent.check_daily(before, settings.limits.rounds_a_day)
+            self._begin(configs.recipe_hash(config))
             stage = config.run.stage
             line = sent.Sent(sent.now(), job.kind, task.run, stage, task.round, task.attempt, 0)
             admitted.append((settings, line))
@@ -165,6 +168,15 @@ class Service:
             return wire.Failure(settings.name, "disk" if is_full_disk(error) else "internal"), None
         log.info("sent: %s", line.words)
         return reply, update
+
+    def _begin(self, recipe: str) -> None:
+        """Keep the compiled step from round to round of a recipe, and begin another as a new process does.
+
+        torch.compile serves every model of a recipe by one compilation; a ninth other would stay uncompiled.
+        """
+        if recipe != self._recipe:
+            torch._dynamo.reset()
+            self._recipe = recipe
 
     def _reporter(self, job: Job) -> work.OnStep:
         """Return what follows each step: it drops work that nobody waits for, and reports the steps done."""

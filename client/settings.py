@@ -46,6 +46,19 @@ class PrivateTraining:
 
 
 @dataclass
+class Limits:
+    """What runs may take of this site, beside what the approved recipes fix; 0: no limit.
+
+    Attributes:
+        rounds_a_day: rounds of training in any 24 hours, of all runs together; counted by the site service.
+        round_seconds: of training in a round; the run's own deadline where that is less.
+    """
+
+    rounds_a_day: int = 0
+    round_seconds: float = 0.0
+
+
+@dataclass
 class SiteSettings:
     """The settings of `site.yaml`. Relative paths are relative to its folder; `init` writes each with a comment.
 
@@ -72,6 +85,7 @@ class SiteSettings:
     min_mixed: int = 20
     approved: list[str] | None = field(default_factory=list)
     paused: bool = False
+    limits: Limits = field(default_factory=Limits)
     socket: str = ""
     key: str = ""
     superlink: str = ""
@@ -130,6 +144,9 @@ def _problem(settings: SiteSettings) -> str:
     for key, least in lowest.items():
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"
+    for key in ("rounds_a_day", "round_seconds"):
+        if not getattr(settings.limits, key) >= 0:
+            return f"limits.{key}={getattr(settings.limits, key)}: at least 0"
     if settings.dp.enabled:
         return (
             "dp.enabled=true: differentially private training is not implemented yet; this site takes part "

@@ -86,11 +86,12 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
     site.store.keep_only(task.run, task.base)
     training, state, received, residual = _begin(site, task, config, request, rows)
     show = request.on_step or display.on_step
+    budget = min(task.budget * _TIME_TO_REPLY, site.settings.limits.round_seconds or math.inf)
     trained = training.train_round(
         rows,
         site=site.name,
         round_number=task.round,
-        budget=task.budget * _TIME_TO_REPLY,
+        budget=budget,
         on_step=None if show is None else lambda *done: show(site.name, len(rows), *done),
     )
     update = training.update(received)

@@ -5,6 +5,7 @@ import logging
 import socket as sockets
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import federation as fed
 import grpc
 import pytest
 import services
+import torch
 from answers import failure, said, states, update
 
 from client import app as client
@@ -100,6 +102,25 @@ def test_the_app_of_a_node_with_a_service_carries_and_reads_nothing(site: Path, 
     grid._contexts[1].node_config.clear()
     (reply,) = grid.send_and_receive([message])
     assert failure(reply) == "settings"
+
+
+@pytest.mark.usefixtures("service")
+def test_what_is_compiled_lasts_as_long_as_its_recipe(
+    site: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: begun.append(len(begun)))
+    other = fed.settings("federation.local_epochs=4")
+    fed.approve(other, site)
+    its = {"config": configs.dumps(other), "fingerprint": wire.fingerprint(configs.recipe_hash(other))}
+    longer = fed.settings("pretrain.lr=0.01")
+    fed.approve(longer, site)
+    anothers = {"config": configs.dumps(longer), "fingerprint": wire.fingerprint(configs.recipe_hash(longer))}
+    counts = []
+    for fields in ({}, {"attempt": 1}, its, anothers, anothers):
+        assert "failure" not in carry(socket, "query", **fields)[0]
+        counts.append(len(begun))
+    assert counts == [1, 1, 1, 2, 2]
 
 
 def test_what_left_is_listed(site: Path, socket: Path, service: Service) -> None:
@@ -191,6 +212,28 @@ def test_a_tampered_task_is_refused_in_one_line(
 
 
 @pytest.mark.usefixtures("service")
+@pytest.mark.parametrize("sends", [[], [RECORD]], ids=["nothing", "no encoder"])
+def test_a_task_that_does_not_arrive_ends(
+    socket: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, sends: list[bytes]
+) -> None:
+    monkeypatch.setattr(services_code, "_ARRIVES", 0.5)
+    never = threading.Event()
+
+    def stalling() -> Iterator[bytes]:
+        yield from sends
+        never.wait(60)
+
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        with pytest.raises(grpc.RpcError):
+            list(channel.stream_stream(frames.method("train"))(stalling()))
+        never.set()
+    services.wait_until(lambda: refusals(caplog), 20, "it is logged")
+    assert "a message that broke off, took more than" in refusals(caplog)[0]
+    monkeypatch.setattr(services_code, "_ARRIVES", 60.0)
+    assert carry(socket)[1]
+
+
+@pytest.mark.usefixtures("service")
 def test_a_repeated_task_is_refused(site: Path, socket: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert carry(socket)[1]
     before = states(site)
@@ -215,6 +258,39 @@ def test_the_site_s_own_rules_hold_whatever_the_bundle_does(
     assert carry(socket, **mine)[0]["failure"] == "not approved"
     assert len(refusals(caplog)) == 2
     assert not sent.read(site.parent / "state")
+
+
+@pytest.mark.usefixtures("service")
+def test_a_site_trains_so_many_rounds_a_day(
+    site: Path, socket: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = site.read_text()
+    site.write_text(f"{text}\nlimits: {{rounds_a_day: 2}}\n")
+    folder = site.parent / "state"
+    yesterday = sent.Sent(sent.now(hours_ago=24.1), "train", "other", "pretrain", 0, 0, 1)
+    sent.add(folder, yesterday)
+    sent.add(folder, replace(yesterday, time=sent.now(hours_ago=23.9)))
+    assert carry(socket)[1]
+    refused = carry(socket, attempt=1)
+    assert refused == ({"site": "anna", "failure": "not allowed"}, None)
+    assert refusals(caplog) == ["2 updates left in 24 hours, site.yaml allows limits.rounds_a_day=2"]
+    assert carry(socket, "evaluate")[0]["images"] == 2
+
+
+@pytest.mark.usefixtures("service")
+def test_a_site_trains_so_many_seconds_a_round(site: Path, socket: Path) -> None:
+    text = site.read_text()
+    site.write_text(f"{text}\nlimits: {{round_seconds: 0.0001}}\n")
+    assert carry(socket) == ({"site": "anna", "failure": "time"}, None)
+
+
+def test_a_record_that_a_power_cut_damaged_is_read_and_goes_on(tmp_path: Path) -> None:
+    line = sent.Sent(sent.now(), "train", "run", "pretrain", 0, 0, 10)
+    sent.add(tmp_path, line)
+    with (tmp_path / sent.FILE).open("a") as file:
+        file.write('{"time": "20')
+    sent.add(tmp_path, replace(line, round=1))
+    assert [one.round for one in sent.read(tmp_path)] == [0, 1]
 
 
 # ---- one task at a time, and ends
