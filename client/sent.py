@@ -45,7 +45,7 @@ class Sent:
         """The line of `sscxr site log`."""
         what = {"query": "its name and number of images", "train": "an update", "evaluate": "figures"}
         place = "" if self.kind == "query" else f" round {self.round + 1} attempt {self.attempt + 1}"
-        return f"{self.time} {self.run} {self.stage}{place}: {what[self.kind]}, {self.bytes} bytes"
+        return f"{self.time} {self.run} {self.stage}{place}: {what.get(self.kind, self.kind)}, {self.bytes} bytes"
 
 
 def now(*, hours_ago: float = 0) -> str:

@@ -189,7 +189,7 @@ class Service:
             if job.gone.is_set():
                 raise SiteError("service", "nobody waits for the task any more: it is dropped")
             if monotonic() - last > _EVERY:
-                last = -math.inf
+                last = monotonic()
                 job.out.put(frames.STEPS + str(steps).encode())
 
         return on_step

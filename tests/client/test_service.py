@@ -105,6 +105,19 @@ def test_the_app_of_a_node_with_a_service_carries_and_reads_nothing(site: Path, 
 
 
 @pytest.mark.usefixtures("service")
+def test_steps_are_reported_at_the_first_and_once_a_second(
+    socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services_code, "_EVERY", 3600.0)  # three steps may take longer than a second
+    said = raw(socket, frames.method("train"), list(frames.of(task(), encoder())))
+    assert [frame for frame in said if frame[:1] == frames.STEPS] == [b"s1"]
+    monkeypatch.setattr(services_code, "_EVERY", -1.0)
+    said = raw(socket, frames.method("train"), list(frames.of(task(attempt=1), encoder())))
+    assert [frame for frame in said if frame[:1] == frames.STEPS] == [b"s1", b"s2", b"s3"]
+    assert said[3][:1] == frames.RECORD
+
+
+@pytest.mark.usefixtures("service")
 def test_what_is_compiled_lasts_as_long_as_its_recipe(
     site: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
