@@ -23,7 +23,7 @@ import torch
 from step import noise
 from timing import report
 
-import client.app  # noqa: F401 - what a site's process imports
+import client.work  # noqa: F401 - what a site's process imports
 from sscxr import config as configs
 from sscxr import seeds
 from sscxr.config import Config

@@ -4,8 +4,8 @@
     python bench/rounds.py --engines inline --steps 4 --rounds 8       # where the time goes beside training
 
 `inline` and `ray` are the simulation's engines. `loopback` is a SuperLink and a SuperNode for each site on
-127.0.0.1, without TLS, and a fresh process for each message, which is Flower's way. Sites have images of noise;
-held-out figures are left out. The first round is not counted.
+127.0.0.1, without TLS, and a fresh process for each message, which is Flower's way; `service` is the same with a
+site service each. Sites have images of noise; held-out figures are left out. The first round is not counted.
 
 Seconds are processor time, summed over all processes of a run (Linux), since wall time depends on the machine's
 other work. Training and the other parts are measured in the inline engine's one thread; the other engines train on
@@ -38,6 +38,7 @@ from timing import report
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+DEPLOYED = ("loopback", "service")  # engines whose sites are processes
 MARK = "SSCXR_BENCH"  # in the environment of every process of a run
 _LIMIT = 3000.0  # seconds for a run
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -46,7 +47,7 @@ _SIZE = 128  # px a side of the cached images
 # part -> the functions that do it; none of them is called by another.
 PARTS = {
     "training": ["sscxr.stages.pretrain:SiteTraining.train_round"],
-    "settings": ["client.app:_settings", "sscxr.config:loads", "sscxr.config:recipe_hash"],
+    "settings": ["client.virtual:settings_of", "sscxr.config:loads", "sscxr.config:recipe_hash"],
     "cache": ["client.site:Site.__init__", "client.site:Site.training_rows"],
     "model": ["sscxr.stages.pretrain:Pretraining.training", "sscxr.training.parts:Parts.load_shared",
               "sscxr.stages.pretrain:SiteTraining.load_local", "sscxr.stages.pretrain:SiteTraining.local"],
@@ -128,8 +129,8 @@ def _timed(real: Callable[..., Any], part: str, spent: Counter[str]) -> Callable
     return function
 
 
-def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Run over a SuperLink and SuperNodes on this machine, each hospital with its own folder."""
+def loopback(out: Path, given: argparse.Namespace, *, services: bool) -> dict[str, Any]:
+    """Run over a SuperLink and SuperNodes on this machine, each hospital with its own folder, and its service."""
     from omegaconf import OmegaConf
 
     from sscxr import config as configs
@@ -165,7 +166,12 @@ def loopback(out: Path, given: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         own = ("--host", "127.0.0.1", "--port", _free_port())
         link = ("--insecure", "--superlink", f"127.0.0.1:{port}")
-        start(name, "flower-supernode", *link, *own, "--node-config", f'site="{out / name / "site.yaml"}"')
+        file, socket = out / name / "site.yaml", out / name / "run" / "site.sock"
+        if services:
+            start(f"{name}-service", "sscxr", "site", "serve", file, "--socket", socket)
+            _until(socket.exists, home)
+        place = f'service="{socket}"' if services else f'site="{file}"'
+        start(name, "flower-supernode", *link, *own, "--node-config", place)
     overrides = " ".join([*settings(given), f"federation.sites=[{','.join(names)}]"])
     run_config = {"config": given.config, "overrides": overrides, "out": str(folder)}
     words = " ".join(f"{key}={json.dumps(value)}" for key, value in run_config.items())
@@ -262,7 +268,7 @@ def measure(engine_name: str, given: argparse.Namespace) -> dict[str, Any]:
             env = os.environ | {MARK: mark, "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT)
             run = json.loads(done.stdout.splitlines()[-1])
-        folder = scratch / "run" if engine_name == "loopback" else scratch
+        folder = scratch / "run" if engine_name in DEPLOYED else scratch
         sites = pd.read_csv(folder / "sites.csv")
         first, last = run["seen"][0], run["seen"][-1]
         spent = {key: (last[key] - first.get(key, 0)) / given.rounds for key in last}
@@ -276,7 +282,9 @@ def measure(engine_name: str, given: argparse.Namespace) -> dict[str, Any]:
 def start_of_a_process() -> float:
     """Return the processor time of a site's process before it can read a message."""
     before = os.times().children_user + os.times().children_system
-    subprocess.run([sys.executable, "-W", "ignore", "-c", "import client.app"], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", "import client.app, client.work"], check=True, cwd=ROOT
+    )
     return os.times().children_user + os.times().children_system - before
 
 
@@ -297,7 +305,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         run = (
-            loopback(given.out, given) if given.one == "loopback" else in_process(given.one, given.out, given)
+            loopback(given.out, given, services=given.one == "service")
+            if given.one in DEPLOYED
+            else in_process(given.one, given.out, given)
         )
         print(json.dumps(run))
         return

@@ -1,5 +1,6 @@
-"""A hospital's commands: `sscxr doctor`, `sscxr site init`, `sscxr site approve` and `sscxr site approved`."""
+"""A hospital's commands: `sscxr doctor`, and `sscxr site` with init, approve, approved, serve and log."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,10 @@ def add(app: typer.Typer) -> None:
         ),
     )(site_approve)
     site.command("approved", epilog=examples("sscxr site approved /srv/sscxr/site.yaml"))(site_approved)
+    site.command("serve", epilog=examples("sscxr site serve /etc/sscxr-site/site.yaml --group sscxr-app"))(
+        site_serve
+    )
+    site.command("log", epilog=examples("sscxr site log /etc/sscxr-site/site.yaml"))(site_log)
     app.add_typer(site, name="site")
     app.command(
         "doctor",
@@ -101,6 +106,45 @@ def site_approved(
         typer.echo(digest)
     if not found:
         typer.echo("nothing may run here; `sscxr site approve join.yaml`", err=True)
+
+
+def site_serve(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's settings.")],
+    socket: Annotated[
+        Path | None, typer.Option(help="Where to listen; default: the socket that SITE.yaml names.")
+    ] = None,
+    group: Annotated[
+        str, typer.Option(help="The group of the account that runs the coordinator's app.")
+    ] = "",
+) -> None:
+    """Train here for the federation: the only process that reads the images. Ends by SIGTERM or Ctrl-C."""
+    from client import service
+    from client.settings import read_settings
+    from sscxr import printable
+
+    place = socket or Path(read_settings(site).socket)
+    if not place.name:
+        raise click.UsageError("give a --socket, or name one in SITE.yaml")
+    log = logging.getLogger("sscxr")
+    handler = logging.StreamHandler()
+    handler.setFormatter(printable.Formatter("%(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    service.serve(site, place, group)
+
+
+def site_log(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's settings.")],
+) -> None:
+    """List what left through the site service: when, to which run, what, and how many bytes."""
+    from client import sent
+    from client.settings import read_settings
+
+    lines = sent.read(Path(read_settings(site).state))
+    for line in lines:
+        typer.echo(line.words)
+    if not lines:
+        typer.echo("nothing has left through the site service", err=True)
 
 
 def doctor(

@@ -23,7 +23,7 @@ from sscxr.files import private_folder, refuse_file, write_atomically
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _DEFAULT_METRICS = METRICS[:3]  # a histogram of pixels is reported on purpose or not at all
 STAGES = tuple(RECIPE_SECTIONS)
-_PATHS = ("cache", "state", "groups", "key", "ca", "join")
+_PATHS = ("cache", "state", "groups", "key", "ca", "join", "socket")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY, _CA = "node-key", "ca.crt"
 
@@ -46,6 +46,19 @@ class PrivateTraining:
 
 
 @dataclass
+class Limits:
+    """What runs may take of this site, beside what the approved recipes fix; 0: no limit.
+
+    Attributes:
+        rounds_a_day: rounds of training in any 24 hours, of all runs together; counted by the site service.
+        round_seconds: of training in a round; the run's own deadline where that is less.
+    """
+
+    rounds_a_day: int = 0
+    round_seconds: float = 0.0
+
+
+@dataclass
 class SiteSettings:
     """The settings of `site.yaml`. Relative paths are relative to its folder; `init` writes each with a comment.
 
@@ -54,6 +67,7 @@ class SiteSettings:
             sites share one cache through it.
         min_mixed: an update mixes at least so many distinct images; `schema.MIXED_IMAGES` where that is more.
         approved: digests of the recipes that may run here, see `sscxr.federation.approval`; none: nothing may.
+        socket: where the site service listens; empty: there is none.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
     """
 
@@ -71,6 +85,8 @@ class SiteSettings:
     min_mixed: int = 20
     approved: list[str] | None = field(default_factory=list)
     paused: bool = False
+    limits: Limits = field(default_factory=Limits)
+    socket: str = ""
     key: str = ""
     superlink: str = ""
     ca: str = ""
@@ -128,6 +144,9 @@ def _problem(settings: SiteSettings) -> str:
     for key, least in lowest.items():
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"
+    for key in ("rounds_a_day", "round_seconds"):
+        if not getattr(settings.limits, key) >= 0:
+            return f"limits.{key}={getattr(settings.limits, key)}: at least 0"
     if settings.dp.enabled:
         return (
             "dp.enabled=true: differentially private training is not implemented yet; this site takes part "

@@ -204,6 +204,7 @@ def _prepare(actor: Any, load: Callable[[], ClientApp]) -> None:
 def _client_of(file: str) -> ClientApp:
     """Return the ClientApp in an actor; never a stale copy from some working directory."""
     import client.app
+    import client.work  # seconds, which do not count towards a site's time to answer
 
     if client.app.__file__ != file:
         raise ImportError(f"the actor found {client.app.__file__} instead of {file}")

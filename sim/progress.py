@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from client.app import display
+from client.work import display
 from server import status
 from server.app import Hooks
 from server.rounds import Listener

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.doctor import bandwidth, data, fleet, machine, network
+from client.doctor import bandwidth, data, fleet, machine, network, service
 from client.doctor.checks import Check, failed, guarded, warning
 from client.doctor.network import Server
 from client.settings import SiteError, SiteSettings, read_settings
@@ -75,6 +75,8 @@ def _machine(
             yield from guarded("approval", machine.approval, join, settings)
     if settings:
         yield from guarded("name", machine.name, settings)
+        if asked.site:
+            yield from guarded("service", service.service, settings, asked.site)
         yield from guarded("device", machine.device, join, settings, recipe)
         if join:
             yield from guarded("threads", machine.threads, recipe, settings)

@@ -36,7 +36,7 @@ Record = dict[str, Scalar]
 # Why a site did not do its task, in fixed words: an exception's own text never leaves.
 FAILURES: Final[dict[str, str]] = {
     "fingerprint": "its recipe, wire format, cache format or package versions differ from the run's",
-    "request": "the request was malformed",
+    "request": "the request was malformed, or repeated an earlier one",
     "not allowed": "the run asks for what its site settings do not allow",
     "not approved": "it has not approved this recipe: its site.yaml pins another, or none",
     "paused": "it is paused",
@@ -49,6 +49,8 @@ FAILURES: Final[dict[str, str]] = {
     "codec": "its update has values that the run's codec cannot represent",
     "memory": "it ran out of memory",
     "disk": "its disk is full",
+    "busy": "it is at work on another task",
+    "service": "its site service did not answer, or ended while it worked",
     "internal": "it failed; its own log has the reason",
 }
 _PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint

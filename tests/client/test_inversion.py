@@ -15,7 +15,9 @@ from answers import failure, said, states, update
 from marks import slow
 from omegaconf import OmegaConf
 
-from client import app as client
+from client import work
+from client.settings import read_settings
+from client.site import Site
 from sscxr import config as configs
 from sscxr import stages
 from sscxr.config import Config, ConfigError, fields, loading, ranges
@@ -101,7 +103,7 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
     elif config.federation.moments != "local":  # the sum of the round's gradients, the last ones most
         gradient = inversion.sums({name: -change[f"{MOMENT}exp_avg.{name}"] for name in apart(change)[0]})
     cache = open_cache(site.parent / "cache")
-    rows = client.Site(client.read_settings(site)).training_rows(config)
+    rows = Site(read_settings(site)).training_rows(config)
     batch, steps = round_of(config, len(rows), 0)
     batches = batches_of_round(rows, batch, steps, seed=config.run.seed, site="anna")
     used = np.unique(np.concatenate(list(batches)))
@@ -124,7 +126,7 @@ def held(found: inversion.Leak) -> None:
 
 @pytest.mark.usefixtures("no_ranges")
 def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "check_mixed", lambda *given: None)
+    monkeypatch.setattr(work, "check_mixed", lambda *given: None)
     found = attacked(hospital, configs.load("smoke", HOSTILE))
     assert found.image > 0.9
     many = attacked(hospital, configs.load("smoke", [*HOSTILE, "encoder.patch_size=8"]))

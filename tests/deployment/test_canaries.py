@@ -33,17 +33,24 @@ pytestmark = pytest.mark.timeout(1200)
 # Added to the ClientApp: foreign code fails with a text that names a file and a patient.
 FAILING = """
 
-_train_honestly = _train
+from pathlib import Path
+
+from client import work
+
+_train_honestly = work.WORK["train"]
 
 
-def _train(site, task, config, message):
+def _train(site, task, config, request):
     if site.name == "hospital-c" and task.round == 0:
         from pydicom import dcmread
 
         export = Path(site.settings.cache).parents[2] / "exports" / site.name
         file = min(export.glob("*/*/*/*/*.dcm"))
         raise RuntimeError(f"{file}: {dcmread(file, stop_before_pixels=True).PatientName}")
-    return _train_honestly(site, task, config, message)
+    return _train_honestly(site, task, config, request)
+
+
+work.WORK["train"] = _train
 """
 # One site's reply says more than it may, one raises past the outermost layer, one hides it among arrays.
 LEAKY = """
@@ -51,24 +58,27 @@ LEAKY = """
 _answer_honestly = _answer
 
 
-def _answer(message, context, do):
+def _answer(message, context, kind):
     import base64, gzip
+    from pathlib import Path
+    import numpy as np
+    from client.virtual import settings_of
     from flwr.app import MetricRecord
     from pydicom import dcmread
 
-    reply, settings = _answer_honestly(message, context, do), _settings(context)
+    reply, settings = _answer_honestly(message, context, kind), settings_of(context)
     export = Path(settings.cache).parents[2] / "exports" / settings.name
     header = dcmread(min(export.glob("*/*/*/*/*.dcm")), stop_before_pixels=True)
-    if do is _train and settings.name == "hospital-a":
+    if kind == "train" and settings.name == "hospital-a":
         said = reply.content[RECORD]
         said["name"] = str(header.PatientName)
         said["packed"] = base64.b64encode(gzip.compress(header.StudyDescription.encode())).decode()
         said["wide"] = header.ImageComments.encode("utf-16")
         figures = {"series": int(header.SeriesNumber), "weight": float(header.PatientWeight)}
         reply.content["figures"] = MetricRecord(figures)
-    if do is _train and settings.name == "hospital-b":
+    if kind == "train" and settings.name == "hospital-b":
         raise RuntimeError(f"no address {header.PatientAddress}")
-    if do is _train and settings.name == "hospital-c":
+    if kind == "train" and settings.name == "hospital-c":
         values = Array(np.array([header.StudyDate, header.StudyInstanceUID]))
         reply.content["more"] = ArrayRecord({header.AccessionNumber: values})
     return reply

@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from processes import free_port, wait_until
 from simulations import weights
 
+from client import sent
 from client.settings import init
 
 PROBE_BYTES = 2 << 20
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.timeout(1200)
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("federation")
-    with Deployment(folder, behind_nginx=NGINX is not None) as deployment:
+    with Deployment(folder, behind_nginx=NGINX is not None, services=True) as deployment:
         yield deployment.start_all()
     assert deployment.pids() == []
 
@@ -109,6 +110,9 @@ def test_three_hospitals_give_the_bytes_of_one_process(federation: Deployment, t
     assert len(rows) == 2 * len(federation.sites)
     assert all(",folded," in row for row in rows)
     assert not planted.exists(), "an installed bundle that was edited ran"
+    for site in federation.sites:  # all of it by the site's service
+        left = [(line.kind, line.round) for line in sent.read(federation.site(site) / "state")]
+        assert [line for line in left if line[0] != "query"] == [("train", 0), ("train", 1), ("evaluate", 1)]
     used = [place.name for place in (federation.folder / "nodes").glob("*/run/tasks/*/flwr/apps/*")]
     assert used == [bundle] * len(federation.sites), "the very bundle, of one task: no later one finds it"
 
@@ -322,7 +326,7 @@ def test_a_ca_that_cannot_be_made(tmp_path: Path, words: tuple[str, ...]) -> Non
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")
-@pytest.mark.parametrize("name", ["superlink", "supernode"])
+@pytest.mark.parametrize("name", ["superlink", "supernode", "site"])
 def test_units_are_ones_to_systemd(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"sscxr-{name}.service"
     file.write_text((DEPLOY / f"{name}.service").read_text().replace("/opt/sscxr/venv/bin", str(BIN)))

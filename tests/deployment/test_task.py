@@ -53,8 +53,6 @@ class Site:
         (folder / "etc" / "secret").write_text("the secret\n")
         (folder / "etc" / "secret").chmod(0o600)
         shutil.copy(DEPLOY / "flwr-clientapp", folder / "task" / "flwr-clientapp")
-        if user:
-            shutil.chown(folder / "state", user)
 
     def task(self, script: str, *words: str) -> str:
         """What a task prints whose app is this script."""
@@ -126,9 +124,7 @@ def test_the_app_s_own_account_leaves_nothing_to_the_next_task(folder: Path) -> 
     wrote = [line.split()[-1] for line in evil.splitlines() if "wrote" in line]
     assert any("apps/sscxr" in place for place in wrote), "it could edit its own copy"
     own = str(folder / "run" / "tasks")
-    assert [place for place in wrote if not place.startswith(own) and not place.startswith("./")] == [
-        str(folder / "state" / "a.safetensors")
-    ], "and beside that the site's state alone, which is data"
+    assert [place for place in wrote if not place.startswith(own) and not place.startswith("./")] == []
     assert "the secret" not in done.stdout
     assert "planted" not in honest, "nothing of it is there, and no process of it goes on"
     nobody = pwd.getpwnam("nobody")

@@ -57,6 +57,7 @@ class Deployment(Processes):
         record: a folder for what crosses between nginx and the SuperLink, TLS taken off; None: not recorded.
         images: of each hospital.
         app: the checkout whose apps `flwr run` sends.
+        services: each site has its service, as by the units; else the app does its work.
         home: the coordinator's working directory and home.
     """
 
@@ -65,6 +66,7 @@ class Deployment(Processes):
     record: Path | None = None
     images: int = 40
     app: Path = ROOT
+    services: bool = False
     wires: dict[str, Wire] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,7 +242,11 @@ class Deployment(Processes):
             prepare(
                 [manifest], self.site(name) / "cache", size=80, workers=0, salt=salt(name), progress=False
             )
-            init(self.site(name), name=name, join=join)
+            file = init(self.site(name), name=name, join=join)
+            if self.services:
+                socket = f"{self._places(name, self.folder)['/run/sscxr-site']}/site.sock"
+                file.write_text(file.read_text().replace('socket: ""', f"socket: {socket}"))
+                file.chmod(0o600)
 
     def _some_real(self) -> Path:
         """A manifest of as many real images, NIH ChestX-ray14's first."""
@@ -280,14 +286,10 @@ class Deployment(Processes):
             if site not in self.wires:
                 self.wires[site] = Wire(port)
             port = self.wires[site].port
-        places = {
-            "/opt/sscxr/venv/bin": str(BIN),
-            "/etc/sscxr-site/ca.crt": str(ca or folder / "ca.crt"),
-            "/etc/sscxr-site": str(folder),
-            "/var/lib/sscxr-site": str(var),
-            "/opt/sscxr/task": str(DEPLOY),
-            "/run/sscxr-app": str(var / "run"),
-        }
+        places = {"/etc/sscxr-site/ca.crt": str(ca or folder / "ca.crt")} | self._places(site, var)
+        if not self.services:
+            there = f'service="{places["/run/sscxr-site"]}/site.sock"'
+            places |= {there: f'site="{folder}/site.yaml"'}  # after the others, which it contains
         variables = {
             "SUPERLINK": f"localhost:{port}",
             "RUNTIME_PORT": str(free_port()),
@@ -303,6 +305,29 @@ class Deployment(Processes):
         self.start(f"{name}-app", command, env, var / "run", of=name)
         command, env = unit("supernode", places, variables)
         return self.start(name, command, env, var)
+
+    def _places(self, site: str, var: Path) -> dict[str, str]:
+        """The folders of a hospital's units, and those of a site here."""
+        folder = self.site(site)
+        return {
+            "/opt/sscxr/venv/bin": str(BIN),
+            "/opt/sscxr/task": str(DEPLOY),
+            "/etc/sscxr-site": str(folder),
+            "/var/lib/sscxr-node": str(var),
+            "/var/lib/sscxr-site": str(folder),
+            "/run/sscxr-site": str(self.folder / "serve" / site),
+            "/run/sscxr-app": str(var / "run"),
+        }
+
+    def start_service(self, site: str) -> Part:
+        """Start a site's service as its unit does, in this account's group, and wait until it is ready."""
+        own = {" --group sscxr-app": ""}
+        command, env = unit("site", self._places(site, self.folder / "nodes" / site) | own, {})
+        part = self.start(f"{site}-service", command, env, self.site(site))
+        wait_until(lambda: "ready at" in part.said() or not part.alive, 120, f"{site}'s service starts")
+        if not part.alive:
+            raise DeploymentError(f"the service of {site} ended:\n{part.said()}")
+        return part
 
     def wait_for_node(self, name: str, limit: float = 60) -> None:
         """Wait until a SuperNode has been let in, after its last start."""
@@ -340,6 +365,8 @@ class Deployment(Processes):
         for site in self.sites:
             self.register(site)
         for site in self.sites:
+            if self.services:
+                self.start_service(site)
             self.start_node(site, wire=site in wires)
         for site in self.sites:
             self.wait_for_node(site)

@@ -139,14 +139,27 @@ def ask(
     **fields: object,
 ) -> Message:
     """What the real ClientApp of one site replies to a task, some of its fields replaced."""
+    grid = InlineGrid(client.app, [site])
+    if approved:
+        approve(config, site)
+    (reply,) = grid.send_and_receive([task_message(config, kind, encoder=encoder, start=start, **fields)])
+    return reply
+
+
+def task_message(
+    config: Config,
+    kind: str,
+    /,
+    *,
+    encoder: bool = True,
+    start: Mapping[str, Tensor] | None = None,
+    **fields: object,
+) -> Message:
+    """A task as the server sends it, some of its fields replaced."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
     task = wire.Task(config.run.name, 0, 0, "", configs.dumps(config), fingerprint, 600.0)
     record = RecordDict({RECORD: ConfigRecord({**wire.to_record(task), **fields})})
     if start is not None or encoder:
         sent = _start(config).encoder if start is None else start
         record[client.ARRAYS] = to_arrays(codecs.encode(sent, config.federation.downlink))
-    if approved:
-        approve(config, site)
-    grid = InlineGrid(client.app, [site])
-    (reply,) = grid.send_and_receive([Message(record, 1, kind)])
-    return reply
+    return Message(record, 1, kind)

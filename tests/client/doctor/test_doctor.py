@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import services
 import typer
 import yaml
 from caches import make_cache
@@ -52,14 +53,15 @@ def write_join(file: Path, superlink: SuperLink, **other: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hospital(superlink: SuperLink, upright: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hospital(superlink: SuperLink, upright: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a healthy site, as `sscxr site init` sets it up, registered at the server."""
     folder = tmp_path_factory.mktemp("hospital")
     join = write_join(folder / "from-the-coordinator.yaml", superlink)
     done = run("site", "init", folder / "site", "--name", "a", "--join", join)
     assert done.exit_code == 0, done.output
     assert f"sscxr site approve {folder / 'site' / 'join.yaml'}" in done.output
-    assert states(folder / "site" / "site.yaml")["approval"] == "failed"
+    found = states(folder / "site" / "site.yaml")
+    assert (found["approval"], found["service"]) == ("failed", "warning")
     done = run("site", "approve", folder / "site" / "join.yaml", "--yes")
     assert done.exit_code == 0, done.output
     key = forms.load_ssh_private_key((folder / "site" / "node-key").read_bytes(), None)
@@ -69,7 +71,11 @@ def hospital(superlink: SuperLink, upright: Any, tmp_path_factory: pytest.TempPa
     make_cache(folder / "site" / "cache", upright, {"split": split, "group": groups})
     (folder / "export").mkdir()
     save(dataset(chest()), folder / "export" / "SECRET.dcm")
-    return folder
+    file = folder / "site" / "site.yaml"
+    with services.short_folder() as place:
+        file.write_text(file.read_text().replace('socket: ""', f"socket: {place}/run/site.sock"))
+        with services.in_a_thread(file, place / "run" / "site.sock"):
+            yield folder
 
 
 def run(*arguments: object) -> Any:
@@ -89,7 +95,18 @@ def test_a_healthy_site_is_silent(hospital: Path) -> None:
     lines = [line for line in done.output.splitlines() if not line.startswith(" ")]
     assert {line.split()[0] for line in lines} == {"ok"}
     assert re.findall(r"^ok +(\w+(?: \w+)?)  ", done.output, re.MULTILINE) == [
-        *("settings", "join file", "versions", "recipe", "approval", "device", "memory", "threads", "disk"),
+        *(
+            "settings",
+            "join file",
+            "versions",
+            "recipe",
+            "approval",
+            "service",
+            "device",
+            "memory",
+            "threads",
+            "disk",
+        ),
         *("host name", "port", "certificate", "key file", "clock", "registration", "bandwidth"),
         *("files", "cache", "splits", "duplicates", "constant", "posture"),
     ]

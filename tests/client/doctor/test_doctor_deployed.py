@@ -21,7 +21,7 @@ FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with Deployment(tmp_path_factory.mktemp("federation"), sites=(SITE,), images=80) as one:
+    with Deployment(tmp_path_factory.mktemp("federation"), sites=(SITE,), images=80, services=True) as one:
         # Valid since yesterday: `deploy/make-ca.sh` makes certificates that a clock behind would refuse by itself.
         authority = Authority(one.folder / "ca")
         one.ca.write_text(authority.pem)
@@ -30,6 +30,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         one.make_sites()
         one.start_superlink()
         one.start_nginx()
+        one.start_service(SITE)
         yield one
 
 
