@@ -86,8 +86,8 @@ def no_ranges(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     loading._loaded.cache_clear()
 
 
-def attacked(site: Path, config: Config) -> inversion.Leak:
-    """What a coordinator recovers from one round of the real client."""
+def attacked(site: Path, config: Config) -> list[inversion.Leak]:
+    """What a coordinator recovers from one round of the real client: from its update, and from its moments."""
     shutil.rmtree(site.parent / "state", ignore_errors=True)
     start = stages.of(config).start()
     fed.approve(config, site)
@@ -97,11 +97,12 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
     change = codecs.decode(update(reply), config.federation.uplink, start)
     rate = (config.pretrain if config.run.stage == "pretrain" else config.finetune).lr
     one = told["steps"] == 1 and config.run.stage == "pretrain"
-    gradient = inversion.gradients(start, change, rate, 0.0) if one else inversion.sums(change)
+    weights = apart(change)[0]
+    gradients = [inversion.gradients(start, weights, rate, 0.0) if one else inversion.sums(weights)]
     if config.federation.sends == "gradients":
-        gradient = inversion.sums({name: -tensor for name, tensor in change.items()})
-    elif config.federation.moments != "local":  # the sum of the round's gradients, the last ones most
-        gradient = inversion.sums({name: -change[f"{MOMENT}exp_avg.{name}"] for name in apart(change)[0]})
+        gradients = [inversion.sums({name: -tensor for name, tensor in weights.items()})]
+    elif config.moments != "local":  # the sum of the round's gradients, the last ones most
+        gradients.append(inversion.sums({name: -change[f"{MOMENT}exp_avg.{name}"] for name in weights}))
     cache = open_cache(site.parent / "cache")
     rows = Site(read_settings(site)).training_rows(config)
     batch, steps = round_of(config, len(rows), 0)
@@ -111,26 +112,28 @@ def attacked(site: Path, config: Config) -> inversion.Leak:
         pretrain.whole(torch.from_numpy(cache.images[part]), config)[:, 0].double().numpy()
         for part in (used, np.setdiff1d(np.arange(len(cache)), used))
     )
-    found = inversion.leak(gradient, trained, others)
-    print(
-        f"{len(used)} images, {told['steps']} steps: picture {found.image:.2f} (others {found.image_other:.2f}), "
-        f"patches {found.patch:.3f} (others {found.patch_other:.3f})"
-    )
-    return found
+    leaks = [inversion.leak(gradient, trained, others) for gradient in gradients]
+    for what, found in zip(("update", "moments"), leaks, strict=False):
+        print(
+            f"{what}, {len(used)} images, {told['steps']} steps: picture {found.image:.2f} (others "
+            f"{found.image_other:.2f}), patches {found.patch:.3f} (others {found.patch_other:.3f})"
+        )
+    return leaks
 
 
-def held(found: inversion.Leak) -> None:
-    assert found.image < MOST_OF_A_PICTURE
-    assert found.patch < found.patch_other + MOST_BEYOND_OTHERS
+def held(leaks: list[inversion.Leak]) -> None:
+    for found in leaks:
+        assert found.image < MOST_OF_A_PICTURE
+        assert found.patch < found.patch_other + MOST_BEYOND_OTHERS
 
 
 @pytest.mark.usefixtures("no_ranges")
 def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "check_mixed", lambda *given: None)
     found = attacked(hospital, configs.load("smoke", HOSTILE))
-    assert found.image > 0.9
+    assert all(leak.image > 0.9 for leak in found), "of the update and of the moments"
     many = attacked(hospital, configs.load("smoke", [*HOSTILE, "encoder.patch_size=8"]))
-    assert many.image > 0.8, "more patches alone hide nothing: the image is the only one"
+    assert many[0].image > 0.8, "more patches alone hide nothing: the image is the only one"
 
 
 def test_the_ranges_refuse_the_hostile_recipe() -> None:
@@ -213,7 +216,8 @@ def test_the_floors_show_no_image(hospital: Path, patch: int, step: tuple[str, s
     ]
     given += [*FLOOR, "federation.rounds=1000"]
     draws = [attacked(hospital, configs.load("smoke", [*given, f"run.seed={seed}"])) for seed in range(4)]
-    means = (fmean(each) for each in zip(*(astuple(draw) for draw in draws), strict=True))
-    found = inversion.Leak(*means)
-    held(found)
-    assert found.image < found.image_other + MOST_BEYOND_OTHERS
+    for leaks in zip(*draws, strict=True):  # of the updates, then of the moments
+        means = (fmean(each) for each in zip(*(astuple(leak) for leak in leaks), strict=True))
+        found = inversion.Leak(*means)
+        held([found])
+        assert found.image < found.image_other + MOST_BEYOND_OTHERS
