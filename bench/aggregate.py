@@ -15,6 +15,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter, process_time
@@ -93,7 +94,8 @@ def ours(sites: int, codec: str, config: configs.Config, encoder: Encoder) -> tu
     """Fold the replies and step once; return the time, and the peak memory before the first reply."""
     fingerprint = wire.fingerprint(configs.recipe_hash(config))
     bounds = Bounds(config, State(0, encoder, {}))
-    fold = Fold(config.federation, encoder, fingerprint, bounds, round_number=0, attempt=0)
+    folder = Path(tempfile.gettempdir())
+    fold = Fold(config.federation, encoder, fingerprint, bounds, round_number=0, attempt=0, folder=folder)
     spent, before = Stopwatch(), 0.0
     for site, _, make in replies(encoder, sites, codec, fingerprint):
         before = before or peak_mb()

@@ -117,7 +117,10 @@ def site_serve(
         str, typer.Option(help="The group of the account that runs the coordinator's app.")
     ] = "",
 ) -> None:
-    """Train here for the federation: the only process that reads the images. Ends by SIGTERM or Ctrl-C."""
+    """Train here for the federation, until SIGTERM or Ctrl-C.
+
+    No other process of a federation reads this site's images.
+    """
     from client import service
     from client.settings import read_settings
     from sscxr import printable
@@ -136,7 +139,10 @@ def site_serve(
 def site_log(
     site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's settings.")],
 ) -> None:
-    """List what left through the site service: when, to which run, what, and how many bytes."""
+    """List what left through the site service.
+
+    Each line has the time, the run, what left, and how many bytes.
+    """
     from client import sent
     from client.settings import read_settings
 

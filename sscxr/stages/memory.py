@@ -10,6 +10,7 @@ import torch
 
 from sscxr.config import Config
 from sscxr.stages import pretrain
+from sscxr.training.moments import AVERAGED
 from sscxr.training.parts import Parts
 
 # All in bytes, ours, by `bench/memory.py` on a CPU.
@@ -17,6 +18,7 @@ PROCESS = 0.32e9  # Python, torch, timm and Flower, imported; it differs by mach
 _FIRST_STEP = 0.1e9  # what torch loads and keeps at the first step
 _IN_STEP = 20  # a parameter: weight, two moments; the message's encoder, as it came and as decoded
 _AT_END = 34  # a parameter: the same, the moments' copy, the update and its encoding
+_MOMENT_IN_STEP, _MOMENT_AT_END = 8, 19  # a parameter, for each moment that is averaged: likewise
 # For each token and channel of a block, the numbers for its backward pass: the inputs of the two norms and of the
 # four linear layers (the second of the MLP's is four times as wide), attention's three inputs and its output, and
 # GELU's.
@@ -68,5 +70,7 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     kept = block + _BLOCK_INPUT * blocks if settings.checkpointing else block * blocks
     step = at_once * (objective.tokens * encoder.embed_dim * kept + _VALUE * objective.head_values)
     step += settings.batch_size * sum(group.count * group.size**2 for group in objective.views) * _PIXEL
-    trained = max(_IN_STEP * parameters + step, _AT_END * parameters)
+    sent = sum(AVERAGED[config.moments])
+    in_step, at_end = _IN_STEP + _MOMENT_IN_STEP * sent, _AT_END + _MOMENT_AT_END * sent
+    trained = max(in_step * parameters + step, at_end * parameters)
     return PROCESS + _FIRST_STEP + float(trained + _FROZEN * frozen)

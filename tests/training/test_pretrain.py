@@ -40,7 +40,7 @@ def test_four_quarters_of_an_epoch_see_each_image_once(
 ) -> None:
     from sscxr.stages import pretrain
 
-    config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=8")
+    config = fed.settings("federation.local_epochs=0.25", "pretrain.batch_size=8", "federation.rounds=8")
     site = fed.make_site(tmp_path, "anna", images=80)
     seen: list[int] = []
 
