@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from client.settings import SiteError
@@ -56,14 +56,21 @@ def now(*, hours_ago: float = 0) -> str:
 
 def read(folder: Path) -> list[Sent]:
     """Return what left so far, the oldest first; a line that a power cut damaged is left out."""
-    file, found = folder / FILE, []
+    file, found, damaged = folder / FILE, [], 0
     if not file.exists():
         return []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(Sent(**json.loads(line)))
-        except (ValueError, TypeError):
-            log.warning("%s has a damaged line, which is left out", FILE)
+            sent = Sent(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            damaged += 1
+            continue
+        if all(type(getattr(sent, field.name)) is field.type for field in fields(Sent)):
+            found.append(sent)
+        else:
+            damaged += 1
+    if damaged:
+        log.warning("%s: damaged lines, which are left out: %d", file, damaged)
     return found
 
 

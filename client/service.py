@@ -66,11 +66,20 @@ class Job:
         Raises:
             WireError: they broke off, did not come in time, or were malformed.
         """
-        timer = threading.Timer(_ARRIVES, self._context.cancel)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._context.cancel()
+
+        timer = threading.Timer(_ARRIVES, end)
         timer.start()
         try:
             return get()
-        except (StopIteration, grpc.RpcError):
+        except (StopIteration, grpc.RpcError, wire.WireError) as error:
+            # A call that is cancelled may end as if the sender had ended it.
+            if isinstance(error, wire.WireError) and not late.is_set():
+                raise
             raise wire.WireError(
                 f"a message that broke off, took more than {_ARRIVES:.0f} s, or has a frame of more than "
                 f"{4 * frames.FRAME} bytes"
