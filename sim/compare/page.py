@@ -11,7 +11,7 @@ from server.ledger import differing
 from sim.compare import tables
 from sim.compare.figures import Figure
 from sim.compare.file import Cell, Plan
-from sim.compare.measure import HELD_OUT, TRAINING, Row
+from sim.compare.measure import ALL_SITES, HELD_OUT, TRAINING, Row
 from sscxr import config as configs
 from sscxr.evaluation.metrics import Interval
 from sscxr.report import charts, svg
@@ -47,13 +47,15 @@ def _curves(plan: Plan, rows: Sequence[Row]) -> list[Chart]:
     names = [cell.name for cell in plan.cells]
     held_out, training = (_lines(names, rows, name) for name in (HELD_OUT, TRAINING))
     several = "; the band spans the seeds" if len(plan.seeds) > 1 else ""
+    note = (
+        f"Means{several}. Each site's images are corrupted by its own: cells of other sites, or of one place, are "
+        f"compared by the {ALL_SITES} alone."
+    )
     found = []
     for heading, lines in (("Held-out loss", held_out), ("Training loss", training)):
         if lines:
             views = {name: (x / 1e3, y) for name, (x, _, y) in lines.items()}
-            found.append(
-                Chart(heading, _draw(names, views, heading, "thousand image views"), f"Means{several}.")
-            )
+            found.append(Chart(heading, _draw(names, views, heading, "thousand image views"), note))
     sent = {name: (sent / 1e6, y) for name, (_, sent, y) in held_out.items() if sent.all()}
     if sent:
         silent = [name for name in held_out if name not in sent]
