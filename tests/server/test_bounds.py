@@ -2,18 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import federation as fed
 import pytest
 import torch
+from answers import update as sent_update
 from flwr.app import Message
 from replies import NAMES, Replay, answer, fields, sites, table
 
 from server.bounds import Bounds, capped, clip, usual_of_moments
 from server.ledger import Ledger, State
+from server.optimisers import server_optimiser
+from server.rounds import Federation
+from sim.engine import InlineGrid
+from sscxr import stages
 from sscxr.config import Config
 from sscxr.federation import codecs
+from sscxr.training.parts import MOMENT, apart
 
 JOINED = {"anna": 100, "bona": 120, "cora": 400}
 OPEN = ("federation.rounds=20", "federation.local_epochs=1")
@@ -129,6 +136,36 @@ def test_a_poisoned_reply_moves_the_average_like_an_honest_one(
     assert codecs.norm(before) > 50 * moved["honest"], "without the bounds, most of this"
     loss = json.loads((tmp_path / "poisoned" / "rounds.jsonl").read_text())["loss"]
     assert loss < 450, "a third of the weight, not all of it"
+
+
+def test_hostile_moments_move_the_average_no_further_than_usual_ones(tmp_path: Path) -> None:
+    config = fed.settings("federation.moments=both", "federation.rounds=2", "federation.uplink=fp32")
+    places = fed.make_sites(tmp_path / "sites", NAMES, images=20)
+    begun: list[State] = []
+
+    def poison(reply: Message, request: Message) -> Message:
+        if run.state.round == 0:
+            return reply
+        update_ = codecs.decode(sent_update(reply), "fp32", run.state.encoder)
+        hostile = {name: t + 50.0 if name.startswith(MOMENT) else t for name, t in update_.items()}
+        return answer(request, fields(reply), codecs.encode(hostile, "fp32"))
+
+    start = State(round=0, encoder=stages.of(config).start(), optimiser={})
+    grid = InlineGrid(fed.damaging({"bona": poison}), places)
+    fed.approve(config, *places)
+    ledger = Ledger(tmp_path / "out", config, resume=False)
+    run = Federation(grid, config, ledger, start, server_optimiser(config))
+    run.roster.gather()
+    for _ in range(2):
+        begun.append(replace(run.state))
+        run._round()
+    row = next(row for row in table(tmp_path / "out") if row["site"] == "bona" and row["round"] == "2")
+    assert row["outcome"] == "folded"
+    assert "its moments' change of norm" in row["reason"]
+    before, after = (apart(one.encoder)[1] for one in (begun[1], run.state))
+    moved = codecs.norm({name: after[name] - before[name] for name in before})
+    assert moved <= 2 * begun[1].moment_norms[-1] * 1.001
+    assert moved < 0.01 * 50.0 * math.sqrt(sum(t.numel() for t in before.values())) / 3, "without the bound"
 
 
 def test_an_honest_round_is_not_clipped(tmp_path: Path, replies: dict[str, Message]) -> None:
