@@ -82,6 +82,7 @@ class PretrainConfig:
     checkpointing: bool = MISSING
     views: int = number(1, 16)
     positives: str = choice("image", "patient")
+    order: str = choice("shuffled", "sources")
     optimiser: str = choice("adamw", "mt-adamw", "muon")
     lr: float = number(1e-7, 0.5)
     min_lr: float = number(0, 0.5)

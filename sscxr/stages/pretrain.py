@@ -191,7 +191,8 @@ class SiteTraining(Training):
     ) -> Iterator[tuple[tuple[list[Tensor], float], Sequence[int]]]:
         """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
-        batches = batches_of_round(rows, size, steps, seed=seed, site=site)
+        origin = self.cache.index["source"].to_numpy(str) if settings.order == "sources" else None
+        batches = batches_of_round(rows, size, steps, seed=seed, site=site, sources=origin)
         sources = 1
         if settings.positives == "patient":
             sources, groups = 2, self.cache.index["group"].to_numpy()

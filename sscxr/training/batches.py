@@ -3,8 +3,10 @@
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from sscxr import seeds
@@ -46,16 +48,35 @@ def stretch_of_round(steps: range, round_number: int, rounds: int) -> Stretch:
     return Stretch(len(steps), round_number / rounds, (round_number + 1) / rounds)
 
 
-def batches_of_round(rows: Rows, batch_size: int, steps: range, *, seed: int, site: str) -> Iterator[Rows]:
-    """Yield the batches of a round's steps: each epoch has its own order, wherever rounds begin and end in it."""
+def batches_of_round(
+    rows: Rows,
+    batch_size: int,
+    steps: range,
+    *,
+    seed: int,
+    site: str,
+    sources: npt.NDArray[Any] | None = None,
+) -> Iterator[Rows]:
+    """Yield the batches of a round's steps: each epoch has its own order, wherever rounds begin and end in it.
+
+    Args:
+        sources: each row's source, [rows of the cache]; an epoch then shows the images of one after another.
+    """
     per_epoch = batches_per_epoch(len(rows), batch_size)
     for number, steps_of_epoch in itertools.groupby(steps, lambda step: step // per_epoch):
-        batches = epoch(rows, batch_size, seeds.generator("cpu", seed, "order", site, number))
+        batches = epoch(rows, batch_size, seeds.generator("cpu", seed, "order", site, number), sources)
         for step in steps_of_epoch:
             yield batches[step % per_epoch]
 
 
-def epoch(rows: Rows, batch_size: int, order: torch.Generator) -> list[Rows]:
-    """Return all rows once, shuffled, in batches of nearly equal size, so that no small batch is left over."""
+def epoch(
+    rows: Rows, batch_size: int, order: torch.Generator, sources: npt.NDArray[Any] | None = None
+) -> list[Rows]:
+    """Return all rows once in batches of nearly equal size, so that no small batch is left over.
+
+    They are shuffled; with `sources`, within each source, and the sources follow one another by name.
+    """
     shuffled = rows[torch.randperm(len(rows), generator=order).numpy()]
+    if sources is not None:
+        shuffled = shuffled[np.argsort(sources[shuffled], kind="stable")]
     return np.array_split(shuffled, batches_per_epoch(len(rows), batch_size))

@@ -34,6 +34,16 @@ def test_rounds_follow_each_other_without_a_gap(images: int, epochs: float) -> N
         assert rounds[-1].stop == int(12 * per_round + 1e-6)
 
 
+def test_sources_one_after_another() -> None:
+    """Each image once, the sources in turn, and within each another order every epoch."""
+    rows, sources = np.array([5, 0, 3, 1, 7, 6, 2, 8]), np.array(list("aababbbaa"))
+    order = torch.Generator().manual_seed(0)
+    first, second = (np.concatenate(epoch(rows, 3, order, sources)) for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(rows)
+    assert sources[first].tolist() == sources[second].tolist() == sorted(sources[rows])
+    assert first.tolist() != second.tolist()
+
+
 @pytest.mark.slow
 def test_four_quarters_of_an_epoch_see_each_image_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
