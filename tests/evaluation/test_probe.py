@@ -10,7 +10,7 @@ from caches import make_cache
 from torch import nn
 
 from sscxr.data.cache.cache import Cache
-from sscxr.evaluation import probe
+from sscxr.evaluation import few, probe
 from sscxr.evaluation.tasks import find_tasks
 from sscxr.models import inference
 from sscxr.models.encoder import pooling_args
@@ -188,3 +188,32 @@ def test_more_neighbours_than_images(tmp_path: Path) -> None:
     assert ((scores >= 0) & (scores <= 1)).all()
     assert (scores[positive] > 0.5).all()
     assert (scores[~positive] < 0.5).all()
+
+
+def test_few_labels(tmp_path: Path) -> None:
+    """An encoder that shows the label beats a blind one with the same ten labels, beyond the interval."""
+    cache = labelled_cache(tmp_path, patients=200)
+    tasks = find_tasks(cache, test_share=0.4, min_cases=5, cohorts={"all": ["ward", "clinic", "other"]})
+    assert [task.label for task in tasks] == ["pneumonia"]
+    encoders: dict[str, tuple[nn.Module, Input]] = {"sees": (Patches(), INPUT), "blind": (Blind(), INPUT)}
+    settings = {"reference": "blind", "per_class": 5, "draws": 4, "resamples": 200}
+    [found] = few.few_labels(encoders, cache, tasks, **settings)  # type: ignore[arg-type]
+    assert (found.per_class, found.draws) == (5, 4)
+    assert found.auroc["sees"].value > 0.8
+    assert found.auroc["blind"].low < 0.5 < found.auroc["blind"].high
+    assert found.gain.keys() == {"sees"}
+    assert found.gain["sees"].low > 0
+    assert found.gain["sees"].value == pytest.approx(found.auroc["sees"].value - found.auroc["blind"].value)
+    again = few.few_labels(encoders, cache, tasks, **settings)  # type: ignore[arg-type]
+    assert again == [found]
+    assert few.few_labels(encoders, cache, tasks, reference="blind", per_class=100) == []
+
+
+def test_a_draw_of_few_labels(tmp_path: Path) -> None:
+    """A draw has one image of each of so many patients a class, and another draw has others."""
+    cache = labelled_cache(tmp_path)
+    [task, *_] = find_tasks(cache, test_share=0.4, min_cases=3)
+    first, second = (few.drawn(task, 4, 0, number) for number in range(2))
+    assert task.train_positive[first].tolist() == [True] * 4 + [False] * 4
+    assert len(set(task.train_groups[first])) == 8
+    assert set(first) != set(second)
