@@ -42,7 +42,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
     if asked.is_started(out) and (own.exists() or not caches or others):
         return _kept(caches, others, own, files, config)
     if not data:
-        others = _draw(out / "phantoms", config.sim.phantoms, clients, config.run.seed)
+        others = _draw(out / "phantoms", config, clients)
     if others:
         prepared = prepare(
             others,
@@ -96,9 +96,12 @@ def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config
     return cache
 
 
-def _draw(folder: Path, images: int, sites: int, seed: int) -> list[Path]:
+def _draw(folder: Path, config: Config, sites: int) -> list[Path]:
+    images, test = config.sim.phantoms, config.sim.test_phantoms
     with Display(shown=True).counting(0, images, "drawing phantoms", "images") as counter:
-        return phantom.write(folder, images=images, sites=sites, seed=seed, on_image=counter.step)
+        return phantom.write(
+            folder, images=images, sites=sites, seed=config.run.seed, test=test, on_image=counter.step
+        )
 
 
 def _joined(folders: Sequence[Path], out: Path) -> Cache:

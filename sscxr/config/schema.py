@@ -194,6 +194,7 @@ class SimConfig:
     uncertain: str = choice("ignore", "zeros", "ones")
     train_on_test: bool = MISSING
     phantoms: int = number(1, 10**6)
+    test_phantoms: float = number(0, 0.9)
 
 
 @dataclass

@@ -11,10 +11,12 @@ import pydicom
 import pytest
 from PIL import Image
 
+from sscxr.data.cache.cache import open_cache
 from sscxr.data.phantoms import phantom
 from sscxr.data.phantoms.anatomy import draw_patient
 from sscxr.data.phantoms.findings import LABELS
 from sscxr.data.phantoms.scanner import draw_style
+from sscxr.data.prepare.prepare import prepare
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -80,7 +82,7 @@ def test_an_unfinished_folder_is_completed(written: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"images": 2, "sites": 3}, {"sites": 0}, {"size": 8}, {"seed": -1}],
+    [{"images": 2, "sites": 3}, {"sites": 0}, {"size": 8}, {"seed": -1}, {"test": 1}],
     ids=lambda wrong: str(wrong),
 )
 def test_wrong_parameters_are_one_clear_error(wrong: dict[str, int], tmp_path: Path) -> None:
@@ -88,6 +90,30 @@ def test_wrong_parameters_are_one_clear_error(wrong: dict[str, int], tmp_path: P
     with pytest.raises(phantom.PhantomError):
         phantom.write(tmp_path / "set", **parameters)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_test_set_has_whole_patients_and_the_same_pictures(written: Path, tmp_path: Path) -> None:
+    phantom.write(tmp_path / "set", images=24, sites=3, seed=5, size=96, test=0.5)
+    before, after = files(written), files(tmp_path / "set")
+    assert {name for name in after if before[name] != after[name]} <= {
+        "phantoms.json", *(f"site-{site}/manifest.csv" for site in range(3))
+    }  # fmt: skip
+    parts: dict[str, set[str]] = {"": set(), "test": set()}
+    for _, row in rows_of(tmp_path / "set"):
+        parts[row["split"]].add(row["patient_id"])
+    assert not parts[""] & parts["test"]
+    assert 4 <= len(parts["test"]) <= 14
+    prepared = prepare(
+        sorted((tmp_path / "set").glob("*/manifest.csv")),
+        tmp_path / "cache",
+        size=32,
+        workers=0,
+        progress=False,
+    )
+    cache = open_cache(prepared.folder)
+    tested = (cache.index["published"] == "test").to_numpy()
+    assert tested.sum() == sum(row["split"] == "test" for _, row in rows_of(tmp_path / "set"))
+    assert cache.held_out(0.0001)[tested].all()
 
 
 def test_manifest_counts_sites_and_labels(written: Path) -> None:

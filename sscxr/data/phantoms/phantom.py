@@ -41,7 +41,7 @@ from sscxr.files import write_atomically
 VERSION = 1
 COLUMNS = (
     "file", "source", "patient_id", "view", "age", "age_group", "sex", "label", "labels_raw", "mask", "mask_kind",
-    "licence", "original_file", "orig_width", "orig_height", "notes", "split_group",
+    "licence", "original_file", "orig_width", "orig_height", "notes", "split_group", "split",
 )  # fmt: skip
 MASK_KIND = "lungs incl. retrocardiac, drawn by the phantom; 255=lung"
 LICENCE = "CC0-1.0 (procedural phantom, nobody's image)"
@@ -124,6 +124,7 @@ def write(
     sites: int,
     seed: int,
     size: int = 256,
+    test: float = 0.0,
     on_image: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Write phantoms of several hospitals; a finished folder with the same parameters is left unchanged.
@@ -133,6 +134,7 @@ def write(
         images: how many in all. sites: how many hospitals; they differ in size, machine, patients and labels.
         seed: determines everything.
         size: px of an image's longer side.
+        test: share of each site's patients, 0 to below 1, whose images its manifest publishes as a test set.
         on_image: called after each image.
 
     Returns:
@@ -150,18 +152,21 @@ def write(
         raise PhantomError(f"size={size} px; phantoms are 32 to 4096 px")
     if seed < 0:
         raise PhantomError(f"seed={seed}; give 0 or more")
+    if not 0 <= test < 1:
+        raise PhantomError(f"test={test}; give the share of patients to test on, 0 to below 1")
     parameters = {"version": VERSION, "images": images, "sites": sites, "seed": seed, "size": size}
+    parameters |= {"test": test} if test else {}
     manifests = [folder / f"site-{index}" / "manifest.csv" for index in range(sites)]
     if _is_finished(folder, parameters) and all(manifest.exists() for manifest in manifests):
         return manifests
     _note(folder, parameters, finished=False)
     for index, (manifest, count) in enumerate(zip(manifests, _site_sizes(images, sites, seed), strict=True)):
-        _write_site(manifest.parent, count, index, seed, size, on_image)
+        _write_site(manifest.parent, count, index, seed, size, test, on_image)
     _note(folder, parameters, finished=True)
     return manifests
 
 
-def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
+def _is_finished(folder: Path, parameters: dict[str, float]) -> bool:
     """Return whether these phantoms are complete; if not, they must be written, or written again."""
     note = folder / "phantoms.json"
     if not note.exists():
@@ -175,7 +180,7 @@ def _is_finished(folder: Path, parameters: dict[str, int]) -> bool:
     return finished
 
 
-def _note(folder: Path, parameters: dict[str, int], *, finished: bool) -> None:
+def _note(folder: Path, parameters: dict[str, float], *, finished: bool) -> None:
     text = json.dumps({**parameters, "finished": finished}) + "\n"
     write_atomically(folder / "phantoms.json", text.encode())
 
@@ -189,7 +194,7 @@ def _site_sizes(images: int, sites: int, seed: int) -> list[int]:
 
 
 def _write_site(
-    folder: Path, count: int, index: int, seed: int, size: int, on_image: Callable[[], None]
+    folder: Path, count: int, index: int, seed: int, size: int, test: float, on_image: Callable[[], None]
 ) -> None:
     """Write one site's images, masks and, last, its manifest."""
     for name in ("images", "masks"):
@@ -210,7 +215,8 @@ def _write_site(
         dataset = to_dicom(image, facts, site, patient, identity, f"{seed} {index} {number}", rng)
         dataset.save_as(folder / "images" / f"{name}.dcm", enforce_file_format=True)
         Image.fromarray(mask).save(folder / "masks" / f"{name}.png", compress_level=1)
-        rows.append(_row(name, site, patient, identity, facts, mask))
+        tested = bool(np.random.default_rng([seed, 5, index, person]).random() < test)
+        rows.append({**_row(name, site, patient, identity, facts, mask), "split": "test" if tested else ""})
         on_image()
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
