@@ -3,7 +3,7 @@
     python bench/rounds.py --steps 60 --json rounds.json               # 8 sites, the demo recipe
     python bench/rounds.py --engines inline --steps 4 --rounds 8       # where the time goes beside training
 
-`inline` and `ray` are the simulation's engines. `loopback` is a SuperLink and a SuperNode for each site on
+`inline`, `pool` and `ray` are the simulation's engines. `loopback` is a SuperLink and a SuperNode for each site on
 127.0.0.1, without TLS, and a fresh process for each message, which is Flower's way; `service` is the same with a
 site service each. Sites have images of noise; held-out figures are left out. The first round is not counted.
 
@@ -66,12 +66,12 @@ PARTS = {
 
 
 def in_process(engine_name: str, out: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Run inline or on Ray's actors, over virtual sites that share a cache."""
+    """Run inline, in a pool of processes or on Ray's actors, over virtual sites that share a cache."""
     import client.app
     from server.app import Hooks
     from server.app import app as server_app
     from server.rounds import Listener
-    from sim import engine
+    from sim import engine, rays
     from sim.sites import write_config, write_sites
     from sscxr import config as configs
     from sscxr.data.cache.cache import open_cache
@@ -96,8 +96,12 @@ def in_process(engine_name: str, out: Path, given: argparse.Namespace) -> dict[s
             if engine_name == "inline":
                 engine.run_inline(server_app, client.app.app, files, run_config)
                 return {"seen": seen, "at_once": 1}
-            engine.run_ray(server_app, client.app.__file__, files, run_config, threads=config.run.threads)
-            at_once = min(given.sites, len(os.sched_getaffinity(0)) // config.run.threads)
+            threads = config.run.threads
+            at_once = min(given.sites, len(os.sched_getaffinity(0)) // threads)
+            if engine_name == "pool":
+                engine.run_pool(server_app, files, run_config, processes=at_once, threads=threads)
+            else:
+                rays.run_ray(server_app, client.app.__file__, files, run_config, threads=threads)
             return {"seen": seen, "at_once": at_once}
         finally:
             Hooks.listener = None
@@ -293,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engines", default="inline,ray,loopback")
+    parser.add_argument("--engines", default="inline,pool,ray,loopback")
     parser.add_argument("--sites", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2, help="that are counted")
     parser.add_argument("--steps", type=int, default=60, help="of a site in a round")

@@ -73,7 +73,8 @@ class Mail:
         An unreadable reply is replaced by the error that states why.
         """
         waiting: dict[str, int] = {}
-        until = monotonic() + deadline
+        # In a simulation sites may have to take turns; each has its own time to train.
+        until = monotonic() + deadline * (len(tasks) if self._in_process else 1)
         patience = max(deadline, _PATIENCE)
         size = 0 if arrays is None else record_bytes(arrays)
         for node, task in tasks.items():
@@ -100,7 +101,14 @@ class Mail:
                 self.nodes()  # ends the run if the SuperLink is gone
                 looked = monotonic()
             if waiting and not heard:
-                sleep(_POLL)
+                self._rest()
+
+    def _rest(self) -> None:
+        """Wait before the next poll; in a simulation, only until a reply is there."""
+        if self._in_process:
+            cast(Any, self._grid).wait(_POLL)
+        else:
+            sleep(_POLL)
 
     def settle(self) -> None:
         """Wait until the sites' states are on disk; only in a simulation may a reply arrive earlier."""

@@ -36,7 +36,7 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
         PrepareError, ManifestError, SourceError, CacheError, PhantomError: one line states what is wrong.
     """
     own = out / "cache"
-    caches = [path for path in data if (path / "summary.json").is_file()]
+    caches = [path for path in data if _is_whole(path)]
     others = [path for path in data if path not in caches]
     files = out / ("prepared" if caches else "cache")
     if asked.is_started(out) and (own.exists() or not caches or others):
@@ -59,6 +59,26 @@ def gather(data: Sequence[Path], out: Path, config: Config, clients: int) -> Cac
     if cache.folder.resolve() == own.resolve() or asked.is_started(out):  # by a version without views
         return cache
     return view.write(cache, own)
+
+
+def size(data: Sequence[Path], out: Path, config: Config) -> int | None:
+    """Return how many images `gather` is going to return, before it reads any; None if that is not known.
+
+    Raises:
+        CacheError: a cache cannot be opened.
+    """
+    if _is_whole(out / "cache"):
+        return len(open_cache(out / "cache"))
+    if not data:
+        return config.sim.phantoms
+    if all(map(_is_whole, data)):
+        return sum(len(open_cache(path)) for path in data)
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a path is a cache that `prepare` has completed."""
+    return (path / "summary.json").is_file()
 
 
 def _kept(caches: list[Path], others: list[Path], own: Path, files: Path, config: Config) -> Cache:

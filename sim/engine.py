@@ -1,20 +1,13 @@
-"""Two ways to carry messages between the same two apps: in this process, or to Flower's Ray actors.
+"""Carries messages between the same two apps: within this process, or to a pool of processes; see also `rays.py`.
 
-In both the ServerApp runs in the main thread, so its errors and Ctrl-C need no detour. Flower's `run_simulation`
-does not allow that, and is deprecated; its pool of actors is still used here.
+The ServerApp runs in the main thread of this process, whatever carries them, so its errors and Ctrl-C need no
+detour.
 """
 
 import logging
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from importlib.util import find_spec
+import math
+import time
+from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -27,12 +20,14 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.site import writes
-from sscxr.errors import SscxrError
+from sim.pool import Ended, Pool, say
 
 log = logging.getLogger("sscxr.sim")
 
+# Of a site's work, for the process that those of the pool are forked from.
+IMPORTS = ("client.app", "client.virtual", "client.work", "sscxr.stages.pretrain", "sim.engine")
 _RUN_ID = 1
-_LONGEST_FOLDER = 40  # letters; Ray puts sockets below it, whose paths may have at most 107
+_EVERY = 0.2  # seconds between two reports of steps
 
 
 class LocalGrid(Grid):
@@ -43,7 +38,7 @@ class LocalGrid(Grid):
     def __init__(self, sites: Sequence[Path]) -> None:
         """Args: each node's `site.yaml`."""
         self._contexts = {
-            node: _context(node, {"site": str(site.resolve()), "partition-id": node - 1})
+            node: context(node, {"site": str(site.resolve()), "partition-id": node - 1})
             for node, site in enumerate(sites, start=1)
         }
         self._numbers = count(1)
@@ -80,6 +75,9 @@ class LocalGrid(Grid):
 
     def settle(self) -> None:
         """Wait until the sites' states are on disk."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is a reply, at most so long."""
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -118,53 +116,73 @@ class InlineGrid(LocalGrid):
         writes.settle()
 
 
-class RayGrid(LocalGrid):
-    """A message goes to an idle actor of Flower's pool; an actor answers one at a time."""
+class PoolGrid(LocalGrid):
+    """A message goes to an idle process of a pool; a site has one message at a time."""
 
-    def __init__(self, pool: Any, load: Callable[[], ClientApp], sites: Sequence[Path]) -> None:
-        """Args: a filled `BasicActorPool`, and the function that loads the ClientApp in its actors."""
+    def __init__(self, pool: Pool, sites: Sequence[Path]) -> None:
         super().__init__(sites)
-        self._pool, self._load = pool, load
-        self._queue: dict[str, Message] = {}
-        self._working: dict[str, tuple[Message, Any]] = {}
+        self._pool = pool
+        self._new: list[str] = []
+        self._sent: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
+        self._seconds: dict[tuple[int, str], float] = {}  # of CPU time, for a node's last message of a kind
 
     def _take(self, identifier: str, message: Message) -> None:
-        self._queue[identifier] = message
-        self._employ()
-
-    def _employ(self) -> None:
-        while self._queue and self._pool.is_actor_available():
-            identifier = next(iter(self._queue))
-            message = self._queue.pop(identifier)
-            node = message.metadata.dst_node_id
-            job = (self._load, message, str(node), self._contexts[node])
-            self._working[identifier] = message, self._pool.submit(_run_on, job)
+        for earlier, other in list(self._sent.items()):
+            if other.metadata.dst_node_id == message.metadata.dst_node_id:  # the server waits for it no more
+                del self._sent[earlier]
+                self._replies.pop(earlier, None)
+                self._pool.drop(earlier)
+        self._sent[identifier] = message
+        self._new.append(identifier)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived."""
-        import ray
-        from ray.exceptions import RayActorError
-
+        self.wait(0.0)
         for identifier in message_ids:
-            message, future = self._working.get(identifier, (None, None))
-            if message is None or not ray.wait([future], timeout=0)[0]:
-                continue
-            del self._working[identifier]
-            try:
-                reply, _ = self._pool.fetch_result_and_return_actor_to_pool(future)
-            except Exception as error:
-                log.warning("an actor failed: %s", str(error).strip().splitlines()[-1])
-                if isinstance(error, RayActorError):
-                    self._pool.add_actors_to_pool(1)  # to replace one that died
-                else:
-                    self._pool.add_actor_back_to_pool(future)
-                reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the actor failed"), reply_to=message)
-            self._employ()
-            yield reply
+            if identifier in self._replies:
+                del self._sent[identifier]
+                yield self._replies.pop(identifier)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is a reply, at most so long."""
+        # The longest first, so that no process is left with a long one at the end.
+        new = [identifier for identifier in self._new if identifier in self._sent]
+        self._new = []
+        for identifier in sorted(new, key=lambda one: -self._seconds.get(_kind(self._sent[one]), math.inf)):
+            message = self._sent[identifier]
+            self._pool.put(identifier, _answered, message, self._contexts[message.metadata.dst_node_id])
+        for ended in self._pool.fetch(0.0 if self._replies else seconds):
+            self._replies[cast(str, ended.name)] = self._reply(self._sent[cast(str, ended.name)], ended)
+
+    def _reply(self, message: Message, ended: Ended) -> Message:
+        if ended.problem:
+            log.warning("a site's process failed: %s", ended.problem)
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, "the process failed"), reply_to=message)
+        reply, self._seconds[_kind(message)] = ended.value
+        return cast(Message, reply)
 
 
-def _run_on(actor: Any, load: Callable[[], ClientApp], message: Message, name: str, context: Context) -> Any:
-    return actor.run.remote(load, message, name, context)
+def _kind(message: Message) -> tuple[int, str]:
+    return message.metadata.dst_node_id, message.metadata.message_type
+
+
+def _answered(message: Message, context: Context) -> tuple[Message, float]:
+    """Return a site's reply and the seconds of CPU time that it took; in a process of the pool."""
+    import client.app
+    from client import work
+
+    last = -math.inf
+
+    def on_step(site: str, *done: Any) -> None:
+        nonlocal last
+        if time.monotonic() - last > _EVERY:
+            last = time.monotonic()
+            say(site, *done)
+
+    work.display.on_step = on_step
+    began = time.process_time()
+    return client.app.app(message, context), time.process_time() - began
 
 
 def run_inline(
@@ -173,95 +191,31 @@ def run_inline(
     """Run both apps in this process, sites in turn; one's state is written while the next one trains."""
     writes.behind = True
     try:
-        server(InlineGrid(client, sites), _context(0, run_config=run_config))
+        server(InlineGrid(client, sites), context(0, run_config=run_config))
     finally:
         writes.behind = False
 
 
-def run_ray(
-    server: ServerApp,
-    client_file: str,
-    sites: Sequence[Path],
-    run_config: dict[str, Any],
-    *,
-    threads: int,
-    gpus: int = 0,
+def run_pool(
+    server: ServerApp, sites: Sequence[Path], run_config: dict[str, Any], *, processes: int, threads: int
 ) -> None:
-    """Run the server in this process, and the sites in Ray actors: one for each `threads` cores, or each GPU.
+    """Run the server in this process, and the sites in a pool of processes.
 
     Args:
-        client_file: the file of `client.app` in this process; an actor that finds another one refuses to work.
+        processes: how many sites work at a time.
+        threads: of each.
     """
-    load = partial(_client_of, client_file)
-    with _actors(load, len(sites), threads, gpus) as pool:
-        server(RayGrid(pool, load, sites), _context(0, run_config=run_config))
+    from client.work import display  # torch takes seconds to import
+
+    with Pool(min(processes, len(sites)), IMPORTS, threads) as pool:
+        pool.heard = lambda *done: display.on_step(*done) if display.on_step else None
+        server(PoolGrid(pool, sites), context(0, run_config=run_config))
 
 
-def _prepare(actor: Any, load: Callable[[], ClientApp]) -> None:
-    load()
-
-
-def _client_of(file: str) -> ClientApp:
-    """Return the ClientApp in an actor; never a stale copy from some working directory."""
-    import client.app
-    import client.work  # seconds, which do not count towards a site's time to answer
-
-    if client.app.__file__ != file:
-        raise ImportError(f"the actor found {client.app.__file__} instead of {file}")
-    return client.app.app
-
-
-@contextmanager
-def _actors(load: Callable[[], ClientApp], most: int, threads: int, gpus: int) -> Iterator[Any]:
-    """Yield Flower's pool of Ray actors, silent, in a temporary folder."""
-    # Ray reads these when it is first imported or started; actors find modules where this process does.
-    os.environ |= {
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_worker_niceness": "0",  # the sites are the machine's main work
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    if find_spec("ray") is None:
-        raise SscxrError("--engine ray needs Ray: pip install 'sscxr[sim]', or leave --engine out")
-    with warnings.catch_warnings():  # Flower turns on all deprecation warnings on import
-        import ray
-        from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
-
-    folder = tempfile.mkdtemp(prefix="ray-")
-    if len(folder) > _LONGEST_FOLDER:
-        Path(folder).rmdir()
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    resources = {"num_cpus": threads, "num_gpus": 1.0 if gpus else 0.0}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(
-                address="local",
-                num_cpus=max(len(os.sched_getaffinity(0)), threads),
-                num_gpus=gpus,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                include_dashboard=False,
-                _temp_dir=folder,
-            )
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
-            pool = BasicActorPool(ClientAppActor, resources, {})
-            pool.add_actors_to_pool(min(most, pool.actors_capacity))
-            # Imports take seconds, which do not count towards a site's time to answer.
-            ray.get([actor.__ray_call__.remote(_prepare, load) for actor in cast(list[Any], pool.pool)])
-        yield pool
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, on_terminate)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _context(
+def context(
     node: int, node_config: dict[str, Any] | None = None, *, run_config: dict[str, Any] | None = None
 ) -> Context:
+    """Return what an app of this run is called with."""
     return Context(
         run_id=_RUN_ID,
         node_id=node,

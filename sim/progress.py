@@ -9,22 +9,26 @@ from client.work import display
 from server import status
 from server.app import Hooks
 from server.rounds import Listener
+from sscxr import runs
 from sscxr.config import Config
 from sscxr.display import Board, Clock, Line
 from sscxr.runs import SiteRow
 from sscxr.training.batches import round_of
 
+_SHOWN = 8  # sites that have a line each
+
 
 class Show:
     """Shows a run while it is open."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.board = config, Board()
+    def __init__(self, config: Config, at_once: int = 1) -> None:
+        """Args: how many sites work at a time."""
+        self.config, self.board, self._at_once = config, Board(), at_once
         self._clock = Clock()
         self._round, self._sites, self._heard = 0, 1, 0
         self._shares: dict[str, float] = {}  # share of steps done, for sites that have not replied yet
         self._clocks: dict[str, Clock] = {}
-        self._at_work: Line | None = None
+        self._at_work: dict[str, Line] = {}  # the sites that train, in the order of their last steps
 
     def __enter__(self) -> "Show":
         Hooks.listener = Listener(self._started, self._replied, self._committed)
@@ -38,7 +42,7 @@ class Show:
 
     def _started(self, round_number: int, attempt: int, sites: list[str]) -> None:
         self._round, self._sites, self._heard = round_number, max(1, len(sites)), 0
-        self._shares, self._clocks, self._at_work = {}, {}, None
+        self._shares, self._clocks, self._at_work = {}, {}, {}
         self._show()
 
     def _stepped(self, site: str, images: int, step: int, seen: int, loss: float) -> None:
@@ -50,20 +54,23 @@ class Show:
             "" if speed is None else f"{speed:.0f} images/s",
             "" if math.isnan(loss) else f"loss {loss:.4f}",
         ]
-        title = f"{site}, {min(self._heard + 1, self._sites)} of {self._sites}"
-        self._at_work = Line(title, step, steps, notes)
+        title = site if self._at_once > 1 else f"{site}, {min(self._heard + 1, self._sites)} of {self._sites}"
+        self._at_work.pop(site, None)
+        self._at_work[site] = Line(title, step, steps, notes)
         self._show()
 
     def _replied(self, row: SiteRow) -> None:
         self._heard += 1
         self._shares.pop(row.site, None)
+        if self._at_once > 1:  # in turn, the next site's line takes its place
+            self._at_work.pop(row.site, None)
         if row.outcome != "folded":
             self.board.say(status.of_site(asdict(row)), style="bold red")
         self._show()
 
     def _committed(self, record: Mapping[str, Any]) -> None:
         done, total = record["round"], self.config.federation.rounds
-        self._round, self._heard, self._shares, self._at_work = done, 0, {}, None
+        self._round, self._heard, self._shares, self._at_work = done, 0, {}, {}
         self.board.say(status.of_round(record, total, self._left() if done < total else ""))
         self._show()
 
@@ -77,4 +84,5 @@ class Show:
         title = f"round {min(self._round + 1, rounds)} of {rounds}"
         replied = f"{self._heard} of {self._sites} sites replied"
         whole = Line(title, self._round, rounds, [left, replied])
-        self.board.lines = [whole, *([self._at_work] if self._at_work else [])]
+        latest = list(self._at_work)[-min(self._at_once, _SHOWN) :]
+        self.board.lines = [whole, *(self._at_work[site] for site in sorted(latest, key=runs.natural))]

@@ -19,10 +19,12 @@ from sscxr.config import ConfigError
 from sscxr.runs import CONFIG
 
 if TYPE_CHECKING:
+    from sim.choice import Choice
     from sscxr.data.cache.cache import Cache
 
 PROGRAM = "python -m sim.run"
-_ENGINES = ("inline", "ray")
+ENGINES = ("auto", "pool", "inline", "ray")
+_MANY = 10**5  # images, until it is known how many of the given files can be used
 _WIDTH = 120  # columns of the tables without a terminal
 Measure = Callable[["Cache", configs.Config, Path], None]
 
@@ -45,8 +47,12 @@ def run(
         ),
     ] = None,
     engine_name: Annotated[
-        str, typer.Option("--engine", help="inline, or ray: Flower's own engine")
-    ] = "inline",
+        str,
+        typer.Option(
+            "--engine",
+            help="auto: all cores or GPUs where it pays; pool: processes; inline: this one; ray: Flower's own.",
+        ),
+    ] = "auto",
     stage: Annotated[str | None, typer.Option(help="run.stage: pretrain, classify or segment")] = None,
     encoder: Annotated[
         str | None,
@@ -80,8 +86,8 @@ def run(
         "classify.labels": label and [name.strip() for name in label.split(",")],
     }
     given = [configs.setting(key, value) for key, value in short.items() if value is not None]
-    if engine_name not in _ENGINES:
-        raise ConfigError(f"--engine {engine_name!r} is not known; choose one of: {', '.join(_ENGINES)}")
+    if engine_name not in ENGINES:
+        raise ConfigError(f"--engine {engine_name!r} is not known; choose one of: {', '.join(ENGINES)}")
     overrides, paths = _sorted_out(arguments or [], data or [], begun=resume and (out / CONFIG).exists())
     settings = _settings(config, [*overrides, *given])
     if label and "classify" not in settings.recipe_sections:
@@ -154,19 +160,19 @@ def _simulate(
     tracking: str,
     measure: Measure | None,
 ) -> None:
-    import torch
-
-    import client.app
-    from server.app import app as server_app
     from server.ledger import may_change
-    from sim import engine, findings, pictures
-    from sim.data import gather
+    from sim import findings, pictures
+    from sim.data import gather, size
     from sim.outcome import finish
     from sim.progress import Show
     from sim.sites import check_labelled, write_config, write_sites
     from sscxr.display import PlainConsole
 
+    images = size(data, out, config)
+    engine = _engine(engine_name, config, clients, images, out)
     cache = gather(data, out, config, clients)
+    if images is None:
+        engine = _engine(engine_name, config, clients, len(cache), out)
     for line in findings.printed(cache):
         typer.echo(line, err=True)
     check_labelled(cache, config)
@@ -183,20 +189,52 @@ def _simulate(
         "tracking": tracking,
         "releases": False,  # `finish` does, once, when it has measured the encoder
     }
-    with Show(config):
+    if engine.line:
+        typer.echo(engine.line, err=True)
+    with Show(config, engine.at_once):
         if measure is None:
             pictures.follow(cache, config, out)
-        if engine_name == "inline":
-            engine.run_inline(server_app, client.app.app, files, run_config)
-        else:
-            gpus = torch.cuda.device_count() if config.run.device in ("auto", "cuda") else 0
-            here = str(client.app.__file__)
-            engine.run_ray(server_app, here, files, run_config, threads=config.run.threads, gpus=gpus)
+        _run_rounds(engine, config, files, run_config)
     if measure is not None:
         measure(cache, config, out)
         return
     width = None if sys.stdout.isatty() else _WIDTH
     finish(cache, config, out, PlainConsole(width=width, highlight=True))
+
+
+def _engine(name: str, config: configs.Config, clients: int, images: int | None, out: Path) -> "Choice":
+    """Choose the engine, and start what a pool's processes are forked from: their imports take seconds.
+
+    Args:
+        images: None: not known yet.
+    """
+    from sim import choice, engine, pool
+    from sscxr import runs
+
+    done = runs.read_status(out).round if (out / runs.STATUS).is_file() else 0
+    chosen = choice.choose(name, config, clients, _MANY if images is None else images, done)
+    if chosen.name == choice.POOL:
+        pool.start_forking(engine.IMPORTS, config.run.threads)
+    return chosen
+
+
+def _run_rounds(
+    chosen: "Choice", config: configs.Config, files: list[Path], run_config: dict[str, str | bool]
+) -> None:
+    import client.app
+    from server.app import app as server_app
+    from sim import choice, engine
+
+    threads = config.run.threads
+    if chosen.name == choice.INLINE:
+        engine.run_inline(server_app, client.app.app, files, run_config)
+    elif chosen.name == choice.POOL:
+        engine.run_pool(server_app, files, run_config, processes=chosen.at_once, threads=threads)
+    else:
+        from sim import rays
+
+        here, gpus = str(client.app.__file__), choice.gpus_of(config)
+        rays.run_ray(server_app, here, files, run_config, threads=threads, gpus=gpus)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -60,8 +60,8 @@ def run(
 def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, command: str) -> list[str]:
     """Run a comparison and write its results; return the titles of the runs that failed."""
     # Imported here: `--help` and a mistyped setting should not wait for torch.
-    from sim import asked
-    from sim.compare import figures, jobs, measure, page, tables
+    from sim import asked, pool
+    from sim.compare import figures, jobs, measure, page, tables, worker
     from sim.compare.data import images_of
     from sim.compare.file import VALIDATION
     from sscxr.files import write_atomically
@@ -69,7 +69,7 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, comm
     with asked.locked(out):
         threads = plan.base.run.threads
         if not (out / "data").exists():
-            jobs.start_forking(threads)
+            pool.start_forking(worker.IMPORTS, threads)
         validation = plan.patients == VALIDATION
         cache = images_of(data, out, plan.base, plan.clients, validation=validation)
         if not data:  # each phantom hospital alone has too few cases to probe

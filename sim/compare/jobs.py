@@ -1,8 +1,6 @@
 """The runs of a comparison, each in a process and a folder of its own, as many at a time as there are cores."""
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,25 +14,22 @@ from sim.compare import worker
 from sim.compare.file import TRAINED, UNTRAINED, Cell, Plan, rounds_of
 from sim.compare.worker import JOB, SCORES
 from sim.partition import PartitionError
+from sim.pool import CONTEXT, end, start_forking
 from sim.sites import parts_of
 from sscxr import config as configs
 from sscxr import runs
 from sscxr.config import Config, ConfigError
 from sscxr.config.schema import MIXED_IMAGES
 from sscxr.data.cache.cache import Cache
-from sscxr.data.prepare.pool import start_fork_server
 from sscxr.display import Board, Clock, Line, duration
 from sscxr.federation import floors
 from sscxr.files import write_atomically
 
 LOG = "log.txt"
 _SITE = "site.csv"  # the partition of a site alone
-_CONTEXT = multiprocessing.get_context("forkserver")
 _LOOK = 0.2  # seconds between looks at the processes
-_PATIENCE = 30.0  # seconds for a process to end by itself
 # Settings that do not change a run: whether and when a round counts, and a partition's place on the disk.
 _NO_MATTER = {*MAY_CHANGE, "sim.file", "run.name"}
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,26 +226,6 @@ def _progress(job: Job) -> Line:
         return Line(job.title, 0, 1, ["starting"])
 
 
-def start_forking(threads: int) -> None:
-    """Start the process that runs are forked from, unless it is there; it imports torch and others once for all.
-
-    A process has one such server: this one has to be started before `sscxr.data.prepare` starts its own.
-
-    Args:
-        threads: of the libraries that a run uses besides torch.
-    """
-    before = dict(os.environ)
-    # The server reads these as it starts. The path is for this very code to be found.
-    path = os.pathsep.join(filter(None, (str(Path(asked.__file__).parents[1]), before.get("PYTHONPATH"))))
-    os.environ |= dict.fromkeys(_THREADS, str(threads)) | {"PYTHONPATH": path}
-    try:
-        _CONTEXT.set_forkserver_preload(list(worker.IMPORTS))
-        start_fork_server()
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
 class _Pool:
     """Processes at work; they end with the pool."""
 
@@ -262,20 +237,13 @@ class _Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process, _ in self.running.values():
-            process.terminate()
-        until = time.monotonic() + _PATIENCE
-        for process, _ in self.running.values():
-            process.join(max(0.0, until - time.monotonic()))
-            if process.exitcode is None:
-                process.kill()
-                process.join()
+        end([process for process, _ in self.running.values()])
 
     def start(self, job: Job) -> None:
         """Start a run."""
-        start_forking(self._threads)
+        start_forking(worker.IMPORTS, self._threads)
         folder = str(job.folder.resolve())
-        process = _CONTEXT.Process(target=worker.forked, args=(folder, str(Path(folder) / LOG)))
+        process = CONTEXT.Process(target=worker.forked, args=(folder, str(Path(folder) / LOG)))
         process.start()
         self.running[job] = process, time.monotonic()
 

@@ -234,12 +234,12 @@ def test_a_folder_that_can_be_read_again_is_no_longer_refused(export: Path, tmp_
 def test_workers_share_the_memory_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import killing
 
-    monkeypatch.setattr(pool, "_physical_memory", lambda: 8 << 30)
+    monkeypatch.setattr(pool, "physical_memory", lambda: 8 << 30)
     assert pool.default_workers() <= 4
     assert [pool.memory_share(workers) >> 30 for workers in (1, 2, 8)] == [8, 4, 1]
-    monkeypatch.setattr(pool, "_physical_memory", lambda: 1 << 40)
+    monkeypatch.setattr(pool, "physical_memory", lambda: 1 << 40)
     assert pool.memory_share(8) == pool.MEMORY_LIMIT
-    monkeypatch.setattr(pool, "_physical_memory", lambda: 1 << 30)
+    monkeypatch.setattr(pool, "physical_memory", lambda: 1 << 30)
     assert pool.default_workers() == 1
     monkeypatch.setattr(pool, "_limited", killing.greedy)
     tasks = [(size, decode.Task(tmp_path / str(size << 20), None, "L", 64, 10**6)) for size in (100, 600)]

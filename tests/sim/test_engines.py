@@ -6,7 +6,7 @@ import pytest
 from simulations import Ended, arguments, left_running, losses, run, small_cache, typed, weights
 
 pytestmark = pytest.mark.slow
-ENGINES = ("inline", "ray")
+ENGINES = ("inline", "pool", "ray")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,9 @@ def runs(place: Path, cache: Path) -> dict[str, Ended]:
 def test_same_bytes(runs: dict[str, Ended], place: Path) -> None:
     for ended in runs.values():
         assert ended.status == 0, ended.log
-    assert weights(place / "ray") == weights(place / "inline")
-    assert losses(place / "ray") == losses(place / "inline")
+    for engine in ("pool", "ray"):
+        assert weights(place / engine) == weights(place / "inline")
+        assert losses(place / engine) == losses(place / "inline")
 
 
 def test_as_quiet_as_each_other(runs: dict[str, Ended]) -> None:
@@ -40,8 +41,9 @@ def test_as_quiet_as_each_other(runs: dict[str, Ended]) -> None:
         return [line.split(",")[0] for line in runs[name].log.splitlines() if line.startswith("round ")]
 
     assert len(lines("inline")) == 3
-    assert lines("ray") == lines("inline")
-    assert len(runs["ray"].log.splitlines()) == len(runs["inline"].log.splitlines()), runs["ray"].log
+    for name in ("pool", "ray"):
+        assert lines(name) == lines("inline")
+        assert len(runs[name].log.splitlines()) == len(runs["inline"].log.splitlines()), runs[name].log
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -49,11 +51,12 @@ def test_nothing_left_running(engine: str, runs: dict[str, Ended], place: Path) 
     assert left_running(f"{place}-{engine}") == []
 
 
-def test_same_errors(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("engine", ["pool", "ray"])
+def test_same_errors(engine: str, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def asked(engine: str) -> list[str]:
         return arguments(tmp_path / engine, "--engine", engine, "gmml.blocks=[7]", data=cache)
 
-    ended = run(asked("ray"), mark=str(tmp_path))
+    ended = run(asked(engine), mark=str(tmp_path))
     assert (ended.status, typed(asked("inline"))) == (1, 1)
     assert capsys.readouterr().err == ended.log
     assert ended.log.startswith("error: gmml.blocks=[7]")
@@ -61,11 +64,14 @@ def test_same_errors(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert left_running(str(tmp_path)) == []
 
 
-def test_ctrl_c_of_ray_then_inline(runs: dict[str, Ended], place: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["pool", "ray"])
+def test_ctrl_c_then_inline(
+    engine: str, runs: dict[str, Ended], place: Path, cache: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     argv = arguments(out, data=cache)
     ended = run(
-        [*argv, "--engine", "ray"], mark=str(tmp_path), interrupt_when=out / "checkpoints" / "round-00001"
+        [*argv, "--engine", engine], mark=str(tmp_path), interrupt_when=out / "checkpoints" / "round-00001"
     )
     assert ended.status == 130, ended.log
     assert "Traceback" not in ended.log

@@ -34,15 +34,16 @@ class WorkerError(SscxrError):
 
 def default_workers() -> int:
     """Return as many workers as cores and memory allow, at most 8: the disk soon limits reading."""
-    return max(1, min(8, len(os.sched_getaffinity(0)), _physical_memory() // LEAST_MEMORY))
+    return max(1, min(8, len(os.sched_getaffinity(0)), physical_memory() // LEAST_MEMORY))
 
 
 def memory_share(workers: int) -> int:
     """Return the bytes that each of so many workers may take."""
-    return min(MEMORY_LIMIT, _physical_memory() // max(workers, 1))
+    return min(MEMORY_LIMIT, physical_memory() // max(workers, 1))
 
 
-def _physical_memory() -> int:
+def physical_memory() -> int:
+    """Return the machine's main memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
