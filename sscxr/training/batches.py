@@ -17,8 +17,15 @@ from sscxr.training.loop import Stretch
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Return how many batches of at most `batch_size` an epoch of so many images has."""
-    return max(1, -(-images // batch_size))
+    """Return how many batches of `batch_size` an epoch of so many images has.
+
+    They are of nearly equal size, at most `batch_size`; larger if some would have fewer than `schema.MIXED_IMAGES`,
+    which a site does not send, unless `batch_size` itself is below it.
+    """
+    batches = -(-images // batch_size)
+    if batch_size >= MIXED_IMAGES:
+        batches = min(batches, images // MIXED_IMAGES)
+    return max(1, batches)
 
 
 def round_of(config: Config, images: int, round_number: int) -> tuple[int, range]:

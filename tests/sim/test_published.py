@@ -231,6 +231,10 @@ def test_test_sets_are_said(tmp_path: Path) -> None:
     assert tested.lines(cache.index, held_out) == [
         "None of the 10 images that nih published as its test set was trained on."
     ]
+    two = cache.index.assign(source=np.where(np.arange(120) < 4, "mine", "nih"))
+    assert tested.lines(two, held_out) == [
+        "None of the 10 images that mine, nih published as their test sets was trained on."
+    ]
     (line,) = tested.lines(cache.index, np.zeros(120, dtype=bool))
     assert line.startswith(
         "10 of the 10 images that nih published as its test set were trained on, as asked for"

@@ -28,10 +28,22 @@ from sscxr.training.parts import split
 def test_rounds_follow_each_other_without_a_gap(images: int, epochs: float) -> None:
     rounds = [steps_of_round(images, 8, epochs, number) for number in range(12)]
     assert all(rounds), "no round is without a step"
-    per_round = epochs * -(-images // 8)
+    per_round = epochs * max(1, images // 8)
     if per_round >= 1:
         assert [step for steps in rounds for step in steps] == list(range(rounds[-1].stop))
         assert rounds[-1].stop == int(12 * per_round + 1e-6)
+
+
+@pytest.mark.parametrize("images", [8, 15, 31, 33, 500])
+@pytest.mark.parametrize("size", [4, 8, 10, 64])
+def test_no_batch_has_too_few_images(images: int, size: int) -> None:
+    """Batches have at most `size` images, unless one would have fewer than eight; each image is in one."""
+    batches = epoch(np.arange(images), size, torch.Generator().manual_seed(0))
+    counts = [len(batch) for batch in batches]
+    assert sorted(np.concatenate(batches)) == list(range(images))
+    assert max(counts) - min(counts) <= 1
+    assert max(counts) <= size or images // (len(batches) + 1) < 8
+    assert min(counts) >= 8 or size < 8
 
 
 def test_sources_one_after_another() -> None:
