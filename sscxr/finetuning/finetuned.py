@@ -307,7 +307,9 @@ def _released(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is not a released encoder: it has no {WEIGHTS}{_pickles(folder)}")
     if not (folder / CONFIG).exists():
-        raise FinetunedError(f"{folder} is not a released encoder: it has no {CONFIG}{release.below(folder)}")
+        raise FinetunedError(
+            f"{folder} is not a released encoder: it has no {CONFIG}{release.remark(folder)}"
+        )
     facts = config_file.read(folder)
     about = facts["pretrained_cfg"]
     mean, std = (sum(about[name]) / len(about[name]) for name in ("mean", "std"))

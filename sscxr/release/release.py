@@ -93,7 +93,7 @@ def load_encoder(folder: str | Path) -> nn.Module:
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(
-            f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{below(folder)}"
+            f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{remark(folder)}"
         )
     config = config_file.read(folder)
     architecture, args = config["architecture"], checked_args(folder, config)
@@ -146,8 +146,10 @@ def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
         raise ReleaseError(f"timm loads other weights from {folder} than the encoder has")
 
 
-def below(folder: Path) -> str:
-    """Return a remark that names a run's encoder if the run's folder was given instead; else empty."""
+def remark(folder: Path) -> str:
+    """Return what explains a folder that is not an encoder: it is not there, or a run's; else empty."""
+    if not folder.exists():
+        return "; there is no such folder"
     return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
 
 
@@ -176,9 +178,7 @@ def publish(
     """
     run, folder = Path(run), Path(folder).resolve()  # "." has no name
     rounds = _check_run(run)
-    version = version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}"
-    if not PLAIN_NAME.fullmatch(version):
-        raise ReleaseError(f"version {version[:80]!r} is not a plain name (letters, digits, dots, dashes)")
+    version = checked_version(version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}")
     licence = " ".join(licence.split()) or "not stated"
     config = config_file.read(run / "encoder")
     config["sscxr"] = {**config.get("sscxr", {}), "version": version, "rounds": rounds, "licence": licence}
@@ -187,13 +187,33 @@ def publish(
         shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
-        sums = signing.sums_of(fresh, FILES)
-        (fresh / signing.SUMS).write_bytes(sums)
-        if key:
-            (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
-        load_encoder(fresh)
-        _refuse_another(folder, sums, signed=key is not None)
+        seal(fresh, folder, key)
     return folder
+
+
+def checked_version(version: str) -> str:
+    """Return a release's version, if it is a plain name.
+
+    Raises:
+        ReleaseError: it is not.
+    """
+    if not PLAIN_NAME.fullmatch(version):
+        raise ReleaseError(f"version {version[:80]!r} is not a plain name (letters, digits, dots, dashes)")
+    return version
+
+
+def seal(fresh: Path, folder: Path, key: Ed25519PrivateKey | None) -> None:
+    """Write the sums and, with a key, the signature of the release in `fresh`, which is to become `folder`.
+
+    Raises:
+        ReleaseError: it does not load, or `folder` holds another release.
+    """
+    sums = signing.sums_of(fresh, FILES)
+    (fresh / signing.SUMS).write_bytes(sums)
+    if key:
+        (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
+    load_encoder(fresh)
+    _refuse_another(folder, sums, signed=key is not None)
 
 
 def input_norm(folder: str | Path) -> tuple[float, float]:
