@@ -302,14 +302,13 @@ def _is_well(spec: Spec) -> bool:
 def _released(folder: Path) -> dict[str, Any]:
     """Return a released encoder's architecture, model_args, mean and std."""
     files.check_readable(folder, (WEIGHTS, CONFIG))
+    release.refuse_no_folder(folder)
     if is_model(folder):
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is not a released encoder: it has no {WEIGHTS}{_pickles(folder)}")
     if not (folder / CONFIG).exists():
-        raise FinetunedError(
-            f"{folder} is not a released encoder: it has no {CONFIG}{release.remark(folder)}"
-        )
+        raise FinetunedError(f"{folder} is not a released encoder: it has no {CONFIG}{release.below(folder)}")
     facts = config_file.read(folder)
     about = facts["pretrained_cfg"]
     mean, std = (sum(about[name]) / len(about[name]) for name in ("mean", "std"))

@@ -130,7 +130,11 @@ class _Folder:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise FetchError(f"no folder {folder}; give a release's folder, or its http or https address")
+            own = str(folder) in shipped.names()
+            instead = (
+                "it comes with sscxr: use it by its name" if own else "give a release's folder or address"
+            )
+            raise FetchError(f"no folder {folder}; {instead}")
         self._folder = folder
 
     def __str__(self) -> str:

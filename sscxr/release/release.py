@@ -86,14 +86,15 @@ def load_encoder(folder: str | Path) -> nn.Module:
         SigningError: there is a SHA256SUMS, and a file does not match it.
     """
     folder = Path(folder)
-    config_file.refuse_later(folder)  # first: its files may be others
+    check_readable(folder, (WEIGHTS, CONFIG))
+    refuse_no_folder(folder)
+    config_file.refuse_later(folder)  # before the rest: its files may be others
     if (folder / signing.SUMS).is_file():
         verify(folder)
-    check_readable(folder, (WEIGHTS, CONFIG))
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(
-            f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{remark(folder)}"
+            f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{below(folder)}"
         )
     config = config_file.read(folder)
     architecture, args = config["architecture"], checked_args(folder, config)
@@ -146,11 +147,32 @@ def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
         raise ReleaseError(f"timm loads other weights from {folder} than the encoder has")
 
 
-def remark(folder: Path) -> str:
-    """Return what explains a folder that is not an encoder: it is not there, or a run's; else empty."""
-    if not folder.exists():
-        return "; there is no such folder"
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse a path that is not a folder.
+
+    Raises:
+        ReleaseError: nothing is there, or a file.
+    """
+    if not folder.is_dir():
+        reason = "it is a file" if folder.exists() else "there is no such folder"
+        raise ReleaseError(f"no encoder {folder}: {reason}; give a release's folder, or a run's `encoder`")
+
+
+def below(folder: Path) -> str:
+    """Return a remark that names a run's encoder if the run's folder was given instead; else empty."""
     return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
+
+
+def read_card(folder: Path) -> str:
+    """Return the text of a release's card.
+
+    Raises:
+        ReleaseError: it is not a text in UTF-8.
+    """
+    try:
+        return (folder / CARD).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ReleaseError(f"{folder / CARD} is not a text in UTF-8, so not a model card") from None
 
 
 def publish(
@@ -182,7 +204,7 @@ def publish(
     licence = " ".join(licence.split()) or "not stated"
     config = config_file.read(run / "encoder")
     config["sscxr"] = {**config.get("sscxr", {}), "version": version, "rounds": rounds, "licence": licence}
-    card = (run / "encoder" / CARD).read_text(encoding="utf-8")
+    card = read_card(run / "encoder")
     with whole_folder(folder) as fresh:
         shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -59,7 +59,7 @@ def find(source: str, key: Ed25519PublicKey | None = None) -> Path | None:
         raise ShippedError(
             f"no encoder {source!r}: nothing here has that name, and {_instead(source, known)}"
         )
-    if path.is_dir() and (run := release.remark(path)):
+    if run := release.below(path):
         raise ShippedError(
             f"{source!r} is a shipped encoder, and a folder here that is not an encoder{run}; "
             f"give that path, or ./{source} for the folder"
@@ -86,7 +86,7 @@ def described(name: str) -> dict[str, Any]:
         ReleaseError, SigningError: see `find`.
     """
     folder = _verified(name)
-    config, text = config_file.read(folder), (folder / release.CARD).read_text(encoding="utf-8")
+    config, text = config_file.read(folder), release.read_card(folder)
     data = card.read_table(text, "Data")
     counts = [row.get("images", "") for row in data if _COUNT.fullmatch(row.get("images", ""))]
     ours, about = config.get("sscxr", {}), config["pretrained_cfg"]

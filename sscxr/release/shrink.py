@@ -71,7 +71,7 @@ def shrink(
         (fresh / release.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         difference = compare(release.load_encoder(fresh), encoder)
         text = card.released(
-            (folder / release.CARD).read_text(encoding="utf-8"),
+            release.read_card(folder),
             version=version,
             licence=str(ours.get("licence", "not stated")),
             note="The weights are stored as float16 and load as float32. The features differ from those of version "

@@ -82,6 +82,8 @@ def test_a_name_that_there_is_not(home: Path) -> None:
     refused(
         "smal", r"nothing here has that name, and the shipped ones are: small, smaller-2, wide; .* 'small'\?"
     )
+    with pytest.raises(SscxrError, match="no folder small; it comes with sscxr: use it by its name"):
+        fetch.pull("small")
     refused("qqq", r"are: small, smaller-2, wide; give one of them, a folder or an address")
     for folder in ("small", "smaller-2", "wide"):
         shutil.rmtree(home / folder)
