@@ -57,7 +57,7 @@ def run(
     encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="URL|DIR", help="A released encoder to start from, or a run's `encoder` folder."
+            metavar="NAME|URL|DIR", help="A shipped or released encoder to start from, or a run's `encoder`."
         ),
     ] = None,
     label: Annotated[

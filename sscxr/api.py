@@ -137,19 +137,21 @@ class Run:
         raise RunError(f"{self.folder}: no round is finished yet, so there is no encoder")
 
 
-def load_encoder(path_or_url: str | Path, *, key: str | Path | None = None) -> "nn.Module":
+def load_encoder(source: str | Path, *, key: str | Path | None = None) -> "nn.Module":
     """Load a released encoder as a timm ViT in eval mode; an address is fetched, and checksums are verified.
 
     Called on normalised images [B, C, H, W] it returns [B, D], the mean of the patch tokens;
     `sscxr.release.release.input_norm` returns the normalisation for grey levels 0..1.
 
     Args:
-        path_or_url: a folder (a release, or a run's `encoder`), or an http or https address.
-        key: file of the Ed25519 public key that must verify the release's signature; None: not checked.
+        source: the name of a shipped encoder (`sscxr encoder list`), a folder (a release, or a run's `encoder`), or
+            an address (https, http, or hf://ORG/NAME of a hub).
+        key: file of the Ed25519 public key that must verify the release's signature; None: not checked, but for a
+            shipped encoder, whose key is shipped with it.
 
     Raises:
         SscxrError: one line states what is wrong.
     """
     from sscxr.release import fetch, release, signing
 
-    return release.load_encoder(fetch.located(path_or_url, key=signing.read_public(key) if key else None))
+    return release.load_encoder(fetch.located(source, key=signing.read_public(key) if key else None))

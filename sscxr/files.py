@@ -57,8 +57,8 @@ def check_readable(place: Path, names: Iterable[str] = ()) -> None:
     for path in (place, *(place / name for name in names)):
         for step in (*reversed(path.absolute().parents), path):
             needed = os.X_OK if step != path else os.R_OK | (os.X_OK if path.is_dir() else 0)
-            if not os.access(step, os.F_OK):
-                break  # missing files are the caller's concern
+            if not os.access(step, os.F_OK) or (step != path and not step.is_dir()):
+                break  # missing files, and files in the place of folders, are the caller's concern
             if not os.access(step, needed, effective_ids=True):
                 found = step.stat()
                 raise NotReadableError(

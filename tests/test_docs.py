@@ -56,6 +56,7 @@ NOT_RUN = {
     r"http\.server": "ends by Ctrl-C alone; a server of the tests takes its place",
     r"--install-completion": "changes the shell's start-up file",
     r"^tensorboard ": "a server that ends by Ctrl-C alone",
+    r"^hf |hf://": "wants a hub and an account; tests/fetch/test_hub.py pulls from one on loopback",
     r"^pip install ": "installs packages; the tests' environment has them",
     r"objective=denoise|server\.name=clipped": ADDED,
 }

@@ -1,10 +1,10 @@
 """`sscxr release` and `sscxr encoder ...`. Thin: torch is imported when a command runs, not before."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,18 +15,33 @@ if TYPE_CHECKING:
     from sscxr.release.download import Shown
 
 Encoder = Annotated[
-    str, typer.Argument(metavar="URL|DIR", help="The release's address (http, https) or folder.")
+    str, typer.Argument(metavar="NAME|URL|DIR", help="A shipped encoder, or a release's address or folder.")
 ]
+Source = Annotated[
+    str, typer.Argument(metavar="URL|DIR", help="The release's address (https, http, hf) or folder.")
+]
+SigningKey = Annotated[Path | None, typer.Option(help="An Ed25519 private key that signs it.")]
 
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
-    encoder = typer.Typer(help="Fetch, show or export a released encoder.", no_args_is_help=True)
+    encoder = typer.Typer(
+        help="List shipped encoders; fetch, show, shrink or export a released one.", no_args_is_help=True
+    )
     pulled = "https://example.org/encoders/v1"
-    encoder.command("pull", epilog=examples(f"sscxr encoder pull {pulled} --key consortium.pub"))(pull)
+    encoder.command("list", epilog=examples("sscxr encoder list", "sscxr encoder list --json"))(list_shipped)
+    encoder.command(
+        "pull",
+        epilog=examples(
+            f"sscxr encoder pull {pulled} --key consortium.pub", "sscxr encoder pull hf://ORG/NAME@v1"
+        ),
+    )(pull)
     encoder.command(
         "info", epilog=examples("sscxr encoder info runs/mine/encoder", f"sscxr encoder info {pulled} --json")
     )(info)
+    encoder.command(
+        "shrink", epilog=examples("sscxr encoder shrink releases/v1 --out releases/v1-fp16 --key release.key")
+    )(shrink)
     encoder.command("export", epilog=examples("sscxr encoder export runs/mine/encoder --onnx encoder.onnx"))(
         export
     )
@@ -40,7 +55,7 @@ def add(app: typer.Typer) -> None:
 def make(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
     to: Annotated[Path, typer.Option(metavar="DIR", help="The release's folder; it must be new or empty.")],
-    key: Annotated[Path | None, typer.Option(help="An Ed25519 private key that signs it.")] = None,
+    key: SigningKey = None,
     version: Annotated[str, typer.Option(help="Default: the rounds and the weights' first digits.")] = "",
     licence: Annotated[str, typer.Option(help="The weights' licence, such as CC-BY-4.0.")] = "",
 ) -> None:
@@ -54,8 +69,47 @@ def make(
     )
 
 
-def pull(
+def list_shipped(as_json: AsJson = False) -> None:
+    """List the encoders that come with sscxr: their input, data, licences and probes. Each is verified first."""
+    from sscxr.release import shipped
+
+    found = [shipped.described(name) for name in shipped.names()]
+    if as_json:
+        typer.echo(json.dumps({"encoders": found}, indent=1))
+        return
+    if not found:
+        typer.echo(f"this sscxr ships no encoders ({shipped.home()} has none)")
+    for one in found:
+        typer.echo("\n".join(_lines(one)))
+
+
+def _lines(one: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that describe a shipped encoder, from `shipped.described`."""
+    yield f"{one['name']}: {one['architecture']}, input {one['input']}, {one['megabytes']} MB ({one['weights']})"
+    least = "at least " if one["sites_without_count"] else ""
+    yield f"  version   {one['version']}, licence of the weights: {one['licence']}"
+    yield f"  data      {least}{one['images']:,} images at {one['sites']} sites; {'; '.join(one['data_licences'])}"
+    for probe in one["probes"]:
+        what = " ".join(probe.get(name, "") for name in ("label", "cohort", "probe"))
+        yield f"  probe     {what}: AUROC {probe.get('AUROC')}, {probe.get('gain')} over the untrained encoder"
+
+
+def shrink(
     source: Encoder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The new release's folder; new or empty.")],
+    key: SigningKey = None,
+    version: Annotated[str, typer.Option(help="Default: the release's own and -fp16.")] = "",
+) -> None:
+    """Store a release's weights as float16: half the bytes. The card states how far the features move."""
+    from sscxr.release import shrink, signing
+
+    private = signing.read_private(key) if key else None
+    difference = shrink.shrink(_located(source, None), out, version=version, key=private)
+    typer.echo(f"{out}: float16{', signed' if private else ', not signed'}; the features differ {difference}")
+
+
+def pull(
+    source: Source,
     key: PublicKey = None,
     cache: Annotated[
         Path | None, typer.Option(help="Default: $SSCXR_CACHE, or sscxr in the user's cache folder.")

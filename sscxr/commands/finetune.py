@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LINES = 30  # the most plain lines of epochs without a terminal
 
 Encoder = Annotated[
-    str, typer.Option(metavar="URL|DIR", help="A released encoder, or a run's `encoder` folder.")
+    str, typer.Option(metavar="NAME|URL|DIR", help="A shipped or released encoder, or a run's `encoder`.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="The model's folder.")]
 Frozen = Annotated[bool, typer.Option("--frozen", help="Freeze the encoder and train only the head.")]

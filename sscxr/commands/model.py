@@ -134,7 +134,9 @@ def predict(
 def embed(
     encoder: Annotated[
         str,
-        typer.Argument(metavar="ENCODER", help="A fine-tuned model's folder, or a release: URL or folder."),
+        typer.Argument(
+            metavar="ENCODER", help="A fine-tuned model's folder; or an encoder's name, URL or folder."
+        ),
     ],
     files: Annotated[
         list[Path] | None,
@@ -173,7 +175,10 @@ def embed(
 def similar(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A DICOM, PNG or JPEG file.")],
     encoder: Annotated[
-        str, typer.Option(metavar="ENCODER", help="A fine-tuned model's folder, or a release: URL or folder.")
+        str,
+        typer.Option(
+            metavar="ENCODER", help="A fine-tuned model's folder; or an encoder's name, URL or folder."
+        ),
     ],
     cache: Annotated[Path, typer.Option("--in", metavar="CACHE", help="The site cache to look in.")],
     number: Annotated[int, typer.Option(min=1, max=99, help="How many images.")] = 8,

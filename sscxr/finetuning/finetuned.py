@@ -33,7 +33,7 @@ from sscxr.errors import SscxrError
 from sscxr.finetuning import KINDS
 from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
-from sscxr.release import release, signing
+from sscxr.release import config_file, release, signing
 
 Model: TypeAlias = nn.Module  # Classifier or UNETR: has `encoder`, gives logits
 
@@ -302,16 +302,17 @@ def _is_well(spec: Spec) -> bool:
 def _released(folder: Path) -> dict[str, Any]:
     """Return a released encoder's architecture, model_args, mean and std."""
     files.check_readable(folder, (WEIGHTS, CONFIG))
+    release.refuse_no_folder(folder)
     if is_model(folder):
         raise FinetunedError(f"{folder} is a fine-tuned model; give the encoder that it began from")
     if not (folder / WEIGHTS).is_file() and _pickles(folder):
         raise FinetunedError(f"{folder} is not a released encoder: it has no {WEIGHTS}{_pickles(folder)}")
     if not (folder / CONFIG).exists():
         raise FinetunedError(f"{folder} is not a released encoder: it has no {CONFIG}{release.below(folder)}")
-    facts = release.read_config(folder)
+    facts = config_file.read(folder)
     about = facts["pretrained_cfg"]
     mean, std = (sum(about[name]) / len(about[name]) for name in ("mean", "std"))
-    args = {"in_chans": 3, "img_size": 224, **release.checked_args(folder, facts)}
+    args = {"in_chans": 3, "img_size": 224, **config_file.checked_args(folder, facts)}
     if args["in_chans"] not in (1, 3):
         raise FinetunedError(f"the encoder in {folder} takes {args['in_chans']} channels; X-rays have one")
     if "patch_size" not in args:

@@ -84,8 +84,11 @@ def render(card: Card, config: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def released(text: str, *, version: str, licence: str) -> str:
-    """Add a release's version, licence and check to the card of a run's encoder.
+def released(text: str, *, version: str, licence: str, note: str = "") -> str:
+    """Add a release's version, licence and check to the card of a run's encoder, or replace those of a release.
+
+    Args:
+        note: a paragraph about this release; empty: none.
 
     Raises:
         SscxrError: the text is not the card that the run wrote.
@@ -93,15 +96,35 @@ def released(text: str, *, version: str, licence: str) -> str:
     before, limits, after = text.partition("\n## Limits\n")
     if not limits:
         raise SscxrError("the model card has no section 'Limits': it is not the card that the run wrote")
+    before = before.partition("\n## Release\n")[0]
+    note = f"{escape(note)}\n\n" if note else ""
     section = f"""
 ## Release
 
 Version {escape(version)}. Licence of the weights: {escape(licence)}; the images' own are listed above.
 
+{note}\
 `sha256sum -c SHA256SUMS` shows damage. A release that was signed has `SHA256SUMS.sig`, which shows whose it is:
 `sscxr encoder pull FOLDER_OR_URL --key KEY.pub`, with a key that reached you by another way.
 """
     return before + section + limits + after
+
+
+def read_table(text: str, heading: str) -> list[dict[str, str]]:
+    """Return the table below a heading of a card, such as "Data": a row as texts by the table's own headings.
+
+    A card that has no such table, or one of another form, gives no rows.
+    """
+    section = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ") and line.endswith(" |")]
+    # A bar inside a cell is escaped, so that none stands between two spaces.
+    rows = [[_plain(cell) for cell in line[2:-2].split(" | ")] for line in lines]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:] if len(row) == len(rows[0])]
+
+
+def _plain(cell: str) -> str:
+    """Return the text that `escape` was given."""
+    return html.unescape(re.sub(r"\\" + _MARKDOWN.pattern, r"\1", cell)).strip()
 
 
 def _head(card: Card, config: Mapping[str, Any]) -> str:

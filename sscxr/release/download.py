@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -53,8 +53,13 @@ _CUT = (
 class Server:
     """A folder on a static file server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, name: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Check the folder's address, without any request.
+
+        Args:
+            url: the folder's address.
+            name: what messages call it; empty: its address.
+            headers: sent with each request to the server itself, and to none that it redirects to.
 
         Raises:
             FetchError: not an http or https address, or one with a query or a fragment.
@@ -65,10 +70,12 @@ class Server:
         if parts.query or parts.fragment:
             raise FetchError(f"{_without_password(url)}: give the folder's address, without '?' and '#'")
         self._url = url.rstrip("/")
+        self._name = name or _without_password(self._url)
+        self._headers = dict(headers or {})
         self._session = requests.Session()
 
     def __str__(self) -> str:
-        return _without_password(self._url)
+        return self._name
 
     def read(self, name: str, most: int) -> bytes | None:
         """Return the first `most` bytes of a small file; None if the server does not have it.
@@ -146,8 +153,9 @@ class Server:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         for _ in range(_REDIRECTS + 1):
             try:
+                own = self._headers if self._is_named(url) else {}
                 response = self._session.get(
-                    url, headers=headers, stream=True, allow_redirects=False, timeout=_TIMEOUT
+                    url, headers=headers | own, stream=True, allow_redirects=False, timeout=_TIMEOUT
                 )
             except requests.exceptions.SSLError as error:
                 raise FetchError(

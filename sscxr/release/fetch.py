@@ -1,4 +1,4 @@
-"""Fetch a release from a static file server or a folder into a cache, by hash.
+"""Fetch a release from a static file server, a hub or a folder into a cache, by hash.
 
     CACHE/encoders/HASH/    a whole release; HASH is the SHA-256 of its SHA256SUMS
     CACHE/partial/HASH/     an interrupted download, to be resumed
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sscxr.errors import SscxrError
 from sscxr.files import expanded, locked, settle, sha256, write_atomically
-from sscxr.release import release, signing
+from sscxr.release import hub, release, shipped, signing
 from sscxr.release.download import FetchError, Server, Shown, TooLargeError, is_url, refuse_size, size_of
 from sscxr.release.release import FILES, WEIGHTS
 from sscxr.release.signing import SIGNATURE, SUMS
@@ -41,7 +41,8 @@ def pull(
     """Return the folder of a release in the cache; fetch it if it is not there yet.
 
     Args:
-        source: an http or https address that has the release's files below it, or a folder.
+        source: an http or https address that has the release's files below it, a repository on a hub
+            (hf://ORG/NAME@REVISION, see `hub`), or a folder.
         key: the release must be signed by it; None: any signature, or none.
         cache: its folder; None: `cache_folder()`.
         most_bytes: larger weights are refused.
@@ -53,7 +54,7 @@ def pull(
         SigningError, ReleaseError: see `release.verify`.
     """
     cache = cache or cache_folder()
-    where = Server(str(source)) if is_url(source) else _Folder(Path(source))
+    where = _opened(source)
     sums = where.read(SUMS, signing.MOST_SUMS_BYTES + 1)
     if sums is None:
         raise FetchError(f"{where} is not a release: it has no {SUMS}")
@@ -88,14 +89,17 @@ def located(
     """Return the folder of an encoder: pull an address, or leave a folder in place; verify it if a key is given.
 
     Args:
-        source: an http or https address, or the folder of a release or of a run's `encoder`.
+        source: an address as in `pull`, the folder of a release or of a run's `encoder`, or the name of a shipped
+            encoder, see `shipped.find`.
         key, cache, shown: as in `pull`.
 
     Raises:
-        FetchError, SigningError, ReleaseError: the encoder cannot be used; one line states why.
+        FetchError, SigningError, ReleaseError, ShippedError: the encoder cannot be used; one line states why.
     """
     if is_url(source):
         return pull(source, key=key, cache=cache, shown=shown)
+    if isinstance(source, str) and (found := shipped.find(source, key)):
+        return found
     if key:
         release.verify(source, key)
     return Path(source)
@@ -110,12 +114,27 @@ def cache_folder() -> Path:
     )
 
 
+def _opened(source: str | Path) -> "Server | _Folder":
+    """Return the files of a release by its address or folder.
+
+    Raises:
+        FetchError: there is no such folder, or the address is not one.
+    """
+    if not is_url(source):
+        return _Folder(Path(source))
+    return hub.server(str(source)) if str(source).startswith(hub.SCHEME) else Server(str(source))
+
+
 class _Folder:
     """A release in a folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise FetchError(f"no folder {folder}; give a release's folder, or its http or https address")
+            own = str(folder) in shipped.names()
+            instead = (
+                "it comes with sscxr: use it by its name" if own else "give a release's folder or address"
+            )
+            raise FetchError(f"no folder {folder}; {instead}")
         self._folder = folder
 
     def __str__(self) -> str:

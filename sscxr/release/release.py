@@ -1,6 +1,6 @@
 """A released encoder: a folder that timm loads, with a model card.
 
-    model.safetensors   the encoder by timm's parameter names, float32
+    model.safetensors   the encoder by timm's parameter names, float32, or float16 after `shrink`
     config.json         timm's local-dir form: architecture, arguments, how to normalise the input
     README.md           the model card
     SHA256SUMS          of these three, and SHA256SUMS.sig, its signature: `publish` adds them for others
@@ -11,7 +11,6 @@ that trained the encoder pools by it. The same encoder and card give the same by
 """
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,21 +25,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sscxr.config.ranges import PLAIN_NAME
-from sscxr.errors import SscxrError
 from sscxr.files import check_readable, save_tensors, sha256, whole_folder
-from sscxr.models.encoder import POOLINGS, pooling_args
-from sscxr.release import signing
+from sscxr.models.encoder import pooling_args
+from sscxr.release import config_file, signing
 from sscxr.release.card import Card, released, render
+from sscxr.release.config_file import CONFIG, FORMAT, ReleaseError, checked_args, one_line
 from sscxr.runs import PROBES, SCORES
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
-# Whole numbers in a release's model_args, lowest and highest; beside them it has `pooling_args` and nothing else.
-ARGS = {"img_size": (8, 4096), "patch_size": (1, 512), "in_chans": (1, 3), "depth": (1, 256)}
-
-
-class ReleaseError(SscxrError):
-    """A folder is not a released encoder, or an encoder cannot be released; one line states why."""
+_TYPES = {"F32": "float32", "F16": "float16"}  # safetensors' names; loaded, all are float32
 
 
 def write_encoder(
@@ -74,6 +68,7 @@ def write_encoder(
     if bad := not_finite(state):
         raise ReleaseError(f"the encoder is not released: {bad} holds NaN or Inf")
     config = _timm_config(encoder, architecture, dict(model_args), mean=mean, std=std)
+    config["sscxr"] = {"format": FORMAT, "code_version": card.code_version}
     with whole_folder(folder) as fresh:
         save_tensors(state, fresh / WEIGHTS, {"format": "pt"})
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -91,15 +86,17 @@ def load_encoder(folder: str | Path) -> nn.Module:
         SigningError: there is a SHA256SUMS, and a file does not match it.
     """
     folder = Path(folder)
+    check_readable(folder, (WEIGHTS, CONFIG))
+    refuse_no_folder(folder)
+    config_file.refuse_later(folder)  # before the rest: its files may be others
     if (folder / signing.SUMS).is_file():
         verify(folder)
-    check_readable(folder, (WEIGHTS, CONFIG))
     absent = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if absent:
         raise ReleaseError(
             f"{folder} is not a released encoder: it has no {' and no '.join(absent)}{below(folder)}"
         )
-    config = read_config(folder)
+    config = config_file.read(folder)
     architecture, args = config["architecture"], checked_args(folder, config)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -120,29 +117,6 @@ def load_encoder(folder: str | Path) -> nn.Module:
     if bad := not_finite(encoder.state_dict()):
         raise ReleaseError(f"the encoder in {folder} cannot be used: {bad} holds NaN or Inf")
     return encoder.eval()
-
-
-def checked_args(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that build a release's encoder, each checked to be one that it may have.
-
-    Raises:
-        ReleaseError: another argument, a value out of its range, or a model that timm does not know.
-    """
-    args = config.get("model_args")
-    if not isinstance(args, dict):
-        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder: it has no model_args")
-    if not timm.is_model(config["architecture"]):
-        raise ReleaseError(f"{folder / CONFIG}: timm has no model {one_line(config['architecture'])[:80]!r}")
-    for name, value in args.items():
-        low, high = ARGS.get(name, (1, 0))
-        whole = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        pools = (name == "global_pool" and value in POOLINGS) or (name == "fc_norm" and value is False)
-        if not (whole or pools or (name, value) == ("depth", None)):
-            raise ReleaseError(
-                f"{folder / CONFIG}: model_args has {one_line(name)[:40]}={one_line(repr(value))[:40]}, "
-                "which no release has; it is refused"
-            )
-    return args
 
 
 def _refuse_others(model: nn.Module, folder: Path) -> None:
@@ -173,30 +147,32 @@ def _check_timm(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
         raise ReleaseError(f"timm loads other weights from {folder} than the encoder has")
 
 
+def refuse_no_folder(folder: Path) -> None:
+    """Refuse a path that is not a folder.
+
+    Raises:
+        ReleaseError: nothing is there, or a file.
+    """
+    if not folder.is_dir():
+        reason = "it is a file" if folder.exists() else "there is no such folder"
+        raise ReleaseError(f"no encoder {folder}: {reason}; give a release's folder, or a run's `encoder`")
+
+
 def below(folder: Path) -> str:
     """Return a remark that names a run's encoder if the run's folder was given instead; else empty."""
     return f"; {folder / 'encoder'} is one" if (folder / "encoder" / CONFIG).is_file() else ""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the content of config.json, checked to have the form that `write_encoder` gives it.
+def read_card(folder: Path) -> str:
+    """Return the text of a release's card.
 
     Raises:
-        ReleaseError: it has another form.
+        ReleaseError: it is not a text in UTF-8.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        about = config["pretrained_cfg"]
-        means, stds = ([float(value) for value in about[name]] for name in ("mean", "std"))
-        sizes = [int(side) for side in about["input_size"]]
-        well = isinstance(config["architecture"], str) and isinstance(config.get("sscxr", {}), dict)
-        well &= all(map(math.isfinite, means)) and all(0 < value < math.inf for value in stds)
-        well &= bool(means) and bool(stds) and len(sizes) == 3
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder ({error!r})") from None
-    if not well:
-        raise ReleaseError(f"{folder / CONFIG} is not that of a released encoder")
-    return cast(dict[str, Any], config)
+        return (folder / CARD).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ReleaseError(f"{folder / CARD} is not a text in UTF-8, so not a model card") from None
 
 
 def publish(
@@ -224,29 +200,47 @@ def publish(
     """
     run, folder = Path(run), Path(folder).resolve()  # "." has no name
     rounds = _check_run(run)
-    version = version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}"
-    if not PLAIN_NAME.fullmatch(version):
-        raise ReleaseError(f"version {version[:80]!r} is not a plain name (letters, digits, dots, dashes)")
+    version = checked_version(version or f"{rounds}-{sha256(run / 'encoder' / WEIGHTS)[:8]}")
     licence = " ".join(licence.split()) or "not stated"
-    config = read_config(run / "encoder")
-    config["sscxr"] = {"version": version, "rounds": rounds, "licence": licence}
-    card = (run / "encoder" / CARD).read_text(encoding="utf-8")
+    config = config_file.read(run / "encoder")
+    config["sscxr"] = {**config.get("sscxr", {}), "version": version, "rounds": rounds, "licence": licence}
+    card = read_card(run / "encoder")
     with whole_folder(folder) as fresh:
         shutil.copyfile(run / "encoder" / WEIGHTS, fresh / WEIGHTS)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (fresh / CARD).write_text(released(card, version=version, licence=licence), encoding="utf-8")
-        sums = signing.sums_of(fresh, FILES)
-        (fresh / signing.SUMS).write_bytes(sums)
-        if key:
-            (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
-        load_encoder(fresh)
-        _refuse_another(folder, sums, signed=key is not None)
+        seal(fresh, folder, key)
     return folder
+
+
+def checked_version(version: str) -> str:
+    """Return a release's version, if it is a plain name.
+
+    Raises:
+        ReleaseError: it is not.
+    """
+    if not PLAIN_NAME.fullmatch(version):
+        raise ReleaseError(f"version {version[:80]!r} is not a plain name (letters, digits, dots, dashes)")
+    return version
+
+
+def seal(fresh: Path, folder: Path, key: Ed25519PrivateKey | None) -> None:
+    """Write the sums and, with a key, the signature of the release in `fresh`, which is to become `folder`.
+
+    Raises:
+        ReleaseError: it does not load, or `folder` holds another release.
+    """
+    sums = signing.sums_of(fresh, FILES)
+    (fresh / signing.SUMS).write_bytes(sums)
+    if key:
+        (fresh / signing.SIGNATURE).write_bytes(key.sign(sums))
+    load_encoder(fresh)
+    _refuse_another(folder, sums, signed=key is not None)
 
 
 def input_norm(folder: str | Path) -> tuple[float, float]:
     """Return mean and standard deviation, in grey levels 0..1, that normalise a released encoder's input."""
-    config = read_config(Path(folder))["pretrained_cfg"]
+    config = config_file.read(Path(folder))["pretrained_cfg"]
     return float(config["mean"][0]), float(config["std"][0])
 
 
@@ -259,6 +253,7 @@ def verify(folder: str | Path, key: Ed25519PublicKey | None = None) -> None:
     """
     folder = Path(folder)
     check_readable(folder, (*FILES, signing.SUMS, signing.SIGNATURE))
+    config_file.refuse_later(folder)
     if not (folder / signing.SUMS).is_file():
         raise ReleaseError(f"{folder} is not a release: it has no {signing.SUMS}")
     sums = (folder / signing.SUMS).read_bytes()
@@ -281,7 +276,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
         ReleaseError, SigningError: see `load_encoder`.
     """
     folder = Path(folder).resolve()
-    encoder, config = load_encoder(folder), read_config(folder)
+    encoder, config = load_encoder(folder), config_file.read(folder)
     ours = config.get("sscxr", {})
     mean, std = input_norm(folder)
     has_sums, signed = ((folder / name).is_file() for name in (signing.SUMS, signing.SIGNATURE))
@@ -289,6 +284,8 @@ def facts(folder: str | Path) -> dict[str, Any]:
         # Texts of other people: on one line, so that they can neither imitate ours nor steer the terminal.
         "version": one_line(ours.get("version", "none: not released")),
         "licence": one_line(ours.get("licence", "not stated")),
+        "format": ours.get("format", 1),
+        "weights": stored_as(folder / WEIGHTS),
         "rounds": ours.get("rounds") if isinstance(ours.get("rounds"), int) else None,
         "architecture": config["architecture"],
         "blocks": len(cast(Any, encoder).blocks),
@@ -306,9 +303,11 @@ def facts(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def one_line(text: object) -> str:
-    """Return a text on one line, without unprintable characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+def stored_as(weights: Path) -> str:
+    """Return the type in which a safetensors file stores its tensors: "float32", "float16", ..."""
+    with safetensors.safe_open(weights, "pt") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
+    return ", ".join(sorted(_TYPES.get(name, name) for name in types))
 
 
 def _check_run(run: Path) -> int:

@@ -23,14 +23,22 @@ def load_config(
     """Return a run's settings; a fine-tuning from a released encoder's folder gets that encoder's sizes.
 
     Raises:
-        ConfigError, FinetunedError: see `config.load`; `encoder.start` is not a released encoder.
+        ConfigError, FinetunedError, ShippedError: see `config.load`; `encoder.start` is not a released encoder.
     """
     config = configs.load(file, overrides, foreign=foreign)
-    start = expanded(config.encoder.start or "")
-    if not config.pretrains and config.encoder.start and start.is_dir():
+    if not config.pretrains and config.encoder.start:
         from sscxr.finetuning import finetuned
+        from sscxr.release import shipped
 
-        config = configs.load(file, [*overrides, *finetuned.encoder_settings(start)], foreign=foreign)
+        try:
+            start = shipped.place(config.encoder.start)
+        except (
+            shipped.ShippedError
+        ):  # of a stored run, which needs it no more; `Stage.start` reports it for others
+            start = expanded(config.encoder.start)
+        if start.is_dir():
+            own = finetuned.encoder_settings(start)
+            config = configs.load(file, [*overrides, *own], foreign=foreign)
     problem = of(config).problem()
     if problem:
         raise ConfigError(problem)

@@ -13,7 +13,6 @@ from sscxr import seeds
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
-from sscxr.files import expanded
 from sscxr.models import checkpoint
 from sscxr.models import encoder as encoders
 from sscxr.runs import Words
@@ -81,14 +80,16 @@ class Stage(ABC):
         """Return the tensors of the first round: those of `parts`, its encoder loaded from `encoder.start` if set.
 
         Raises:
-            EncoderError, FinetunedError, ReleaseError, SigningError: the start cannot be read, or does not fit.
+            SscxrError: the start cannot be read, or does not fit; one line states why.
         """
         begun = self.parts()
         if self.config.encoder.start:
+            from sscxr.release import shipped  # pretraining from scratch does not need it
+
             encoder = cast("VisionTransformer", begun.encoder)
-            place = expanded(self.config.encoder.start)
+            place = shipped.place(self.config.encoder.start)
             if place.is_dir() and not checkpoint.is_from_a_hub(place):
-                from sscxr.finetuning import finetuned  # pretraining from scratch does not need it
+                from sscxr.finetuning import finetuned  # nor does a start from a checkpoint need this
 
                 finetuned.load_encoder(encoder, place)
             else:

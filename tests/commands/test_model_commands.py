@@ -161,7 +161,7 @@ def test_embed_and_similar(
         (("embed", "{}/model", "--out", "{}/f.csv"), "either FILES, or --data"),
         (("embed", "{}/model", "{}/cut.png", "--out", "{}/f.csv"), "truncated"),
         (("embed", "{}/pickled", "{}/chest.png", "--out", "{}/f.csv"), "pickle"),
-        (("embed", "{}/nowhere", "{}/chest.png", "--out", "{}/f.csv"), "released encoder"),
+        (("embed", "{}/nowhere", "{}/chest.png", "--out", "{}/f.csv"), "no such folder"),
         (("encoder", "export", "{}/model", "--onnx", "{}/e.onnx"), "is a fine-tuned model; give the encoder"),
         (("encoder", "info", "{}/model"), "is a fine-tuned model; give the encoder"),
         (

@@ -153,7 +153,7 @@ def test_encoders_that_cannot_be_built_on_are_refused(encoder: Path, written: Pa
     config = finetunings.settings(encoder)
     with pytest.raises(FinetunedError, match="is a fine-tuned model; give the encoder"):
         finetuned.encoder_settings(written)
-    with pytest.raises(FinetunedError, match=r"has no config\.json"):
+    with pytest.raises(ReleaseError, match="there is no such folder"):
         finetuned.encoder_settings(tmp_path / "nowhere")
     with pytest.raises(FinetunedError, match=r"it has no config\.json; \S+/encoder is one"):
         finetuned.encoder_settings(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from releases import NAME, write
 
 from sscxr.finetuning import finetuned
-from sscxr.release import release
+from sscxr.release import config_file, release
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,9 @@ def test_facts_are_told_in_such_lines(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "sscxr": {"version": forged, "licence": forged, "rounds": forged},
         "pretrained_cfg": {"input_size": [1, 8, forged], "mean": [0.5], "std": [0.25]},
     }
-    (tmp_path / release.WEIGHTS).write_bytes(b"")
+    safetensors.torch.save_file({}, tmp_path / release.WEIGHTS)
     monkeypatch.setattr(release, "load_encoder", lambda folder: Encoder())
-    monkeypatch.setattr(release, "read_config", lambda folder: config)
+    monkeypatch.setattr(config_file, "read", lambda folder: config)
     facts = release.facts(tmp_path)
     assert facts["version"] == facts["licence"] == "1.0 signature this key's"
     assert facts["rounds"] is None

@@ -15,6 +15,7 @@ from releases import NAME, SIZES, a_card, a_run, encoder, key_files, write
 
 import sscxr
 from sscxr.errors import SscxrError
+from sscxr.finetuning import finetuned
 from sscxr.models.encoder import model_args
 from sscxr.release import card, release, signing
 from sscxr.release.card import SiteData
@@ -112,6 +113,22 @@ def test_a_run_in_place_of_its_encoder_names_the_encoder(tmp_path: Path) -> None
     write(tmp_path / "encoder")
     with pytest.raises(release.ReleaseError, match=r"no config\.json; \S+/encoder is one"):
         release.load_encoder(tmp_path)
+
+
+def test_what_is_not_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for look in (release.load_encoder, finetuned.encoder_settings):
+        with pytest.raises(release.ReleaseError, match=r"no encoder .*absent: there is no such folder"):
+            look(tmp_path / "absent")
+        with pytest.raises(release.ReleaseError, match=r"no encoder .*file: it is a file"):
+            look(tmp_path / "file")
+
+
+def test_a_card_that_is_not_a_text(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run")
+    (run / "encoder" / release.CARD).write_bytes(b"\xff\xfe")
+    with pytest.raises(release.ReleaseError, match=r"README\.md is not a text in UTF-8"):
+        release.publish(run, tmp_path / "out")
 
 
 def test_a_truncated_release_is_one_line(tmp_path: Path) -> None:

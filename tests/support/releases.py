@@ -1,5 +1,6 @@
 """Small encoders, runs and releases, and a file server that does what bad networks do."""
 
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -81,6 +82,16 @@ def key_files(folder: Path, name: str = "release") -> tuple[Path, Path]:
         )
     )
     return private, public
+
+
+def before_numbers(folder: Path) -> Path:
+    """Unpack what sscxr 0.1.0 wrote at commit f9d7939, before releases had numbers.
+
+    `encoder` as a run wrote it, the signed `release` that was made of it, and its key, `release.pub`.
+    """
+    with tarfile.open(Path(__file__).parents[1] / "release" / "before-numbers.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @dataclass
