@@ -215,7 +215,7 @@ def resampled(
     for weights in metrics.resampled(groups, resamples, _SEED):
         for cell, seeds in cells.items():
             for seed, each in seeds.items():
-                areas = [metrics.weighted_auroc(scores, positive, weights) for scores in each]
+                areas = [metrics.area(metrics.steps(scores, positive, weights)) for scores in each]
                 found[cell][seed].append(np.mean(areas, axis=0))
     return {
         cell: {seed: np.concatenate(parts) for seed, parts in seeds.items()} for cell, seeds in found.items()
