@@ -167,9 +167,11 @@ def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike) -> list[d
     n, summed, found = (
         np.bincount(place, weights, minlength=BINS) for weights in (None, probabilities, positive)
     )
-    columns = {"low": _EDGES[:-1], "high": _EDGES[1:], "n": n}
-    columns |= {"mean": _shares(summed, n), "observed": _shares(found, n)}
-    return pd.DataFrame(columns).to_dict("records")
+    names = ("low", "high", "n", "mean", "observed")
+    columns = (_EDGES[:-1], _EDGES[1:], n, _shares(summed, n), _shares(found, n))
+    return [
+        dict(zip(names, row, strict=True)) for row in zip(*(one.tolist() for one in columns), strict=True)
+    ]
 
 
 def bootstrap(
