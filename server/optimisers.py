@@ -1,6 +1,7 @@
 """The server's rules: how the mean of a round's updates moves the encoder."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -128,5 +129,6 @@ def server_optimiser(config: Config) -> ServerOptimiser:
     settings = config.federation.server
     if settings.name == "adamw":
         return JointAdamW(config)
+    rules: dict[str, Callable[[float, float], ServerOptimiser]]
     rules = {"fedavg": FedAvg, "nesterov": Nesterov, "fedadam": FedAdam}
     return rules[settings.name](settings.lr, settings.momentum)

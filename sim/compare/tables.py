@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
@@ -119,14 +120,18 @@ def by_site(rows: pd.DataFrame) -> Sheet:
     ]
     ends = mine.assign(name=names).drop_duplicates(["cell", "site", "name", "seed"], keep="last")
     means = ends.pivot_table("value", ["cell", "site"], "name", sort=False)
+    columns = [str(name) for name in means.columns]
     body = [
         [
             f"{cell}: {site}",
-            *(NONE if math.isnan(one) else f"{one:{_digits(name)}}" for name, one in found.items()),
+            *(
+                NONE if math.isnan(one) else f"{one:{_digits(name)}}"
+                for name, one in zip(columns, found, strict=True)
+            ),
         ]
-        for (cell, site), found in means.iterrows()
+        for (cell, site), found in zip(means.index.tolist(), means.to_numpy(dtype=np.float64), strict=True)
     ]
-    return Sheet("Figures of each site, means over seeds", ["cell and site", *means.columns], body)
+    return Sheet("Figures of each site, means over seeds", ["cell and site", *columns], body)
 
 
 def _digits(name: str) -> str:

@@ -6,7 +6,7 @@ one row per image, as described in `sscxr.data.corpora.manifest`; this module do
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -177,7 +177,8 @@ def records(found: Found) -> Iterator[Record]:
     values = table[labels].to_numpy(dtype=np.float32)
     shared: dict[bytes, dict[str, int]] = {}
     public = found.corpus.public
-    for row, one in enumerate(table.drop(columns=labels).itertuples(index=False)):
+    rows: Iterable[Any] = table.drop(columns=labels).itertuples(index=False)
+    for row, one in enumerate(rows):
         key = values[row].tobytes()
         if key not in shared:
             known = np.flatnonzero(np.isfinite(values[row]))
