@@ -1,12 +1,13 @@
 """The server's rules: how the mean of a round's updates moves the encoder."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sscxr import stages
-from sscxr.config import Config, ConfigError
+from sscxr.config import Config
 from sscxr.training import optim
 
 Tensors = dict[str, Tensor]
@@ -17,7 +18,8 @@ _BETA2, _TAU = 0.99, 1e-3  # FedAdam's, as published
 class ServerOptimiser(ABC):
     """Applies the mean update to the encoder; its state is part of the checkpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, lr: float, momentum: float = 0.0) -> None:
+        self.lr, self.momentum = lr, momentum
         self._kept: Tensors = {}
 
     @abstractmethod
@@ -41,10 +43,6 @@ class ServerOptimiser(ABC):
 class FedAvg(ServerOptimiser):
     """Add the mean update, times `lr` (McMahan et al., arXiv 1602.05629; lr = 1 there)."""
 
-    def __init__(self, lr: float) -> None:
-        super().__init__()
-        self.lr = lr
-
     def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Return encoder + lr * mean."""
         return {name: (self.lr * mean[name]).add_(weights) for name, weights in encoder.items()}
@@ -55,10 +53,6 @@ class Nesterov(ServerOptimiser):
 
     It keeps the velocity.
     """
-
-    def __init__(self, lr: float, momentum: float) -> None:
-        super().__init__()
-        self.lr, self.momentum = lr, momentum
 
     def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Update v <- momentum * v + mean; return encoder + lr * (mean + momentum * v)."""
@@ -73,12 +67,8 @@ class Nesterov(ServerOptimiser):
 class FedAdam(ServerOptimiser):
     """Adam on the mean update (Reddi et al., arXiv 2003.00295, algorithm 2, without bias correction, as there).
 
-    It keeps both moments.
+    It keeps both moments; `momentum` is beta 1.
     """
-
-    def __init__(self, lr: float, beta1: float) -> None:
-        super().__init__()
-        self.lr, self.beta1 = lr, beta1
 
     def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
         """Update both moments; return encoder + lr * m / (sqrt(v) + tau)."""
@@ -87,7 +77,7 @@ class FedAdam(ServerOptimiser):
             # v begins at tau squared.
             first = self._kept.get(f"first.{name}", torch.zeros_like(weights))
             second = self._kept.get(f"second.{name}", torch.full_like(weights, _TAU**2))
-            first = self.beta1 * first + (1 - self.beta1) * mean[name]
+            first = self.momentum * first + (1 - self.momentum) * mean[name]
             second = _BETA2 * second + (1 - _BETA2) * mean[name].square()
             self._kept |= {f"first.{name}": first, f"second.{name}": second}
             result[name] = weights + self.lr * first / (second.sqrt() + _TAU)
@@ -101,7 +91,7 @@ class JointAdamW(ServerOptimiser):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
+        super().__init__(config.pretrain.lr)
         self._settings, self._schedule = config.pretrain, stages.of(config).schedule()
 
     def step(self, encoder: Tensors, mean: Tensors, progress: float) -> Tensors:
@@ -135,18 +125,10 @@ class _Weights(nn.Module):
 
 
 def server_optimiser(config: Config) -> ServerOptimiser:
-    """Return the rule that `federation.server.name` names.
-
-    Raises:
-        ConfigError: there is no rule of that name.
-    """
+    """Return the rule that `federation.server.name` names."""
     settings = config.federation.server
-    if settings.name == "nesterov":
-        return Nesterov(settings.lr, settings.momentum)
-    if settings.name == "fedadam":
-        return FedAdam(settings.lr, settings.momentum)
     if settings.name == "adamw":
         return JointAdamW(config)
-    if settings.name == "fedavg":
-        return FedAvg(settings.lr)
-    raise ConfigError(f"federation.server.name={settings.name!r} is not known")
+    rules: dict[str, Callable[[float, float], ServerOptimiser]]
+    rules = {"fedavg": FedAvg, "nesterov": Nesterov, "fedadam": FedAdam}
+    return rules[settings.name](settings.lr, settings.momentum)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sscxr.errors import SscxrError
 
-KINDS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # name -> the module that it needs
+KINDS = ("tensorboard", "mlflow")  # each is also the name of the module that it needs
 # Figures of a round's record, and of a site's row.
 _WHOLE = (
     *("loss", "held_out_loss", "held_out_score", "mean_update_norm"),
@@ -46,7 +46,7 @@ def kinds_of(text: str) -> list[str]:
     for name in names:
         if name not in KINDS:
             raise TrackingError(f"tracking by {name!r} is not known; choose one of: {', '.join(KINDS)}")
-        if find_spec(KINDS[name]) is None:
+        if find_spec(name) is None:
             raise TrackingError(f"tracking by {name} needs another package: pip install 'sscxr[{name}]'")
     return names
 

@@ -5,6 +5,7 @@ belongs where most of its images are. If the order of groups matters, it is that
 not depend on the salt of the cache.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -226,10 +227,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _plain(source: str) -> str:
     """Return a source's name in the form of a site's name."""
-    kept = "".join(
-        letter if (letter.isascii() and letter.isalnum()) or letter in "._-" else "-" for letter in source
-    )
-    return kept.strip("._-")[:50] or "source"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", source).strip("._-")[:50] or "source"
 
 
 def _fill(images: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ import pandas as pd
 from sim.partition import Groups, PartitionError, check_minimum
 from sscxr import printable
 from sscxr.config.ranges import PLAIN_NAME
+from sscxr.data.corpora import csv_text
 
 COLUMNS = ("source", "image", "site", "part")
 
@@ -92,12 +93,8 @@ def read(
 
 
 def _table(file: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False).map(printable.plain)
-    except FileNotFoundError:
-        raise PartitionError(f"{file}: no such partition file") from None
-    except (OSError, ValueError) as error:
-        raise PartitionError(f"{file}: not readable as CSV: {' '.join(str(error).split())}") from None
+    with csv_text.reading(file, PartitionError):
+        table = csv_text.frame(file).map(printable.plain)
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise PartitionError(

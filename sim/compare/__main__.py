@@ -64,6 +64,7 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, comm
     from sim.compare import figures, jobs, measure, page, tables, worker
     from sim.compare.data import images_of
     from sim.compare.file import VALIDATION
+    from sscxr import printable
     from sscxr.files import write_atomically
 
     with asked.locked(out):
@@ -78,7 +79,7 @@ def compare(plan: "Plan", data: list[Path], out: Path, workers: int | None, comm
         cores = len(os.sched_getaffinity(0))
         failed = jobs.run(listed, workers or max(1, cores // threads), threads)
         rows = measure.of(listed, cache)
-        write_atomically(out / "compare.csv", measure.table(rows).encode())
+        write_atomically(out / "compare.csv", printable.frame(rows, index=False).encode())
         found = figures.of(plan, listed, rows)
         write_atomically(out / "table.md", tables.markdown(plan, rows, found).encode())
         write_atomically(out / "report.html", page.render(plan, rows, found, command).encode())

@@ -7,18 +7,19 @@ seeds, paired by seed in a difference; with one seed they have none. Each interv
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
 
 from sim.compare import measure
 from sim.compare.file import UNTRAINED, Plan
 from sim.compare.jobs import Job
-from sim.compare.measure import ALL_SITES, AUROC, HELD_OUT, Row
+from sim.compare.measure import ALL_SITES, AUROC, HELD_OUT
 from sscxr.evaluation import metrics
 from sscxr.evaluation.metrics import Interval
 from sscxr.runs import RunError
@@ -64,7 +65,7 @@ class Figure:
         return "better" if (gap.low > 0) == self.rising else "worse"
 
 
-def of(plan: Plan, jobs: Sequence[Job], rows: Sequence[Row]) -> list[Figure]:
+def of(plan: Plan, jobs: Sequence[Job], rows: pd.DataFrame) -> list[Figure]:
     """Return the losses, then each probe's AUROC, as far as cells are finished.
 
     The sites' own losses are of cells with the same sites: each site's images are corrupted by its own alone.
@@ -101,13 +102,13 @@ def _with_the_same_sites(plan: Plan) -> set[str]:
     return {name for name, part in parts.items() if part == usual}
 
 
-def last(rows: Iterable[Row], figure: str) -> dict[str, dict[int, float]]:
+def last(rows: pd.DataFrame, figure: str) -> dict[str, dict[int, float]]:
     """Return the last value of a figure over all sites: cell -> seed -> value."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row.figure == figure and not row.site:
-            found.setdefault(row.cell, {})[row.seed] = row.value
-    return found
+    mine = rows[(rows["figure"] == figure) & (rows["site"] == "")]
+    return {
+        str(cell): dict(zip(part["seed"], part["value"], strict=True))
+        for cell, part in mine.groupby("cell", sort=False)
+    }
 
 
 def _of_losses(name: str, losses: Mapping[str, Mapping[int, float]], reference: str) -> Figure:
@@ -215,7 +216,7 @@ def resampled(
     for weights in metrics.resampled(groups, resamples, _SEED):
         for cell, seeds in cells.items():
             for seed, each in seeds.items():
-                areas = [metrics.weighted_auroc(scores, positive, weights) for scores in each]
+                areas = [metrics.area(metrics.steps(scores, positive, weights)) for scores in each]
                 found[cell][seed].append(np.mean(areas, axis=0))
     return {
         cell: {seed: np.concatenate(parts) for seed, parts in seeds.items()} for cell, seeds in found.items()

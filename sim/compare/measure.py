@@ -24,38 +24,15 @@ from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import metrics
 from sscxr.training.batches import batches_per_epoch, round_of
 
+# Of the table of figures. `site` is empty where a figure is of all sites; `cohort` and `label` are a probe's;
+# `views` are the images drawn by all sites together until then (by the site, if it is alone), `bytes` what all of
+# them sent and received (0 for a single place), `seconds` those of all rounds.
 COLUMNS = ("cell", "seed", "site", "views", "bytes", "figure", "cohort", "label", "value", "seconds")
+Row = tuple[str, int, str, int, int, str, str, str, float, float]
 HELD_OUT, TRAINING, UP, DOWN = "held-out loss", "training loss", "bytes up", "bytes down"
 ALL_SITES = "loss on all held-out images"
 MEAN, WORST = ", mean of the sites", ", worst site"  # endings of a figure's name
 AUROC = " AUROC"  # behind the kind of a probe
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure.
-
-    Attributes:
-        cell, seed: the run's.
-        site: the site that the figure is of; empty: all of them.
-        views: images drawn by all sites together until then; by the site, if it is alone.
-        bytes: sent and received by all sites together until then; 0 for a single place.
-        figure: its name.
-        cohort, label: of a probe; else empty.
-        value: the figure.
-        seconds: of all rounds until then.
-    """
-
-    cell: str
-    seed: int
-    site: str
-    views: int
-    bytes: int
-    figure: str
-    cohort: str
-    label: str
-    value: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -76,8 +53,8 @@ class Point:
     held_out: Mapping[str, tuple[float, int]]
 
 
-def of(jobs: Sequence[Job], cache: Cache) -> list[Row]:
-    """Return the figures of all finished runs, in the order of the runs."""
+def of(jobs: Sequence[Job], cache: Cache) -> pd.DataFrame:
+    """Return the figures of all finished runs, in the order of the runs; the columns are `COLUMNS`."""
     found: list[Row] = []
     for (_, _), group in itertools.groupby(jobs, lambda job: (job.seed, job.cell.name)):
         together = list(group)
@@ -87,7 +64,7 @@ def of(jobs: Sequence[Job], cache: Cache) -> list[Row]:
                 found += _rows(job, points[job.site])
         if together[0].cell.kind == ALONE and len(points) == len(together):
             found += _over_sites(together, points)
-    return found
+    return pd.DataFrame(found, columns=list(COLUMNS))
 
 
 def whole(jobs: Sequence[Job]) -> list[Job]:
@@ -95,11 +72,6 @@ def whole(jobs: Sequence[Job]) -> list[Job]:
     groups = itertools.groupby(jobs, lambda job: (job.seed, job.cell.name))
     together = [list(group) for _, group in groups]
     return [job for group in together if all(job.is_finished for job in group) for job in group]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the figures as CSV."""
-    return printable.table(COLUMNS, ([getattr(row, name) for name in COLUMNS] for row in rows))
 
 
 def _rows(job: Job, points: Sequence[Point]) -> Iterator[Row]:
@@ -116,9 +88,8 @@ def _row(
 ) -> Row:
     """Return a row about the end of a run."""
     end = points[-1] if points else Point(0, 0, 0, 0.0, (math.nan, 0), {})
-    sent = _bytes(job, end)
-    seconds = round(end.seconds, 3)
-    return Row(job.cell.name, job.seed, site, end.views, sent, figure, cohort, label, value, seconds)
+    spent = round(end.seconds, 3)
+    return job.cell.name, job.seed, site, end.views, _bytes(job, end), figure, cohort, label, value, spent
 
 
 def _bytes(job: Job, point: Point) -> int:
@@ -132,8 +103,7 @@ def is_one_place(job: Job) -> bool:
 
 def _point_rows(job: Job, site: str, point: Point) -> Iterator[Row]:
     def row(figure: str, value: float, of: str = site) -> Row:
-        at = (point.views, _bytes(job, point))
-        return Row(job.cell.name, job.seed, of, *at, figure, "", "", value, round(point.seconds, 3))
+        return _row(job, of, [point], figure, "", "", value)
 
     if math.isfinite(point.training[0]):
         yield row(TRAINING, point.training[0])

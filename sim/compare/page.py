@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from server.ledger import differing
 from sim.compare import tables
 from sim.compare.figures import Figure
 from sim.compare.file import Cell, Plan
-from sim.compare.measure import ALL_SITES, HELD_OUT, TRAINING, Row
+from sim.compare.measure import ALL_SITES, HELD_OUT, TRAINING
 from sscxr import config as configs
 from sscxr.evaluation.metrics import Interval
 from sscxr.report import charts, svg
@@ -23,7 +24,7 @@ from sscxr.report.page import template
 _FOLLOW = {"run.name", "federation.evaluate_every"}
 
 
-def render(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], command: str) -> str:
+def render(plan: Plan, rows: pd.DataFrame, figures: Sequence[Figure], command: str) -> str:
     """Return the page as HTML; the same arguments give the same bytes.
 
     Args:
@@ -43,7 +44,7 @@ def render(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], command: 
     )
 
 
-def _curves(plan: Plan, rows: Sequence[Row]) -> list[Chart]:
+def _curves(plan: Plan, rows: pd.DataFrame) -> list[Chart]:
     names = [cell.name for cell in plan.cells]
     held_out, training = (_lines(names, rows, name) for name in (HELD_OUT, TRAINING))
     several = "; the band spans the seeds" if len(plan.seeds) > 1 else ""
@@ -69,25 +70,21 @@ def _curves(plan: Plan, rows: Sequence[Row]) -> list[Chart]:
 Floats = npt.NDArray[np.float64]
 
 
-def _lines(
-    names: Sequence[str], rows: Sequence[Row], figure: str
-) -> dict[str, tuple[Floats, Floats, Floats]]:
+def _lines(names: Sequence[str], rows: pd.DataFrame, figure: str) -> dict[str, tuple[Floats, Floats, Floats]]:
     """Return cell -> views [P] and bytes [P], means over seeds; values [S, P]."""
     found: dict[str, tuple[Floats, Floats, Floats]] = {}
     for name in names:
-        seeds: dict[int, list[Row]] = {}
-        for row in rows:
-            if (row.cell, row.figure, row.site) == (name, figure, ""):
-                seeds.setdefault(row.seed, []).append(row)
-        if not seeds:
-            continue
-        points = min(map(len, seeds.values()))
-        each = [line[:points] for line in seeds.values()]
-        views, sent = (
-            np.mean([[getattr(row, axis) for row in line] for line in each], axis=0)
-            for axis in ("views", "bytes")
+        seeds = rows[(rows["cell"] == name) & (rows["figure"] == figure) & (rows["site"] == "")].groupby(
+            "seed"
         )
-        found[name] = views, sent, np.array([[row.value for row in line] for line in each])
+        if not len(seeds):
+            continue
+        points = seeds.size().min()
+        views, sent, values = (
+            np.stack([line[axis].to_numpy(float)[:points] for _, line in seeds])
+            for axis in ("views", "bytes", "value")
+        )
+        found[name] = views.mean(axis=0), sent.mean(axis=0), values
     return found
 
 

@@ -1,16 +1,17 @@
 """The tables of a comparison, as rows of text: for the terminal, for Markdown and for the report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from sim.compare import measure
 from sim.compare.figures import Figure, last
 from sim.compare.file import Plan
-from sim.compare.measure import Row
 from sscxr.evaluation.metrics import Interval
 
 NONE = "–"
@@ -32,9 +33,9 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
 
-def sheets(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> list[Sheet]:
+def sheets(plan: Plan, rows: pd.DataFrame, figures: Sequence[Figure]) -> list[Sheet]:
     """Return the cells' figures, and their differences to the reference."""
-    names = [cell.name for cell in plan.cells if any(row.cell == cell.name for row in rows)]
+    names = [cell.name for cell in plan.cells if (rows["cell"] == cell.name).any()]
     columns = [figure.title for figure in figures]
     spent = [_spent(rows, name) for name in names]
     found = [
@@ -90,12 +91,11 @@ def notes(plan: Plan) -> list[str]:
     ]
 
 
-def warnings(plan: Plan, rows: Sequence[Row]) -> list[str]:
+def warnings(plan: Plan, rows: pd.DataFrame) -> list[str]:
     """Return sentences on cells that saw other numbers of images than the budget has, and on missing runs."""
     lines = []
     for cell in plan.cells:
-        mine = [row for row in rows if row.cell == cell.name and not row.site]
-        missing = sorted(set(plan.seeds) - {row.seed for row in mine})
+        missing = sorted(set(plan.seeds) - set(_whole(rows, cell.name)["seed"]))
         if missing:
             lines.append(
                 f"{cell.name}: without seed {', '.join(map(str, missing))}, which failed or is not finished."
@@ -111,30 +111,34 @@ def warnings(plan: Plan, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def by_site(rows: Sequence[Row]) -> Sheet:
+def by_site(rows: pd.DataFrame) -> Sheet:
     """Return the last figures of each site, means over seeds."""
-    ends: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for row in rows:
-        if row.site and row.figure not in (measure.UP, measure.DOWN):
-            name = ", ".join(filter(None, (row.figure, row.label, row.cohort)))
-            ends.setdefault((row.cell, row.site), {}).setdefault(name, {})[row.seed] = row.value
-    names = list(dict.fromkeys(name for found in ends.values() for name in found))
-    body = [
-        [f"{cell}: {site}", *(_mean(found.get(name, {}), name) for name in names)]
-        for (cell, site), found in ends.items()
+    mine = rows[(rows["site"] != "") & ~rows["figure"].isin([measure.UP, measure.DOWN])]
+    names = [
+        ", ".join(filter(None, parts))
+        for parts in zip(mine["figure"], mine["label"], mine["cohort"], strict=True)
     ]
-    return Sheet("Figures of each site, means over seeds", ["cell and site", *names], body)
-
-
-def _mean(values: Mapping[int, float], name: str) -> str:
-    return f"{math.fsum(values.values()) / len(values):{_digits(name)}}" if values else NONE
+    ends = mine.assign(name=names).drop_duplicates(["cell", "site", "name", "seed"], keep="last")
+    means = ends.pivot_table("value", ["cell", "site"], "name", sort=False)
+    columns = [str(name) for name in means.columns]
+    body = [
+        [
+            f"{cell}: {site}",
+            *(
+                NONE if math.isnan(one) else f"{one:{_digits(name)}}"
+                for name, one in zip(columns, found, strict=True)
+            ),
+        ]
+        for (cell, site), found in zip(means.index.tolist(), means.to_numpy(dtype=np.float64), strict=True)
+    ]
+    return Sheet("Figures of each site, means over seeds", ["cell and site", *columns], body)
 
 
 def _digits(name: str) -> str:
     return ".4f" if "loss" in name else ".3f"
 
 
-def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
+def markdown(plan: Plan, rows: pd.DataFrame, figures: Sequence[Figure]) -> str:
     """Return the tables and sentences as Markdown."""
     parts = []
     for sheet in sheets(plan, rows, figures):
@@ -146,7 +150,7 @@ def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def show(plan: Plan, rows: Sequence[Row], figures: Sequence[Figure], console: Console) -> None:
+def show(plan: Plan, rows: pd.DataFrame, figures: Sequence[Figure], console: Console) -> None:
     """Print every figure of every cell in a row of its own, which fits any window, and the sentences."""
     table = Table(title=f"{plan.title}: {_seeds(plan)} [95 % interval]")
     words = ("figure", "cell", "")
@@ -177,20 +181,22 @@ def _shown(figure: Figure, cell: str, *, plain: bool) -> str:
     return NONE if found is None else interval(found, digits if plain else f"+{digits}")
 
 
-def _spent(rows: Sequence[Row], cell: str) -> list[str]:
+def _spent(rows: pd.DataFrame, cell: str) -> list[str]:
     """Return the views and the megabytes of a cell's run, means over seeds."""
     up, down = (last(rows, name).get(cell, {}) for name in (measure.UP, measure.DOWN))
     sent = (sum(up.values()) + sum(down.values())) / max(1, len(up))
     return [f"{_views(rows, cell):,.0f}", f"{sent / 1e6:,.1f}"]
 
 
-def _views(rows: Sequence[Row], cell: str) -> float:
+def _views(rows: pd.DataFrame, cell: str) -> float:
     """Return the image views of a cell's run, the mean over seeds."""
-    ends: dict[int, int] = {}
-    for row in rows:
-        if row.cell == cell and not row.site:
-            ends[row.seed] = max(ends.get(row.seed, 0), row.views)
-    return sum(ends.values()) / max(1, len(ends))
+    ends = _whole(rows, cell).groupby("seed")["views"].max()
+    return float(ends.mean()) if len(ends) else 0.0
+
+
+def _whole(rows: pd.DataFrame, cell: str) -> pd.DataFrame:
+    """Return a cell's figures over all sites."""
+    return rows[(rows["cell"] == cell) & (rows["site"] == "")]
 
 
 def _seeds(plan: Plan) -> str:

@@ -11,7 +11,7 @@ import typer
 from sscxr.commands.command_line import PublicKey, examples
 from sscxr.commands.encoder import located
 from sscxr.commands.model import CacheOption, Source, cells, figures_of, names
-from sscxr.display import PlainConsole
+from sscxr.display import Board, Clock, Line, PlainConsole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -110,23 +110,15 @@ def segment(
 
 
 class Show:
-    """Shows a fine-tuning while it is open: bars in a terminal, else a few plain lines."""
+    """Shows a fine-tuning on a board: bars in a terminal, else a few plain lines."""
 
-    def __init__(self, config: "Config") -> None:
-        from sscxr.display import Board, Clock
+    def __init__(self, board: Board, config: "Config") -> None:
         from sscxr.finetuning import KINDS
 
-        self.board, self._clock = Board(), Clock()
+        self.board, self._clock = board, Clock()
         self.score = KINDS[config.run.stage].score
         self._planned, self._images, self._epochs, self._last = 1, 0, 0, ""
         self._began = 0.0
-
-    def __enter__(self) -> "Show":
-        self.board.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.board.__exit__(*error)
 
     @property
     def listener(self) -> "Listener":
@@ -146,8 +138,6 @@ class Show:
         )
 
     def _stepped(self, done: int, steps: int) -> None:
-        from sscxr.display import Line
-
         share = self._epochs + done / steps
         left = self._clock.left(share, self._planned)
         speed = self._images * done / steps / max(time.monotonic() - self._began, 1e-6)
@@ -177,8 +167,8 @@ def _tune(
     cache = open_cache(data)
     settings.data.cache_size = cache.size  # the size that `sscxr predict` scales files to
     job = tune.Job(encoder, cache, settings, out, names(source), untrained, force)
-    with Show(settings) as show:
-        tuned = tune.fine_tune(job, show.listener)
+    with Board() as board:
+        tuned = tune.fine_tune(job, Show(board, settings).listener)
     _finish(tuned)
 
 

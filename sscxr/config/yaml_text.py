@@ -57,14 +57,17 @@ def parse(text: str) -> Node:
     """
     if len(text.encode("utf-8", "replace")) > MOST_BYTES:
         raise YamlError(f"{len(text)} characters are too many; at most {MOST_BYTES} bytes")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return _built(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        _refuse(yaml.parse(text, Loader=loader))
+        found = _tree(yaml.compose(text, Loader=loader))
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         place = f" at line {mark.line + 1}" if mark else ""
         raise YamlError(f"not readable as YAML{place}: {problem or type(error).__name__}") from None
     except (UnicodeError, RecursionError) as error:
         raise YamlError(f"not readable as YAML: {type(error).__name__}") from None
+    return {} if found == Scalar("") else found
 
 
 def parse_foreign(text: str) -> Node:
@@ -164,11 +167,9 @@ def _texts(node: Node) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _built(events: Iterator[Any]) -> Node:
-    """Build the tree without recursion, and stop at the first element that is not allowed."""
-    documents: list[Node] = []
-    open_: list[list[Node] | dict[str, Node]] = []
-    keys: list[str | None] = []  # of each open mapping: the key that waits for its value
+def _refuse(events: Iterator[Any]) -> None:
+    """Stop at the first element that is not allowed, without recursion and before any value is built."""
+    levels = documents = 0
     for count, event in enumerate(events):
         where = f"line {event.start_mark.line + 1}"
         if count > _MOST_VALUES:
@@ -177,52 +178,32 @@ def _built(events: Iterator[Any]) -> Node:
             raise YamlError(
                 f"{where}: anchors and aliases (& and *) have no place here; quote or repeat the text"
             )
-        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
-            node = _node(event, where)
-            _place(node, documents, open_, keys, where)
-            if not isinstance(node, Scalar):
-                open_.append(node)
-                keys.append(None)
-                if len(open_) > _MOST_LEVELS:
-                    raise YamlError(f"{where}: more than {_MOST_LEVELS} levels")
-        elif isinstance(event, yaml.CollectionEndEvent):
-            open_.pop()
-            keys.pop()
-    if len(documents) > 1:
-        raise YamlError("more than one document ('---')")
-    if not documents or documents == [Scalar("")]:
-        return {}
-    return documents[0]
+        tag = getattr(event, "tag", None)
+        if tag not in (_TEXT_TAGS if isinstance(event, yaml.ScalarEvent) else (None,)):
+            raise YamlError(f"{where}: the tag {tag!r} has no place here")
+        levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if levels > _MOST_LEVELS:
+            raise YamlError(f"{where}: more than {_MOST_LEVELS} levels")
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            raise YamlError("more than one document ('---')")
 
 
-def _node(event: Any, where: str) -> Node:
-    if event.tag not in (_TEXT_TAGS if isinstance(event, yaml.ScalarEvent) else (None,)):
-        raise YamlError(f"{where}: the tag {event.tag!r} has no place here")
-    if isinstance(event, yaml.ScalarEvent):
-        return Scalar(event.value, plain=not event.style and event.tag is None)
-    return {} if isinstance(event, yaml.MappingStartEvent) else []
-
-
-def _place(
-    node: Node,
-    documents: list[Node],
-    open_: list[list[Node] | dict[str, Node]],
-    keys: list[str | None],
-    where: str,
-) -> None:
-    """Add a value to its parent; a mapping's values come as key, value, key, value."""
-    if not open_:
-        documents.append(node)
-        return
-    inside = open_[-1]
-    if isinstance(inside, list):
-        inside.append(node)
-    elif keys[-1] is not None:
-        inside[keys[-1]] = node
-        keys[-1] = None
-    elif not isinstance(node, Scalar):
-        raise YamlError(f"{where}: a key is a single name")
-    elif node.text in inside:
-        raise YamlError(f"{where}: {node.text[:80]!r} is there twice")
-    else:
-        keys[-1] = node.text
+def _tree(node: yaml.Node | None) -> Node:
+    """Return the values of a document; a node that YAML itself resolves to a text was not written as null."""
+    if node is None:
+        return Scalar("")
+    if isinstance(node, yaml.ScalarNode):
+        quoted = bool(node.style) or (node.value in _NULLS and node.tag in _TEXT_TAGS)
+        return Scalar(node.value, plain=not quoted)
+    if isinstance(node, yaml.SequenceNode):
+        return [_tree(value) for value in node.value]
+    found: dict[str, Node] = {}
+    for key, value in node.value:
+        where = f"line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise YamlError(f"{where}: a key is a single name")
+        if key.value in found:
+            raise YamlError(f"{where}: {key.value[:80]!r} is there twice")
+        found[key.value] = _tree(value)
+    return found

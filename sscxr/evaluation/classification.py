@@ -5,9 +5,7 @@ An unknown label is left out of that label's figures. In a subgroup without one 
 both are null; the subgroup's counts are beside them.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -55,7 +53,7 @@ def evaluate(
     found = figures(probabilities, truth, index["group"], labels, **settings)
     found["reliability"] = {
         label: [
-            {name: _json(value) for name, value in asdict(one).items()}
+            {name: metrics.plain(value) for name, value in one.items()}
             for one in metrics.reliability(probabilities[rows, place], truth[rows, place] > 0.5)
         ]
         for place, label, rows in _known(truth, labels)
@@ -112,7 +110,7 @@ def figures(
     found["threshold"] = dict.fromkeys(labels)
     for place, label, rows in _known(truth, labels):
         sample = metrics.steps(probabilities[rows, place], truth[rows, place] > 0.5, ones[:, rows])
-        found["threshold"][label] = _json(float(metrics.operating_point(sample, specificity)[2][0]))
+        found["threshold"][label] = metrics.plain(float(metrics.operating_point(sample, specificity)[2][0]))
     return found | {"at_specificity": specificity}
 
 
@@ -145,7 +143,7 @@ def difference(
     chunks = [gains(weights) for weights in metrics.resampled(groups, resamples)]
     found = _described(gains(np.ones((1, len(truth)))), chunks, truth, labels)
     for name, figure in found.items():
-        figure["p"] = _json(metrics.p_value(np.concatenate([chunk[name] for chunk in chunks])))
+        figure["p"] = metrics.plain(metrics.p_value(np.concatenate([chunk[name] for chunk in chunks])))
     return found | _counts(truth, groups, labels)
 
 
@@ -191,17 +189,11 @@ def _described(
     values: Mapping[str, Floats], chunks: Sequence[Mapping[str, Floats]], truth: Floats, labels: Sequence[str]
 ) -> dict[str, Any]:
     """Return {value, low, high, n} by name."""
-    known = {f":{label}": int(np.isfinite(truth[:, place]).sum()) for place, label in enumerate(labels)}
-    found = {}
+    known, found = _each_known(truth, labels), {}
     for name, value in values.items():
-        drawn = metrics.interval(float(value[0]), np.concatenate([chunk[name] for chunk in chunks]))
+        drawn = np.concatenate([chunk[name] for chunk in chunks])
         _, colon, label = name.partition(":")
-        found[name] = {
-            "value": _json(drawn.value),
-            "low": _json(drawn.low),
-            "high": _json(drawn.high),
-            "n": known[colon + label] if colon else len(truth),
-        }
+        found[name] = metrics.figure(float(value[0]), drawn, known[label] if colon else len(truth))
     return found
 
 
@@ -210,8 +202,13 @@ def _counts(truth: Floats, groups: npt.NDArray[Any], labels: Sequence[str]) -> d
         "n": len(truth),
         "patients": len(set(groups)),
         "positives": {label: int((truth[:, place] > 0.5).sum()) for place, label in enumerate(labels)},
-        "known": {label: int(np.isfinite(truth[:, place]).sum()) for place, label in enumerate(labels)},
+        "known": _each_known(truth, labels),
     }
+
+
+def _each_known(truth: Floats, labels: Sequence[str]) -> dict[str, int]:
+    """Return the number of images with each label known."""
+    return dict(zip(labels, np.isfinite(truth).sum(axis=0).tolist(), strict=True))
 
 
 def _known(truth: Floats, labels: Sequence[str]) -> list[tuple[int, str, npt.NDArray[np.int64]]]:
@@ -234,8 +231,3 @@ def _checked(
     if not np.isin(truth[np.isfinite(truth)], (0, 1)).all():
         raise ValueError("truth has values other than 0, 1 and NaN")
     return probabilities, truth, groups
-
-
-def _json(value: float) -> float | None:
-    """Return a number for JSON: None if it is not finite."""
-    return value if math.isfinite(value) else None

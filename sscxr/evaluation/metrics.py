@@ -6,8 +6,9 @@ patient was drawn). Cases are sorted by score once, and the weights of tied scor
 thousand resamples is then a cumulative sum over these steps.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -47,19 +48,7 @@ def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
         scores: float [N], higher for a likelier positive.
         positive: bool [N].
     """
-    scores, positive = _checked(scores, positive)
-    return float(weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
-
-
-def weighted_auroc(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike) -> Floats:
-    """Return the AUROC of one sample under many weightings: float [R]; NaN if the weights leave one class only.
-
-    Args:
-        scores: float [N].
-        positive: bool [N].
-        weights: float or int [R, N], not below 0: how often each case counts.
-    """
-    return area(steps(scores, positive, weights))
+    return float(area(steps(scores, positive, np.ones((1, np.size(scores)))))[0])
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,13 @@ class Steps:
 
 
 def steps(scores: npt.ArrayLike, positive: npt.ArrayLike, weights: npt.ArrayLike) -> Steps:
-    """Sort and sum a sample; arguments as in `weighted_auroc`."""
+    """Sort and sum a sample.
+
+    Args:
+        scores: float [N].
+        positive: bool [N].
+        weights: float or int [R, N], not below 0: how often each case counts.
+    """
     scores, positive = _checked(scores, positive)
     levels, level = np.unique(scores, return_inverse=True)
     order = np.argsort(level, kind="stable")
@@ -156,38 +151,27 @@ def calibration_error(sample: Steps) -> Floats:
     return _shares(np.abs(gaps).sum(axis=1), total.sum(axis=1))
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Cases with a probability in `low` .. `high` (the last bin includes 1).
-
-    Attributes:
-        low, high: the bin's ends.
-        n: cases.
-        mean: their mean probability; NaN without cases.
-        observed: their share of positives; NaN likewise.
-    """
-
-    low: float
-    high: float
-    n: int
-    mean: float
-    observed: float
-
-
-def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike) -> list[Bin]:
+def reliability(probabilities: npt.ArrayLike, positive: npt.ArrayLike) -> list[dict[str, float]]:
     """Return the reliability curve, which the calibration error sums up.
 
     Args:
         probabilities: float [N], 0 .. 1.
         positive: bool [N].
+
+    Returns:
+        For each bin its ends `low` and `high` (the last includes 1), its cases `n`, their `mean` probability and
+        their share of positives, `observed`; both are NaN without cases.
     """
     probabilities, positive = _checked(probabilities, positive)
     place = _bin(probabilities)
     n, summed, found = (
         np.bincount(place, weights, minlength=BINS) for weights in (None, probabilities, positive)
     )
+    names = ("low", "high", "n", "mean", "observed")
     columns = (_EDGES[:-1], _EDGES[1:], n, _shares(summed, n), _shares(found, n))
-    return [Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return [
+        dict(zip(names, row, strict=True)) for row in zip(*(one.tolist() for one in columns), strict=True)
+    ]
 
 
 def bootstrap(
@@ -216,8 +200,8 @@ def bootstrap(
     less = None if baseline is None else _checked(baseline, positive)[0]
 
     def gain(weights: npt.ArrayLike) -> Floats:
-        areas = weighted_auroc(scores, positive, weights)
-        return areas if less is None else areas - weighted_auroc(less, positive, weights)
+        areas = area(steps(scores, positive, weights))
+        return areas if less is None else areas - area(steps(less, positive, weights))
 
     drawn = [gain(weights) for weights in resampled(groups, resamples, seed)]
     return interval(float(gain(np.ones((1, len(scores))))[0]), np.concatenate(drawn))
@@ -244,6 +228,16 @@ def interval(value: float, drawn: Floats) -> Interval:
         return Interval(value, np.nan, np.nan)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
+
+
+def figure(value: float, drawn: Floats, n: int) -> dict[str, Any]:
+    """Return {value, low, high, n} for JSON: a figure, its `interval`, and its number of images."""
+    return {name: plain(number) for name, number in asdict(interval(value, drawn)).items()} | {"n": n}
+
+
+def plain(value: float) -> float | None:
+    """Return a number for JSON: None if it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def p_value(drawn: Floats) -> float:

@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
@@ -51,16 +52,14 @@ def knn_scores(
         neighbours: k; all training images if there are fewer.
     """
     scaler = StandardScaler().fit(train)
-    from_train, from_test = _unit(scaler.transform(train)), _unit(scaler.transform(test))
-    k = min(neighbours, len(from_train))
-    scores = np.empty(len(from_test))
-    for start in range(0, len(from_test), 1024):  # [1024, N] cosines at a time
-        with threadpool_limits(1):
-            cosines = from_test[start : start + 1024] @ from_train.T
-        nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-        near = np.take_along_axis(cosines, nearest, axis=1)
-        votes = np.exp((near - near.max(axis=1, keepdims=True)) / TEMPERATURE)
-        scores[start : start + 1024] = (votes * positive[nearest]).sum(axis=1) / votes.sum(axis=1)
+    votes = KNeighborsRegressor(
+        min(neighbours, len(train)),
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distances: np.exp(-distances / TEMPERATURE),  # cosine distances: 1 - cosine
+    ).fit(scaler.transform(train), positive.astype(np.float64))
+    with threadpool_limits(1):
+        scores: npt.NDArray[np.float64] = votes.predict(scaler.transform(test))
     return scores
 
 
@@ -193,8 +192,3 @@ def _best_strength(inputs: Floats, positive: npt.NDArray[np.bool_], groups: npt.
 def _regression(strength: float) -> LogisticRegression:
     # Newton steps on the D x D Hessian: exact in about five steps however weak the regularisation.
     return LogisticRegression(C=strength, solver="newton-cholesky", max_iter=100)
-
-
-def _unit(vectors: Floats) -> Floats:
-    unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return unit

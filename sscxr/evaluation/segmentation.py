@@ -182,11 +182,10 @@ def _of_image(predicted: Bools, mask: Masks) -> tuple[float, float, bool, bool]:
 def _mean(
     values: npt.NDArray[np.float64], groups: npt.NDArray[Any], resamples: int, *, test: bool
 ) -> dict[str, Any]:
-    if not len(values):
-        return {"value": None, "low": None, "high": None, "n": 0} | ({"p": None} if test else {})
-    # A row of weights is never all zero: some group is always drawn, and each has an image.
-    chunks = [weights @ values / weights.sum(axis=1) for weights in metrics.resampled(groups, resamples)]
-    drawn = np.concatenate(chunks)
-    found = metrics.interval(float(values.mean()), drawn)
-    figure: dict[str, Any] = {"value": found.value, "low": found.low, "high": found.high, "n": len(values)}
-    return figure | ({"p": metrics.p_value(drawn)} if test else {})
+    mean, drawn = math.nan, np.empty(0)
+    if len(values):
+        # A row of weights is never all zero: some group is always drawn, and each has an image.
+        chunks = [weights @ values / weights.sum(axis=1) for weights in metrics.resampled(groups, resamples)]
+        mean, drawn = float(values.mean()), np.concatenate(chunks)
+    p = {"p": metrics.plain(metrics.p_value(drawn))} if test else {}
+    return metrics.figure(mean, drawn, len(values)) | p

@@ -176,19 +176,9 @@ def draw(
                 )
             source = seeds.generator("cpu", seed, "few labels", label, value)
             shuffled = candidates[torch.randperm(len(candidates), generator=source).numpy()]
-            turns = _occurrence(groups[shuffled])
+            turns = cache.index["group"].iloc[shuffled].groupby(groups[shuffled]).cumcount().to_numpy()
             drawn.update(shuffled[np.argsort(turns, kind="stable")][:per_class].tolist())
     return np.array(sorted(drawn), dtype=np.int64)
-
-
-def _occurrence(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return for each value how often it occurred before."""
-    seen: dict[Any, int] = {}
-    counts = []
-    for value in values:
-        counts.append(seen.get(value, 0))
-        seen[value] = counts[-1] + 1
-    return np.array(counts, dtype=np.int64)
 
 
 def split(cache: Cache, config: Config, sources: Sequence[str], note: Callable[[str], None]) -> Split:

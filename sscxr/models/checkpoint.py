@@ -1,5 +1,6 @@
 """Loads a public checkpoint, in the forms that people save, as the start of an encoder that it must fit."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -250,6 +251,7 @@ def _plain_vits() -> list[str]:
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__ in _FAMILIES]
 
 
+@functools.cache
 def _shapes(name: str, depth: int | None = None) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a timm model's tensors that do not depend on the input size; none if unsupported."""
     try:

@@ -4,9 +4,7 @@ It uses `highdicom`, an optional extra: `pip install 'sscxr[seg]'`.
 """
 
 import importlib.util
-import logging
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from pydicom.uid import generate_uid
 
 from sscxr import __version__
 from sscxr.data.pixels import elements
+from sscxr.data.pixels.quiet import quiet
 from sscxr.errors import SscxrError
 
 # Required, if empty (type 2: PS3.3 C.7.1.1, C.7.2.1), but missing from many de-identified files.
@@ -43,6 +42,7 @@ def require() -> None:
         raise DicomSegError("--dicom-seg needs highdicom: pip install 'sscxr[seg]'")
 
 
+@quiet()  # warnings and log of both libraries quote names and dates
 def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) -> None:
     """Write a mask of lungs for a radiograph.
 
@@ -59,17 +59,6 @@ def write(source: Path, mask: npt.NDArray[np.bool_], file: Path, *, model: str) 
         DicomSegError: highdicom is not installed, or the source lacks something that a segmentation must refer to.
     """
     require()
-    library = logging.getLogger("highdicom")
-    level = library.level
-    library.setLevel(logging.CRITICAL)
-    try:  # warnings and log of both libraries quote names and dates
-        with warnings.catch_warnings(action="ignore"):
-            _write(source, mask, file, model)
-    finally:
-        library.setLevel(level)
-
-
-def _write(source: Path, mask: npt.NDArray[np.bool_], file: Path, model: str) -> None:
     import highdicom  # takes a second to import, and is an extra
     from pydicom.sr.codedict import codes
 

@@ -44,6 +44,7 @@ def numbers(at: Site, *overrides: str) -> tuple[int, int] | str:
         return error.failure
 
 
+@pytest.mark.slow
 def test_no_setting_of_a_run_gives_numbers_that_differ_by_a_few_patients(tmp_path: Path) -> None:
     here = site(tmp_path, list(range(PATIENTS)))
     told = [set(range(PATIENTS))] if here.told_counts(fed.settings()) != "{}" else []

@@ -127,6 +127,7 @@ def held(leaks: list[inversion.Leak]) -> None:
         assert found.patch < found.patch_other + MOST_BEYOND_OTHERS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_ranges")
 def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "check_mixed", lambda *given: None)

@@ -91,7 +91,7 @@ def test_rows_that_repeat_an_image_count_once(corpus, tmp_path: Path) -> None:  
             "not TBX11K's annotations",
         ),
         ("openi", "ecgen-radiology/0.xml", "</eCitation>", "", "not readable as XML"),
-        ("nih", "BBox_List_2017.csv", ",", "", "not readable as a table"),
+        ("nih", "BBox_List_2017.csv", ",", "", "not readable as CSV"),
     ],
 )
 def test_a_damaged_table_is_one_line(
@@ -117,7 +117,7 @@ def test_half_of_a_packed_table_is_one_line(corpus, tmp_path: Path) -> None:  # 
     packed = gzip.compress(table.read_bytes())
     (folder / f"{table.name}.gz").write_bytes(packed[: len(packed) // 2])
     table.unlink()
-    with pytest.raises(CorpusError, match=r"csv\.gz: not readable as a table") as error:
+    with pytest.raises(CorpusError, match=r"csv\.gz: not readable as CSV") as error:
         corpora.find(corpora.CORPORA["nih"], folder)
     assert "\n" not in str(error.value)
 

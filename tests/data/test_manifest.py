@@ -137,7 +137,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, text: str | bytes, wo
 
 
 def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="no such manifest"):
+    with pytest.raises(ManifestError, match="no such file"):
         manifest.read(tmp_path / "none.csv")
 
 

@@ -384,9 +384,3 @@ def test_no_library_prints_a_word_of_a_header(tmp_path: Path) -> None:
     )
     assert done.stdout == ""
     assert done.stderr == ""
-
-
-def test_what_c_code_prints_can_be_heard() -> None:
-    with quiet.heard() as said:
-        os.write(2, b"Corrupt JPEG data")
-    assert said == ["Corrupt JPEG data"]

@@ -118,6 +118,7 @@ def held_out(data: Path, source: str, count: int) -> list[Floats]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_pictures(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources = {"nih_cxr14_1000": 70, "paeds_gwcmc": 50, "paeds_gwcmc_224sq": 50, "hannover_covid": 30}

@@ -341,7 +341,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_a_folder_to_go_on_with(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(PrepareError, match=r"disk of .* is full"):
             run(export, tmp_path / "cache")
     assert len(run(export, tmp_path / "cache")) == 8

@@ -33,7 +33,7 @@ def test_weights_are_repetitions() -> None:
     scores, positive = rng.integers(0, 20, 80).astype(float), rng.random(80) < 0.4
     weights = rng.integers(0, 4, (5, 80))
     expected = [roc_auc_score(np.repeat(positive, row), np.repeat(scores, row)) for row in weights]
-    assert metrics.weighted_auroc(scores, positive, weights) == pytest.approx(expected, abs=1e-12)
+    assert metrics.area(metrics.steps(scores, positive, weights)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_one_class_has_no_auroc() -> None:
@@ -175,11 +175,11 @@ def test_calibration_error_of_known_samples() -> None:
 def test_reliability_adds_up_to_the_calibration_error() -> None:
     probabilities, positive, _ = tied(4, 1000)
     bins = metrics.reliability(probabilities, positive)
-    assert (len(bins), sum(one.n for one in bins)) == (15, len(positive))
-    filled = [one for one in bins if one.n]
-    assert all(one.low <= one.mean <= one.high for one in filled)
-    assert all(np.isnan([one.mean, one.observed]).all() for one in bins if not one.n)
-    error = sum(one.n * abs(one.mean - one.observed) for one in filled) / len(positive)
+    assert (len(bins), sum(one["n"] for one in bins)) == (15, len(positive))
+    filled = [one for one in bins if one["n"]]
+    assert all(one["low"] <= one["mean"] <= one["high"] for one in filled)
+    assert all(np.isnan([one["mean"], one["observed"]]).all() for one in bins if not one["n"])
+    error = sum(one["n"] * abs(one["mean"] - one["observed"]) for one in filled) / len(positive)
     sample = metrics.steps(probabilities, positive, np.ones((1, len(positive))))
     assert metrics.calibration_error(sample)[0] == pytest.approx(error)
 

@@ -106,7 +106,7 @@ def test_what_is_not_known_or_not_installed_is_said(monkeypatch: pytest.MonkeyPa
     assert tracking.kinds_of(" tensorboard, ") == ["tensorboard"]
     with pytest.raises(TrackingError, match=r"'wandb' is not known.*tensorboard, mlflow"):
         tracking.kinds_of("wandb")
-    monkeypatch.setitem(tracking.KINDS, "mlflow", "no_such_module")
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(TrackingError, match=r"pip install 'sscxr\[mlflow\]'"):
         tracking.kinds_of("mlflow")
 

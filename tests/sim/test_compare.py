@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from caches import make_cache
 from scipy import stats
@@ -208,12 +209,12 @@ def test_losses_have_students_interval_and_none_with_one_seed() -> None:
 
 def test_the_best_cell_is_named_with_those_that_are_not_told_apart() -> None:
     rows = [
-        measure.Row(cell, seed, "", 10, 0, measure.HELD_OUT, "", "", value + seed / 1000, 1.0)
+        (cell, seed, "", 10, 0, measure.HELD_OUT, "", "", value + seed / 1000, 1.0)
         for cell, value in (("a", 0.5), ("b", 0.5), ("c", 0.7))
         for seed in (0, 1, 2)
     ]
-    rows[4] = measure.Row("b", 1, "", 10, 0, measure.HELD_OUT, "", "", 0.52, 1.0)
-    losses = figures.last(rows, measure.HELD_OUT)
+    rows[4] = ("b", 1, "", 10, 0, measure.HELD_OUT, "", "", 0.52, 1.0)
+    losses = figures.last(pd.DataFrame(rows, columns=list(measure.COLUMNS)), measure.HELD_OUT)
     figure = figures._of_losses(measure.HELD_OUT, losses, "c")
     assert (figure.best, figure.alike) == ("a", ["b"])
     assert (figure.verdict("a"), figure.verdict("b"), figure.verdict("c")) == ("better", "better", "")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from simulations import Ended, arguments, left_running, losses, run, small_cache, typed, weights
+from simulations import Ended, arguments, left_running, losses, run, typed, weights
 
 pytestmark = pytest.mark.slow
 ENGINES = ("inline", "pool", "ray")
@@ -12,11 +12,6 @@ ENGINES = ("inline", "pool", "ray")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("engines")
-
-
-@pytest.fixture(scope="module")
-def cache(place: Path) -> Path:
-    return small_cache(place)
 
 
 @pytest.fixture(scope="module")

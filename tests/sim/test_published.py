@@ -121,7 +121,7 @@ def test_a_partition_file_that_does_not_fit_is_one_line(text: str, word: str, tm
             file, cache.index, cache.held_out(0.0), groups_of(cache, laterals=True, test_share=0), 5
         )
     assert "\n" not in str(error.value)
-    with pytest.raises(PartitionError, match="no such partition file"):
+    with pytest.raises(PartitionError, match="no such file"):
         published.read(tmp_path / "none.csv", cache.index, cache.held_out(0.0), groups(cache), 5)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
-from simulations import Killer, arguments, everything, losses, small_cache, weights
+from simulations import Killer, arguments, everything, losses, weights
 
 # Where to die: the function, its n-th call, before or after it did its work. Two sites, three rounds.
 POINTS = {
@@ -31,7 +31,7 @@ POINTS = {
     "after the release": ("sim.outcome:publish", 1, "after"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
-SEED, DRAWS = 20, 8
+SEED, DRAWS = 20, 4
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +46,6 @@ def killer(place: Path) -> Iterator[Killer]:
     program = Killer(place)
     yield program
     program.close()
-
-
-@pytest.fixture(scope="module")
-def cache(place: Path) -> Path:
-    return small_cache(place)
 
 
 @dataclass(frozen=True)

@@ -163,13 +163,13 @@ def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
-def whole_and_interrupted(folder: Path, *chosen: str) -> tuple[Path, Path]:
-    """The folders of two runs of the same settings: one inline, one interrupted under Ray and resumed inline."""
-    cache, whole, stopped = small_cache(folder), folder / "whole", folder / "stopped"
+def whole_and_interrupted(folder: Path, cache: Path, engine: str, *chosen: str) -> tuple[Path, Path]:
+    """The folders of two runs of the same settings: one whole, one interrupted under `engine`, resumed inline."""
+    whole, stopped = folder / "whole", folder / "stopped"
     assert typed(arguments(whole, *chosen, data=cache)) == 0
     argv = arguments(stopped, *chosen, data=cache)
     after = stopped / "checkpoints" / "round-00001"
-    ended = run([*argv, "--engine", "ray"], mark=str(folder), interrupt_when=after)
+    ended = run([*argv, "--engine", engine], mark=str(folder), interrupt_when=after)
     assert ended.status == 130, ended.log
     assert typed([*argv, "--resume"]) == 0
     return whole, stopped

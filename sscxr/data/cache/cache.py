@@ -153,12 +153,9 @@ class Cache:
 
     def rows(self, *, laterals: bool = False) -> npt.NDArray[np.int64]:
         """Return the rows that may be used: all, or all but lateral views."""
-        keep = np.ones(len(self), dtype=bool)
-        if not laterals:
-            views = self.column("view")
-            for lateral in LATERAL_VIEWS:
-                keep &= views != lateral
-        return np.flatnonzero(keep)
+        if laterals:
+            return np.arange(len(self))
+        return np.flatnonzero(~np.isin(self.column("view"), LATERAL_VIEWS))
 
     def held_out(self, test_share: float) -> npt.NDArray[np.bool_]:
         """Return bool [N]: images of the patient groups that are set aside for testing."""

@@ -7,7 +7,6 @@ A process killed before that leaves the cache unchanged; after it, the next proc
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,10 +18,10 @@ import numpy.typing as npt
 
 from sscxr.data.cache.cache import COMMIT, NEXT, CacheError
 from sscxr.data.pixels.facts import normal_id
-from sscxr.files import locked, privately, sync
+from sscxr.files import locked, privately, sync, write_atomically
 
 SALT_BYTES = 32
-_FIRST = {"lock", "salt.part"}  # files in a cache's folder before its salt
+_FIRST = {"lock", ".salt.tmp"}  # files in a cache's folder before its salt
 
 
 class Secret:
@@ -59,20 +58,11 @@ def create(folder: Path, salt: bytes | None) -> Secret:
         folder.mkdir(0o700, parents=True, exist_ok=True)
         with _locked(folder):  # of two salts, one would be lost, and with it all hashes made with it
             if not file.is_file():
-                _draw(file, salt)
+                write_atomically(file, secrets.token_bytes(SALT_BYTES) if salt is None else salt)
     stored = file.read_bytes()
     if salt is not None and salt != stored:
         raise CacheError(f"cache {folder} was made with another salt; leave it out, or use another folder")
     return Secret(stored)
-
-
-def _draw(file: Path, salt: bytes | None) -> None:
-    drawn = file.with_name("salt.part")
-    with os.fdopen(os.open(drawn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-        out.write(salt if salt is not None else secrets.token_bytes(SALT_BYTES))
-        out.flush()
-        os.fsync(out.fileno())
-    drawn.rename(file)
 
 
 @contextmanager

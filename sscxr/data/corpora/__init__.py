@@ -6,7 +6,7 @@ one row per image, as described in `sscxr.data.corpora.manifest`; this module do
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -176,34 +176,30 @@ def records(found: Found) -> Iterator[Record]:
     names = [column.removeprefix(LABEL_PREFIX) for column in labels]
     values = table[labels].to_numpy(dtype=np.float32)
     shared: dict[bytes, dict[str, int]] = {}
-    columns = [
-        "file", "image", "patient_id", "view", "sex", "age_band", "licence", "mask", "hospital", "split",
-        "held_out",
-    ]  # fmt: skip
     public = found.corpus.public
-    for row, cells in enumerate(table[columns].itertuples(index=False, name=None)):
-        file, image, patient, view, sex, band, licence, mask, hospital, split, held_out = cells
+    rows: Iterable[Any] = table.drop(columns=labels).itertuples(index=False)
+    for row, one in enumerate(rows):
         key = values[row].tobytes()
         if key not in shared:
             known = np.flatnonzero(np.isfinite(values[row]))
             shared[key] = {names[place]: int(values[row, place]) for place in known}
-        masks = tuple(found.folder / one for one in mask.split("|") if one)
+        masks = tuple(found.folder / name for name in one.mask.split("|") if name)
         yield Record(
-            file=found.folder / file,
-            name=image,
+            file=found.folder / one.file,
+            name=one.image,
             source=found.corpus.name if public else "",
-            patient=patient,
-            group=patient,
-            view=view,
-            sex=sex,
-            age_band=band,
-            licence=licence,
+            patient=one.patient_id,
+            group=one.patient_id,
+            view=one.view,
+            sex=one.sex,
+            age_band=one.age_band,
+            licence=one.licence,
             labels=shared[key],
             mask=masks[0] if masks else None,
             more_masks=masks[1:],
-            hospital=hospital,
-            published=split,
-            held_out=bool(held_out),
-            public_id=image if public else "",
-            place=patient if public else "",
+            hospital=one.hospital,
+            published=one.split,
+            held_out=bool(one.held_out),
+            public_id=one.image if public else "",
+            place=one.patient_id if public else "",
         )

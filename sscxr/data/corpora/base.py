@@ -2,14 +2,11 @@
 
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -186,26 +183,13 @@ def from_torchxrayvision(name: str) -> Path | None:
     return Path(package.submodule_search_locations[0]) / "data" / name
 
 
-@contextmanager
-def reading_table(path: Path) -> Iterator[None]:
-    """Turn any error of pandas about a damaged table into one line."""
-    try:
-        yield
-    except CorpusError:
-        raise
-    except UnicodeDecodeError:
-        raise CorpusError(f"{path}: {csv_text.NOT_UNICODE}") from None
-    except (OSError, ValueError, EOFError, zlib.error, BadZipFile) as error:
-        raise CorpusError(f"{path}: not readable as a table: {' '.join(str(error).split())}") from None
-
-
 def column_names(path: Path, *, header: int = 0) -> list[str]:
     """Return the columns of a table.
 
     Raises:
         CorpusError: the table is unreadable.
     """
-    with reading_table(path):
+    with csv_text.reading(path, CorpusError):
         return csv_text.names(path, header=header)
 
 
@@ -219,7 +203,7 @@ def read_csv(
     """
     needed = list(columns)
     wanted = {*needed, *optional}
-    with reading_table(path):
+    with csv_text.reading(path, CorpusError):
         table = csv_text.frame(path, header=header, wanted=wanted.__contains__, blanks=True)
     missing = [name for name in needed if name not in table.columns]
     if missing:

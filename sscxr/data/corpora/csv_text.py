@@ -9,25 +9,33 @@ import gzip
 import io
 import re
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-
-class TooManyCells(ValueError):  # noqa: N818 - a kind of ValueError, for callers that report each alike
-    """Rows with more cells than the header has columns."""
+from sscxr.errors import SscxrError
 
 
-NOT_UNICODE = "not a CSV in UTF-8; save it as 'CSV UTF-8'"
+@contextmanager
+def reading(path: Path, refusal: type[SscxrError]) -> Iterator[None]:
+    """Turn any error about a missing or damaged file into a `refusal` of one line."""
+    try:
+        yield
+    except SscxrError:
+        raise
+    except FileNotFoundError:
+        raise refusal(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise refusal(f"{path}: not a CSV in UTF-8; save it as 'CSV UTF-8'") from None
+    except (OSError, ValueError, EOFError, csv.Error, zlib.error, zipfile.BadZipFile) as error:
+        raise refusal(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
 
 
 def names(path: Path, *, header: int = 0) -> list[str]:
-    """Return the columns as written, without surrounding blanks.
-
-    Raises:
-        As `frame`.
-    """
+    """Return the columns as written, without surrounding blanks; errors as in `frame`."""
     _, separator, lines, _ = _opened(path, header)
     row = next(csv.reader(lines[header:], delimiter=separator), [])
     return [name.strip() for name in row]
@@ -48,9 +56,7 @@ def frame(
         A table whose index is each row's line number, provided that no cell spans several lines.
 
     Raises:
-        OSError: not readable.
-        UnicodeDecodeError: neither UTF-8 nor UTF-16 with a byte order mark.
-        ValueError, EOFError, zlib.error, BadZipFile: not a CSV, or damaged.
+        OSError, ValueError, EOFError, csv.Error, zlib.error, BadZipFile: not a readable CSV; see `reading`.
     """
     text, separator, _, above = _opened(path, header)
     table = pd.read_csv(
@@ -64,7 +70,7 @@ def frame(
         usecols=None if wanted is None else lambda name: wanted(str(name).strip()),
     )
     if table.index.nlevels > 1 or not isinstance(table.index, pd.RangeIndex):
-        raise TooManyCells("rows have more cells than the header has columns")
+        raise ValueError("rows have more cells than the header has columns")
     table.columns = table.columns.map(str).str.strip()
     table.index = pd.RangeIndex(above + header + 2, above + header + 2 + len(table))
     table = table.fillna("")  # in rows that are too short

@@ -17,17 +17,14 @@ Each name in `label` becomes a label: 1 if a row has it, 0 if the row has others
 manifest without `label`, every column that is not listed here or in `OTHER_COLUMNS` is a label.
 """
 
-import csv
 import os
 import re
 import unicodedata
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from zipfile import BadZipFile
 
 import pandas as pd
 
@@ -187,18 +184,9 @@ def _doubt_ids(table: pd.DataFrame, doubts: list[str]) -> None:
 
 def _table(path: Path) -> pd.DataFrame:
     """Read the file as text, every cell stripped."""
-    try:
-        names = csv_text.names(path)
+    with csv_text.reading(path, ManifestError):
+        names = [_column(name) for name in csv_text.names(path)]
         table = csv_text.frame(path)
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path}: {csv_text.NOT_UNICODE}") from None
-    except csv_text.TooManyCells as error:
-        raise ManifestError(f"{path}: {error}") from None
-    except (OSError, ValueError, EOFError, csv.Error, zlib.error, BadZipFile) as error:
-        raise ManifestError(f"{path}: not readable as CSV: {' '.join(str(error).split())}") from None
-    names = [_column(name) for name in names]
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if repeated:
         raise ManifestError(f"{path}: column {repeated[0]!r} is there twice")

@@ -19,7 +19,6 @@ from sscxr.data.corpora.base import (
     number,
     read_by,
     read_csv,
-    reading_table,
     unknown_words,
     with_hidden,
 )
@@ -75,7 +74,7 @@ def _official(folder: Folder, images: "pd.Series[str]") -> "pd.Series[str]":
 
 def _nih_boxes(path: Path) -> "pd.Series[str]":
     # The header is broken: `Bbox [x`, `y`, `w`, `h]`, followed by empty columns.
-    with reading_table(path):
+    with csv_text.reading(path, CorpusError):
         table = csv_text.frame(path).iloc[:, :6].reset_index(drop=True)
         if table.shape[1] < 6:
             raise ValueError("fewer than 6 columns: image, label, x, y, w, h")

@@ -12,7 +12,6 @@ from sscxr.data.pixels.facts import Refused
 from sscxr.data.pixels.greyrange import LOW_USED, MIN_USED, used
 
 Bytes = npt.NDArray[np.uint8]
-Grey = npt.NDArray[np.float32]
 
 MIN_SIDE = 48  # px of the shorter side; below it, lung fields are not visible
 MIN_LEVELS = 16  # fewer distinct grey levels are a mask, a drawing or a page of text

@@ -270,7 +270,4 @@ def turn(image: npt.NDArray[Any], turning: Turning) -> npt.NDArray[Any]:
 def turn_back(image: npt.NDArray[Any], turning: Turning) -> npt.NDArray[Any]:
     """Undo `turn`, from the image as shown to the pixels as stored."""
     transpose, mirror, flip = turning
-    image = image[::-1] if flip else image
-    image = image[:, ::-1] if mirror else image
-    image = image.T if transpose else image
-    return np.ascontiguousarray(image)
+    return turn(image, (True, flip, mirror) if transpose else turning)  # a transpose exchanges the flips

@@ -25,19 +25,6 @@ def quiet() -> Iterator[None]:
             os.close(sink)
 
 
-@contextmanager
-def heard() -> Iterator[list[str]]:
-    """Like `quiet`, but yield a list that afterwards has one item: what C libraries printed."""
-    printed: list[str] = []
-    sink = os.memfd_create("stderr")
-    try:
-        with _one_at_a_time, _redirected(sink):
-            yield printed
-        printed.append(os.pread(sink, 1 << 16, 0).decode("utf-8", "replace"))
-    finally:
-        os.close(sink)
-
-
 def silence_loggers() -> None:
     """Switch off the loggers of libraries and GDCM's messages; without a handler, Python would print warnings."""
     import logging

@@ -61,12 +61,9 @@ def collect(
     """List every file of the sources, in the sources' order and sorted within each.
 
     Args:
-        sources: folders (searched recursively), manifests (`.csv`), single files, and corpora (`nih:FOLDER`).
         labels: a manifest that describes files of the folders, by path or by unique file name.
         skip: a folder to leave out, such as the cache itself.
-        source: the source of images without one in a manifest; None: `local`, or `local-1`, `local-2` and so on for
-            several folders or manifests, in their order.
-        uncertain, train_on_test: as in `prepare`.
+        sources, source, uncertain, train_on_test: as in `prepare`.
 
     Raises:
         SourceError: a source does not exist, or has an invalid name.
