@@ -27,6 +27,7 @@ from timing import report
 
 from client import app as client
 from client import identity, work
+from client.settings import SiteSettings
 from server import fold as folds
 from server.ledger import Ledger, State
 from server.optimisers import server_optimiser
@@ -101,7 +102,10 @@ def measure(folder: Path, config: Any, sites: int, gone: int) -> dict[str, float
         columns.write(cache, read_index(cache))
         identity.made(folder / name)
         files.append(folder / name / "site.yaml")
-    keys = {name: identity.fingerprint(folder / name / identity.FILE) for name in names}
+    keys = {
+        name: identity.fingerprint(SiteSettings(identity=str(folder / name / identity.FILE)))
+        for name in names
+    }
     config.federation.members, config.federation.sites = keys, names
     for name, file in zip(names, files, strict=True):
         text = {"name": name, "cache": "cache", "state": "state", "min_cell": 1, "min_mixed": 0}

@@ -51,6 +51,6 @@ def read(settings: SiteSettings) -> Ed25519PrivateKey:
     return key
 
 
-def fingerprint(file: Path) -> str:
-    """Return the fingerprint of an identity key, as `ssh-keygen -lf` prints it."""
-    return fingerprint_of(read(SiteSettings(identity=str(file))).public_key())
+def fingerprint(settings: SiteSettings) -> str:
+    """Return the fingerprint of the site's key, as `ssh-keygen -lf` prints it; errors as `read`."""
+    return fingerprint_of(read(settings).public_key())

@@ -76,7 +76,7 @@ def check(settings: SiteSettings, config: Config) -> None:
             f"a sum of {least} sites (federation.threshold={config.federation.threshold:g} of {len(members)} "
             f"members), site.yaml asks for min_sites={settings.min_sites}",
         )
-    own = masking.fingerprint_of(identity.read(settings).public_key())
+    own = identity.fingerprint(settings)
     if members.get(settings.name) != own:
         raise SiteError(
             "not allowed",

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from client import identity
-from client.settings import METRICS
+from client.settings import METRICS, SiteSettings
 from sim import asked, findings, holdings, published
 from sim import test_sets as tested
 from sim.partition import groups_of, partition
@@ -59,7 +59,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
         folder.mkdir(parents=True, exist_ok=True)
     if config.federation.secure:  # a resumed run finds the keys of its beginning
         config.federation.members = {
-            name: identity.fingerprint(identity.made(folder)) for name, folder in folders.items()
+            name: identity.fingerprint(SiteSettings(identity=str(identity.made(folder))))
+            for name, folder in folders.items()
         }
     for name, members in parts.items():
         folder = folders[name]

@@ -10,6 +10,8 @@ import torch
 
 from client import app as client
 from client import sent
+from client.doctor import machine
+from client.settings import read_settings
 from sscxr.federation import approval, floors, frames
 
 
@@ -68,3 +70,14 @@ def test_a_sum_is_of_more_than_half_of_the_members_and_of_three_at_least(tmp_pat
     config.federation.members |= {"cora": ""}
     config.federation.sites = ["anna", "mara"]
     assert "federation.sites has mara" in floors.problem(config)
+
+
+def test_the_doctor_finds_a_key_that_the_recipe_does_not_list(tmp_path: Path) -> None:
+    files = secure.sites(tmp_path)
+    config, settings = secure.settings(files), read_settings(files[0])
+    (found,) = machine.members(config, settings)
+    assert (found.state, config.federation.members["anna"] in found.value) == ("ok", True)
+    config.federation.members["anna"] = "SHA256:" + 43 * "A"
+    (found,) = machine.members(config, settings)
+    assert (found.state, "its identity key is" in found.value) == ("failed", True)
+    assert list(machine.members(fed.settings(), settings)) == []

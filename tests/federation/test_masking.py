@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client import identity
+from client.settings import SiteSettings
 from sscxr.federation import masking, parcels
 from sscxr.federation.masking import Advert, Keys
 from sscxr.federation.wire import WireError
@@ -56,7 +57,7 @@ def test_a_fingerprint_is_the_one_that_ssh_keygen_prints(tmp_path: Path) -> None
     shown = subprocess.run(
         ["ssh-keygen", "-lf", f"{file}.pub"], capture_output=True, text=True, check=True
     ).stdout
-    assert identity.fingerprint(file) in shown.split()
+    assert identity.fingerprint(SiteSettings(identity=str(file))) in shown.split()
     assert file.stat().st_mode & 0o777 == 0o600
     assert identity.made(tmp_path).read_bytes() == file.read_bytes()
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from client import app as client
 from client import identity
+from client.settings import read_settings
 from server.fold import ARRAYS, RECORD
 from server.ledger import Ledger, State
 from server.optimisers import server_optimiser
@@ -43,7 +44,7 @@ def sites(folder: Path, names: Iterable[str] = NAMES, *, images: int = 12) -> li
 def settings(files: list[Path], *overrides: str) -> Config:
     """The settings of a secure sum of these sites."""
     config = fed.settings(*SECURE, *overrides)
-    keys = {file.parent.name: identity.fingerprint(file.with_name(identity.FILE)) for file in files}
+    keys = {file.parent.name: identity.fingerprint(read_settings(file)) for file in files}
     config.federation.members, config.federation.sites = keys, sorted(keys)
     return config
 
