@@ -78,11 +78,11 @@ class Mail:
         waiting: dict[str, int] = {}
         until = monotonic() + deadline
         patience = max(deadline, _PATIENCE)
-        of_all = arrays if isinstance(arrays, ArrayRecord) else None
-        of_each = {} if arrays is None or of_all is not None else dict(arrays)
+        alike = arrays is None or isinstance(arrays, ArrayRecord)
+        each = cast(Mapping[int, ArrayRecord | None], dict.fromkeys(tasks, arrays) if alike else arrays)
         for node, task in tasks.items():
             record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
-            own = of_each.get(node, of_all)
+            own = each.get(node)
             if own is not None:
                 record[ARRAYS] = own
             # Flower accepts a reply from any node that names the message it answers, and a message's name is the

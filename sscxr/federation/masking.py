@@ -184,7 +184,7 @@ def check_survivors(
 
 def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
     """Return shares of a secret, any `threshold` of which restore it and fewer reveal nothing (Shamir 1979)."""
-    return [share for _, share in Shamir.split(threshold, count, secret)]
+    return [share for _, share in Shamir.split(threshold, count, secret, ssss=False)]
 
 
 def join(shares: Mapping[int, bytes]) -> bytes:
@@ -193,7 +193,7 @@ def join(shares: Mapping[int, bytes]) -> bytes:
     Args:
         shares: the place in the list of `split`, from 0 -> the share.
     """
-    return bytes(Shamir.combine([(place + 1, share) for place, share in sorted(shares.items())]))
+    return bytes(Shamir.combine([(place + 1, share) for place, share in sorted(shares.items())], ssss=False))
 
 
 def seal(keys: Keys, own: str, peer: str, peers_cipher: bytes, context: bytes, shares: bytes) -> bytes:
