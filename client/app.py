@@ -32,6 +32,30 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, "evaluate")
 
 
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Begin a secure sum: reply with this site's public keys of the attempt."""
+    return _answer(message, context, "keys")
+
+
+@app.query("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Reply with shares of this site's secrets, sealed for each other site."""
+    return _answer(message, context, "shares")
+
+
+@app.query("survivors")
+def survivors(message: Message, context: Context) -> Message:
+    """Reply with a signature of the list of the sites whose updates arrived."""
+    return _answer(message, context, "survivors")
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Reply with the shares that free the sum, and no single update, from its masks."""
+    return _answer(message, context, "unmask")
+
+
 def _answer(message: Message, context: Context, kind: str) -> Message:
     """Have the task done, by the site's service or in this process."""
     record, encoder = _task(message)

@@ -43,14 +43,17 @@ def site_init(
     join: Annotated[Path | None, typer.Option(help="The coordinator's join file.")] = None,
     cache: Annotated[str, typer.Option(help="The prepared cache; relative to DIR.")] = "cache",
 ) -> None:
-    """Write a commented site.yaml and a node key. Send the coordinator node-key.pub."""
+    """Write a commented site.yaml, a node key and an identity key. Send the coordinator their public parts."""
+    from client import identity
     from client.settings import init
 
     if cache != "cache":  # relative to the current directory, which need not be DIR
         cache = str(Path(cache).absolute())
     file = init(folder, name=name, cache=cache, join=join)
+    own = identity.made(folder)
     typer.echo(
-        f"{file} written; send the coordinator {file.parent / 'node-key.pub'}, and keep node-key to yourself"
+        f"{file} written; send the coordinator {file.parent / 'node-key.pub'} and {own.name}.pub, and keep "
+        f"node-key and {own.name} to yourself"
     )
     given = file.parent / "join.yaml" if join else "join.yaml"
     typer.echo(

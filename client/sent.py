@@ -27,7 +27,7 @@ class Sent:
 
     Attributes:
         time: UTC, to the second.
-        kind: "query", "train" or "evaluate".
+        kind: one of `frames.KINDS`.
         run, stage, round, attempt: of the task; the round counts from 0.
         bytes: of the reply's fields and of its update.
     """
@@ -43,7 +43,15 @@ class Sent:
     @property
     def words(self) -> str:
         """The line of `sscxr site log`."""
-        what = {"query": "its name and number of images", "train": "an update", "evaluate": "figures"}
+        what = {
+            "query": "its name and number of images",
+            "train": "an update",
+            "evaluate": "figures",
+            "keys": "public keys",
+            "shares": "shares of its keys, sealed for other sites",
+            "survivors": "a signature",
+            "unmask": "shares of other sites' keys",
+        }
         place = "" if self.kind == "query" else f" round {self.round + 1} attempt {self.attempt + 1}"
         return f"{self.time} {self.run} {self.stage}{place}: {what.get(self.kind, self.kind)}, {self.bytes} bytes"
 

@@ -23,7 +23,7 @@ from sscxr.files import private_folder, refuse_file, write_atomically
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _DEFAULT_METRICS = METRICS[:3]  # a histogram of pixels is reported on purpose or not at all
 STAGES = tuple(RECIPE_SECTIONS)
-_PATHS = ("cache", "state", "groups", "key", "ca", "join", "socket")
+_PATHS = ("cache", "state", "groups", "identity", "key", "ca", "join", "socket")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY, _CA = "node-key", "ca.crt"
 
@@ -66,6 +66,8 @@ class SiteSettings:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
             sites share one cache through it.
         min_mixed: an update mixes at least so many distinct images; `schema.MIXED_IMAGES` where that is more.
+        min_sites: a secure sum is of at least so many sites; `floors.MEMBERS` where that is more.
+        identity: the key by which other sites know this one; see `client.identity`.
         approved: digests of the recipes that may run here, see `sscxr.federation.approval`; none: nothing may.
         socket: where the site service listens; empty: there is none.
         key, superlink, ca, join: how this site reaches the server; read by `sscxr doctor`.
@@ -83,9 +85,11 @@ class SiteSettings:
     min_cell: int = 10
     min_images: int = 0
     min_mixed: int = 20
+    min_sites: int = 3
     approved: list[str] | None = field(default_factory=list)
     paused: bool = False
     limits: Limits = field(default_factory=Limits)
+    identity: str = ""
     socket: str = ""
     key: str = ""
     superlink: str = ""
@@ -140,7 +144,7 @@ def _problem(settings: SiteSettings) -> str:
     strange = [text for text in settings.approved or [] if not _DIGEST.fullmatch(text)]
     if strange:
         return f"approved: {strange[0][:80]!r} is not the 64 hex digits that `sscxr site approve` writes"
-    lowest = {"min_mixed": 0, "threads": 0, "memory_gb": 0, "min_cell": 1, "min_images": 0}
+    lowest = {"min_mixed": 0, "min_sites": 0, "threads": 0, "memory_gb": 0, "min_cell": 1, "min_images": 0}
     for key, least in lowest.items():
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"

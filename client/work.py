@@ -1,4 +1,4 @@
-"""What a site does on request: who it is, a round of training, an evaluation.
+"""What a site does on request: who it is, a round of training, an evaluation, the steps of a secure sum.
 
 The same function answers in the site service and in a simulation's process. Its outermost layer catches everything:
 the text of an exception can name a file or a patient. The site's own log keeps it; the server gets one of a few
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from client import secure
 from client.settings import (
     SiteError,
     SiteSettings,
@@ -27,7 +28,7 @@ from sscxr import config as configs
 from sscxr import printable, seeds, stages
 from sscxr.config import Config, ConfigError
 from sscxr.data.rows import Rows
-from sscxr.federation import codecs, wire
+from sscxr.federation import codecs, frames, parcels, wire
 from sscxr.files import is_full_disk
 from sscxr.stages.base import Training
 from sscxr.training.device import set_up
@@ -59,7 +60,7 @@ class Request:
     """A task as it arrived, unchecked.
 
     Attributes:
-        kind: "query", "train" or "evaluate".
+        kind: one of `frames.KINDS`.
         record: returns the fields of a `wire.Task`, or raises WireError.
         encoder: returns the bytes of the encoder that came with it, given how many there must be at most; raises
             WireError if there is none, or if it is larger.
@@ -77,12 +78,17 @@ class Request:
 def _hello(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     images = len(site.training_rows(config))  # with too few, this site does not join
     check_mixed(site.settings, config, images, 0)
+    if config.federation.secure:  # its weight is known in the sum alone
+        secure.check(site.settings, config)
+        images = 0
     return wire.Hello(site.name, wire.fingerprint(configs.recipe_hash(config)), images), None
 
 
 def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     rows = site.training_rows(config)
     check_mixed(site.settings, config, len(rows), task.round)
+    if config.federation.secure:
+        secure.ready(site, task, config)
     site.store.keep_only(task.run, task.base)
     training, state, received, residual = _begin(site, task, config, request, rows)
     show = request.on_step or display.on_step
@@ -101,7 +107,11 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
     except wire.WireError as error:
         raise SiteError("codec", f"the update cannot be sent: {error}") from None
     kept = training.local() | {_RESIDUAL + name: tensor for name, tensor in residual.items()}
+    if config.federation.secure:
+        encoded = secure.masked(site, task, config, encoded, received, len(rows), trained.loss)
     site.store.save(task.run, wire.generation(task.round, task.attempt), kept)
+    if config.federation.secure:
+        return _step(site, task, state), encoded
     reply = wire.TrainReply(
         site=site.name,
         round=task.round,
@@ -117,6 +127,10 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
 
 
 def _evaluate(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
+    if config.federation.secure:
+        raise SiteError(
+            "not allowed", "the run asks for held-out figures of this site, and its sum is secure"
+        )
     metrics = site.settings.metrics
     rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
     if not site.may_tell(rows, config):
@@ -132,10 +146,34 @@ def _evaluate(site: Site, task: wire.Task, config: Config, request: Request) -> 
     return wire.EvaluateReply(site.name, task.round, len(rows), loss, score, counts), None
 
 
+def _step(site: Site, task: wire.Task, state: str = "") -> wire.SecureReply:
+    return wire.SecureReply(site.name, task.round, task.attempt, task.fingerprint, state)
+
+
+def _keys(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
+    return _step(site, task), secure.keys(site, task, config)
+
+
+def _shares(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
+    return _step(site, task), secure.shares(site, task, config, request.encoder(parcels.MOST))
+
+
+def _survivors(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
+    return _step(site, task), secure.survivors(site, task, config)
+
+
+def _unmask(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
+    return _step(site, task), secure.unmask(site, task, config, request.encoder(parcels.MOST))
+
+
 WORK: dict[str, Callable[[Site, wire.Task, Config, Request], Reply]] = {
     "query": _hello,
     "train": _train,
     "evaluate": _evaluate,
+    "keys": _keys,
+    "shares": _shares,
+    "survivors": _survivors,
+    "unmask": _unmask,
 }
 
 
@@ -227,6 +265,8 @@ def _check(request: Request, settings: SiteSettings, task: wire.Task, config: Co
         )
     if task.registered:
         check_registered(settings, task.registered)
+    if request.kind in frames.SECURE and not config.federation.secure:
+        raise wire.WireError(f"a step of a secure sum, {request.kind}, of a run with federation.secure=false")
     check_allowed(settings, config)
     if pinned:
         check_approved(settings, config)

@@ -98,7 +98,7 @@ def _may_be(kind: Any, bounds: Mapping[str, Any]) -> str:
         "str": "text", "int": "whole number", "float": "number", "bool": "true, false", "str | None": "text, null",
         "int | None": "whole number, null", "bool | None": "true, false, null", "list[str]": "list of texts",
         "list[int]": "list of whole numbers", "list[float]": "list of numbers",
-        "dict[str, list[str]]": "name: list of texts",
+        "dict[str, list[str]]": "name: list of texts", "dict[str, str]": "name: text",
     }[text]  # fmt: skip
     if "choices" in bounds:
         unset = ["null"] if "None" in text else []

@@ -5,9 +5,9 @@ with, those that count at most `federation.weight_cap` times the roster's median
 `federation.clip_updates` times the usual is scaled down to that (norm bounding, arXiv 1911.07963).
 `federation.weights` makes a weight of the images that count: their number, its square root, or the same for all.
 
-The usual norm is the median over the sites, and then over the last rounds. Norms are compared per step and
-learning rate, since otherwise a run's warm-up and its sites' sizes would look like attacks: an update of AdamW is
-the sum of `steps` moves of the rate's size that partly cancel, and so grows with sqrt(steps) x rate.
+The usual norm is the median over the sites (in a secure sum their mean, the only one that is known), and then the
+median over the last rounds. Norms are compared per step and learning rate (`federation.limits`), since otherwise a
+run's warm-up and its sites' sizes would look like attacks.
 
 Averaged moments have a bound of their own. They are as noisy as a site's last few batches, so that honest ones
 differ tenfold within a round: their usual norm is the sites' upper quartile, the largest of the last rounds.
@@ -17,18 +17,13 @@ import math
 from collections.abc import Iterable
 from statistics import median_low
 
-from torch import Tensor
-
 from server.ledger import State
-from sscxr import stages
 from sscxr.config import Config
-from sscxr.training import batches
+from sscxr.federation.limits import Pace, weight_of
 from sscxr.training.parts import apart
 
 _MEMORY = 10  # committed rounds that the usual norm is computed from
 _MOMENT_MEMORY = 3  # of moments, which grow tenfold within a few rounds where the loss leaves a plateau
-_RATES = 64  # at most so many of a round's steps are sampled for their rates
-_ROOTS = 16  # weights are whole numbers: roots are counted in sixteenths
 
 
 class Bounds:
@@ -36,16 +31,16 @@ class Bounds:
 
     Attributes:
         most: the most images of a site that count.
+        usual: the usual norm of an update, as `Pace.relative` has it; 0: none yet.
     """
 
     def __init__(self, config: Config, state: State) -> None:
         federation = config.federation
         self._config, self._federation, self._round = config, federation, state.round
-        self._schedule = stages.of(config).schedule()
         self._joined = dict(state.joined)
         weights, moments = apart(state.encoder)
         self._values = sum(tensor.numel() for tensor in weights.values())
-        self._usual = median_low(state.norms[-_MEMORY:]) if state.norms else math.nan
+        self.usual = median_low(state.norms[-_MEMORY:]) if state.norms else 0.0
         # A moment is at most as long as the clipped gradients that it averages, tensor by tensor.
         self._longest = 2 * config.learning.clip * math.sqrt(len(moments))
         self._moments = max(state.moment_norms[-_MOMENT_MEMORY:], default=math.nan)
@@ -64,22 +59,11 @@ class Bounds:
 
     def weight(self, site: str, reported: int) -> int:
         """Return the site's weight in the average."""
-        images = self.counted(site, reported)
-        return {"images": images, "root": round(_ROOTS * math.sqrt(images)), "equal": 1}[
-            self._federation.weights
-        ]
+        return weight_of(self._federation.weights, self.counted(site, reported))
 
     def norm(self, site: str, reported: int) -> float:
-        """Return the largest L2 norm of an update that is not clipped; infinite without clipping.
-
-        The first round has no usual norm: AdamW hardly moves a value by more than the rate in a step.
-        """
-        if not self._federation.clip_updates:
-            return math.inf
-        steps, rate = self._steps(site, reported)
-        if math.isnan(self._usual):
-            return math.sqrt(self._values) * steps * rate
-        return self._federation.clip_updates * self._usual * math.sqrt(steps) * rate
+        """Return the largest L2 norm of an update that is not clipped; infinite without clipping."""
+        return self._pace(site, reported).most(self._federation.clip_updates, self.usual, self._values)
 
     def moment_norm(self) -> float:
         """Return the largest L2 norm of the change of a site's moments; infinite without clipping."""
@@ -90,19 +74,10 @@ class Bounds:
 
     def relative(self, site: str, reported: int, norm: float) -> float:
         """Return an update's norm per sqrt(steps) and rate, for comparison between sites and rounds."""
-        steps, rate = self._steps(site, reported)
-        return norm / (math.sqrt(steps) * rate)
+        return self._pace(site, reported).relative(norm)
 
-    def _steps(self, site: str, reported: int) -> tuple[int, float]:
-        """Return how many steps a site took in this round, and their highest learning rate; 1, 1 for gradients."""
-        if self._federation.sends == "gradients":
-            return 1, 1.0
-        _, steps = batches.round_of(self._config, self.counted(site, reported), self._round)
-        stretch = batches.stretch_of_round(steps, self._round, self._federation.rounds)
-        places = range(0, len(steps), -(-len(steps) // _RATES))
-        rates = [self._schedule.at(stretch.progress(step))[0] for step in places]
-        # A schedule may end at a rate of 0, and a round of one step is at the end of its stretch.
-        return len(steps), max(*rates, self._schedule.lr * 1e-6)
+    def _pace(self, site: str, reported: int) -> Pace:
+        return Pace.of(self._config, self.counted(site, reported), self._round)
 
 
 def usual_of_moments(norms: Iterable[float]) -> float:
@@ -117,15 +92,6 @@ def capped(counts: dict[str, int], cap: float) -> dict[str, int]:
         return counts
     most = _cap(cap, counts.values(), max(counts.values()))
     return {site: min(count, most) for site, count in counts.items()}
-
-
-def clip(update: dict[str, Tensor], norm: float, most: float) -> float:
-    """Scale an update of this norm down to at most `most`, in place, and return its new norm."""
-    if norm <= most:
-        return norm
-    for tensor in update.values():
-        tensor.mul_(most / norm)
-    return most
 
 
 def _cap(cap: float, counts: Iterable[int], most: int) -> int:

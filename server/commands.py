@@ -54,7 +54,7 @@ def describe(
     from sscxr import config as configs
     from sscxr import stages
     from sscxr.config import ConfigError, yaml_text
-    from sscxr.federation import approval, codecs, floors, wire
+    from sscxr.federation import approval, codecs, floors, lattice, wire
     from sscxr.federation.join import PROBE, Join, Payload, installed
     from sscxr.stages import memory
 
@@ -73,7 +73,7 @@ def describe(
         fingerprint=wire.fingerprint(configs.recipe_hash(config)),
         recipe=yaml_text.dump(approval.terms(config)),
         payload=Payload(
-            up_mb=round(codecs.payload_bytes(federation.uplink, shared) / 1e6, 3),
+            up_mb=round(lattice.payload_bytes(config, shared) / 1e6, 3),
             down_mb=round(codecs.payload_bytes(federation.downlink, shared) / 1e6, 3),
         ),
         deadline_s=federation.deadline,

@@ -3,6 +3,7 @@
 Errors in a reply are recorded in its row of `sites.csv`; nothing that a site sends stops a round.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median_low
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from server import robust
 from server.aggregate import FoldError
-from server.bounds import Bounds, clip, usual_of_moments
+from server.bounds import Bounds, usual_of_moments
 from server.mail import record_bytes
 from sscxr.config import FederationConfig
 from sscxr.federation import codecs, wire
+from sscxr.federation.limits import clip
 from sscxr.federation.wire import ARRAYS, RECORD, WireError
 from sscxr.runs import SiteRow
 from sscxr.training.parts import apart
@@ -92,7 +94,7 @@ class Fold:
         """Check one site's reply and add it to the sum; its arrays are dropped in any case."""
         if isinstance(reply, WireError):
             return self.miss(site, "refused", str(reply))
-        sent = _arrays_bytes(reply)
+        sent = arrays_bytes(reply)
         try:
             row = self._checked(site, reply, sent)
         except (WireError, FoldError) as error:
@@ -100,7 +102,7 @@ class Fold:
         except SiteFailedError as error:
             return self.miss(site, "failed", str(error))
         finally:
-            _drop_arrays(reply)
+            drop_arrays(reply)
         self.rows.append(row)
         return row
 
@@ -129,7 +131,7 @@ class Fold:
         size = codecs.norm(weights)
         if size > self._bound:
             raise WireError(f"norm {size:.4g} out of bounds (at most {self._bound:.4g})")
-        notes = [_STATE_NOTES.get(answer.state, "")]
+        notes = [note_on_state(answer.state)]
         images = self._bounds.counted(site, answer.images)
         if images < answer.images:
             notes.append(f"it counts as {images} images")
@@ -159,6 +161,14 @@ class Fold:
             "; ".join(filter(None, notes)),
         )
 
+    def mean(self) -> dict[str, Tensor]:
+        """Return the average of the updates, fp32."""
+        return self.total.mean()
+
+    def trained(self) -> tuple[int, float | None]:
+        """Return the images of all sites that count, and their mean training loss."""
+        return sum(images for _, images in self.losses.values()), weighted(self.losses)
+
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds."""
         return median_low(self._norms)
@@ -168,12 +178,27 @@ class Fold:
         return [usual_of_moments(self._moment_norms)] if self._moment_norms else []
 
 
-def _arrays_bytes(reply: Message) -> int:
+def weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
+    """Return the mean over images of sites' figures, from (figure, images) by site; None without images."""
+    images = sum(count for _, count in losses.values())
+    if not images:
+        return None
+    # Summed in the sites' order by name: the same figure whatever the order of the replies.
+    return math.fsum(loss * count for _, (loss, count) in sorted(losses.items())) / images
+
+
+def note_on_state(state: str) -> str:
+    """Return a remark on a site's state; empty if it is as usual."""
+    return _STATE_NOTES.get(state, "")
+
+
+def arrays_bytes(reply: Message) -> int:
+    """Return the bytes of a reply's arrays."""
     records = reply.content.array_records.values() if reply.has_content() else ()
     return sum(record_bytes(record) for record in records)
 
 
-def _drop_arrays(reply: Message) -> None:
+def drop_arrays(reply: Message) -> None:
     """Free a reply's arrays now: Flower's records are in reference cycles, which wait for the collector."""
     if reply.has_content():
         for record in reply.content.array_records.values():

@@ -66,21 +66,26 @@ class Mail:
         tasks: Mapping[int, wire.Task],
         kind: str,
         deadline: float,
-        arrays: ArrayRecord | None = None,
+        arrays: ArrayRecord | Mapping[int, ArrayRecord] | None = None,
     ) -> Iterator[tuple[int, Message | WireError]]:
         """Send each node its task and yield the replies as they arrive, one at a time, until the deadline.
 
         An unreadable reply is replaced by the error that states why.
+
+        Args:
+            arrays: the same for all nodes, or by node.
         """
         waiting: dict[str, int] = {}
         # In a simulation sites may have to take turns; each has its own time to train.
         until = monotonic() + deadline * (len(tasks) if self._in_process else 1)
         patience = max(deadline, _PATIENCE)
-        size = 0 if arrays is None else record_bytes(arrays)
+        alike = arrays is None or isinstance(arrays, ArrayRecord)
+        each = cast(Mapping[int, ArrayRecord | None], dict.fromkeys(tasks, arrays) if alike else arrays)
         for node, task in tasks.items():
             record = RecordDict({RECORD: ConfigRecord(dict(wire.to_record(task)))})
-            if arrays is not None:
-                record[ARRAYS] = arrays
+            own = each.get(node)
+            if own is not None:
+                record[ARRAYS] = own
             # Flower accepts a reply from any node that names the message it answers, and a message's name is the
             # hash of its content: with this secret in it, only the recipient can name it.
             record[_SECRET] = ConfigRecord({_SECRET: secrets.token_hex(16)})
@@ -88,7 +93,7 @@ class Mail:
             for identifier in self._call(partial(self._grid.push_messages, [message]), patience):
                 if identifier:
                     waiting[identifier] = node
-                    self.bytes_sent += size
+                    self.bytes_sent += 0 if own is None else record_bytes(own)
         pulls: dict[str, _Call] = {}
         looked = monotonic()
         while waiting and monotonic() < until:

@@ -17,7 +17,7 @@ from server.fold import SiteFailedError, fields_of
 from server.ledger import State
 from server.mail import Mail, RunStopped
 from sscxr.config import FederationConfig
-from sscxr.federation import wire
+from sscxr.federation import floors, wire
 from sscxr.federation.wire import WireError
 
 _LOOK = 0.5  # seconds between checks for new nodes
@@ -52,7 +52,8 @@ class Roster:
 
     def quorum(self) -> int:
         """Return how many sites must reply for a round to count."""
-        return max(1, math.ceil(self._settings.quorum * len(self._expected() or ["?"]) - 1e-9))
+        least = floors.threshold(self._settings) if self._settings.secure else 1
+        return max(least, math.ceil(self._settings.quorum * len(self._expected() or ["?"]) - 1e-9))
 
     def present(self) -> dict[int, str]:
         """Return the connected sites of the roster, by node."""
@@ -143,12 +144,13 @@ class Roster:
         if problem:
             self._failed[site] = ("refused", problem)
             return ""
-        if not 1 <= hello.images <= wire.MAX_COUNT:
+        if not (self._settings.secure or 1 <= hello.images <= wire.MAX_COUNT):
             self._failed[site] = ("failed", f"it reports {hello.images} images to train on")
             return ""
         if registered:
             self._state.keys[site] = hashlib.sha256(nodes[node].public_key).hexdigest()
-        self._state.joined.setdefault(site, hello.images)
+        if not self._settings.secure:
+            self._state.joined.setdefault(site, hello.images)
         self._nodes[site] = node
         self._failed.pop(site, None)
         return site

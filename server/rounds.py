@@ -6,25 +6,25 @@ for ever, and no reply, however malformed, stops a round.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from server import status
 from server.bounds import Bounds, capped
-from server.fold import Fold, SiteFailedError, fields_of, to_arrays
+from server.fold import Fold, SiteFailedError, fields_of, to_arrays, weighted
 from server.ledger import Ledger, State
 from server.mail import Mail, RunStopped
 from server.optimisers import ServerOptimiser
 from server.roster import Roster
+from server.secure import SecureFold
 from sscxr import config as configs
 from sscxr.config import Config
-from sscxr.federation import codecs, wire
+from sscxr.federation import codecs, lattice, wire
 from sscxr.federation.wire import WireError
 from sscxr.runs import SiteRow
 from sscxr.training.parts import apart
@@ -70,7 +70,7 @@ class Federation:
         self.listener = listener or Listener()
         self.fingerprint = wire.fingerprint(configs.recipe_hash(config))
         self._settings_text = configs.dumps(config)
-        self.mail = Mail(grid, codecs.payload_bytes(config.federation.uplink, state.encoder))
+        self.mail = Mail(grid, lattice.payload_bytes(config, state.encoder))
         self.roster = Roster(
             config.federation, state, self.mail, self.fingerprint, lambda budget: self._task(0, budget)
         )
@@ -113,7 +113,7 @@ class Federation:
                 "the reasons; resume when they are back"
             )
         self.mail.settle()  # the commit names the sites' states
-        mean = fold.total.mean()
+        mean = fold.mean()
         self._step(mean)
         self.state.optimiser = self.optimiser.state()
         self.state.bases = {**self.state.bases, **fold.folded}
@@ -135,33 +135,35 @@ class Federation:
         done = self.state.round + 1
         return every > 0 and (done % every == 0 or done == rounds)
 
-    def _attempt(self, attempt: int) -> Fold:
+    def _attempt(self, attempt: int) -> Fold | SecureFold:
         """Ask every site of the roster once, and fold the valid replies."""
         settings = self.config.federation
         self.roster.meet()
         present = self.roster.present()
         self.mail.bytes_sent = 0
-        fold = Fold(
-            settings,
-            self.state.encoder,
-            self.fingerprint,
-            Bounds(self.config, self.state),
-            self.state.round,
-            attempt,
-            self.ledger.out,
-        )
         self.listener.started(self.state.round, attempt, sorted(present.values()))
-        waiting = dict(present)
         open_round = status.Open(
             self.ledger.out, done=self.state.round, rounds=settings.rounds, sites=present.values()
         )
-        for node, reply in self.mail.ask(
-            self._tasks(attempt, present), "train", settings.deadline, self._encoded()
-        ):
-            open_round.heard(waiting[node])
-            self.listener.heard(fold.add(waiting.pop(node), reply))
-        for site in waiting.values():
-            self.listener.heard(fold.miss(site, "late", f"no reply in {settings.deadline:g} s"))
+        bounds = Bounds(self.config, self.state)
+        fold: Fold | SecureFold
+        if settings.secure:
+            fold = self._secure_fold(attempt, bounds)
+            heard = fold.run(present)
+        else:
+            fold = Fold(
+                settings,
+                self.state.encoder,
+                self.fingerprint,
+                bounds,
+                self.state.round,
+                attempt,
+                self.ledger.out,
+            )
+            heard = self._replies(fold, attempt, present)
+        for row in heard:
+            open_round.heard(row.site)
+            self.listener.heard(row)
         for site, (outcome, reason) in self.roster.absent().items():
             self.listener.heard(fold.miss(site, outcome, reason))
         while self.roster.intruders:
@@ -169,15 +171,40 @@ class Federation:
             self.listener.heard(fold.miss(site, "refused", reason))
         return fold
 
-    def _encoded(self) -> ArrayRecord:
-        return to_arrays(codecs.encode(self.state.encoder, self.config.federation.downlink))
+    def _replies(self, fold: Fold, attempt: int, present: Mapping[int, str]) -> Iterator[SiteRow]:
+        """Fold each site's reply, and yield its row."""
+        waiting, deadline = dict(present), self.config.federation.deadline
+        encoded = to_arrays(self._encoded())
+        for node, reply in self.mail.ask(self._tasks(attempt, present), "train", deadline, encoded):
+            yield fold.add(waiting.pop(node), reply)
+        for site in waiting.values():
+            yield fold.miss(site, "late", f"no reply in {deadline:g} s")
+
+    def _secure_fold(self, attempt: int, bounds: Bounds) -> SecureFold:
+        moments = bounds.moment_norm()
+
+        def task(site: str) -> wire.Task:
+            return replace(
+                self._task(attempt, self.config.federation.deadline, site),
+                norm=bounds.usual,
+                moment_norm=moments if math.isfinite(moments) else 0.0,
+            )
+
+        state, least = self.state, self.roster.quorum()
+        return SecureFold(self.config, state.encoder, self._encoded(), task, self.mail, least)
+
+    def _encoded(self) -> bytes:
+        return codecs.encode(self.state.encoder, self.config.federation.downlink)
 
     def _evaluate(self, attempt: int) -> dict[str, wire.EvaluateReply]:
         """Return the held-out figures of every connected site, and record its counts; failures are left out."""
         present = self.roster.present()
         found = {}
         for node, reply in self.mail.ask(
-            self._tasks(attempt, present), "evaluate", self.config.federation.deadline, self._encoded()
+            self._tasks(attempt, present),
+            "evaluate",
+            self.config.federation.deadline,
+            to_arrays(self._encoded()),
         ):
             try:
                 answer = wire.from_record(wire.EvaluateReply, fields_of(reply))
@@ -195,7 +222,11 @@ class Federation:
         return found
 
     def _commit(
-        self, fold: Fold, held_out: Mapping[str, wire.EvaluateReply], mean_norm: float, seconds: float
+        self,
+        fold: Fold | SecureFold,
+        held_out: Mapping[str, wire.EvaluateReply],
+        mean_norm: float,
+        seconds: float,
     ) -> None:
         weights = capped(
             {site: answer.images for site, answer in sorted(held_out.items())},
@@ -207,16 +238,17 @@ class Federation:
             for site, weight in weights.items()
             if held_out[site].score != wire.NO_SCORE
         }
+        images, loss = fold.trained()
         record = {
             "round": self.state.round + 1,
             "sites": len(fold.folded),
             "roster": len(self.state.roster),
-            "images": sum(images for _, images in fold.losses.values()),
-            "loss": _weighted(fold.losses),
-            "held_out_loss": _weighted(losses),
+            "images": images,
+            "loss": loss,
+            "held_out_loss": weighted(losses),
             "held_out_images": sum(answer.images for answer in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in losses.items()},
-            "held_out_score": _weighted(scores),
+            "held_out_score": weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},
             "mean_update_norm": mean_norm,
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
@@ -245,14 +277,6 @@ class Federation:
     def _tasks(self, attempt: int, nodes: Mapping[int, str]) -> dict[int, wire.Task]:
         deadline = self.config.federation.deadline
         return {node: self._task(attempt, deadline, site) for node, site in nodes.items()}
-
-
-def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
-    images = sum(count for _, count in losses.values())
-    if not images:
-        return None
-    # Summed in the sites' order by name: the same figure whatever the order of the replies.
-    return math.fsum(loss * count for _, (loss, count) in sorted(losses.items())) / images
 
 
 def _by_site(rows: Iterable[SiteRow]) -> list[SiteRow]:

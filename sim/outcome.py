@@ -121,8 +121,9 @@ def _print_sites(out: Path, console: Console) -> None:
     table = _table("sites", ("site",), headings)
     for name, rows in sorted(sites.groupby("site"), key=lambda site: runs.natural(site[0])):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
-        ends = [f"{good['loss'].iloc[place]:.4f}" if len(good) else "-" for place in (0, -1)]
-        images = f"{int(good['images'].iloc[-1])}" if len(good) else "-"
+        shown = good.dropna(subset=["loss", "images"])  # a secure sum shows neither
+        ends = [f"{shown['loss'].iloc[place]:.4f}" if len(shown) else "-" for place in (0, -1)]
+        images = f"{int(shown['images'].iloc[-1])}" if len(shown) else "-"
         megabytes, seconds = good["bytes"].sum() / 1e6, good["seconds"].sum()
         missed = str(len(rows) - len(good))
         table.add_row(str(name), images, str(len(good)), *ends, f"{megabytes:.1f}", f"{seconds:.1f}", missed)

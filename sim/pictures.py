@@ -93,7 +93,8 @@ def _add(folder: Path, cache: Cache, config: Config, out: Path, number: int) -> 
     rows = _spread(rows, _SHOWN)
     checkpoint = out / "checkpoints" / _name(number)
     state = json.loads((checkpoint / "state.json").read_text())
-    site = max(state["images"], key=lambda name: (state["images"][name], name))
+    images = state["images"] or dict.fromkeys(state["bases"], 0)  # not known in a secure sum
+    site = max(images, key=lambda name: (images[name], name))
     training = SiteTraining(config, set_up(config), cache, share_head=stages.of(config).shares_head)
     training.parts.load_shared(safetensors.torch.load_file(checkpoint / "encoder.safetensors"))
     # A head that is not averaged never leaves its site's folder, which a simulation can read.

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from client.settings import METRICS
+from client import identity
+from client.settings import METRICS, SiteSettings
 from sim import asked, findings, holdings, published
 from sim import test_sets as tested
 from sim.partition import groups_of, partition
@@ -32,6 +33,7 @@ def check_labelled(cache: Cache, config: Config) -> None:
 def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictured: bool = True) -> list[str]:
     """Partition the cache and write `out/sites/NAME/site.yaml`, one per virtual site.
 
+    With `federation.secure` each site has a key, and `federation.members`, which is set here, their fingerprints.
     Also write `out/partition.csv` (see `published.py`), `out/holdings.csv`, `out/holdings.png` and
     `out/notes.json`. A resumed run writes all of them again, with the same content.
 
@@ -52,9 +54,16 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
     rows = cache.rows(laterals=config.data.laterals)
     index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
     describe(index, held_out, out, parts, notes, pictured=pictured)
-    for name, members in parts.items():
-        folder = out / "sites" / name
+    folders = {name: out / "sites" / name for name in sorted(parts)}
+    for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
+    if config.federation.secure:  # a resumed run finds the keys of its beginning
+        config.federation.members = {
+            name: identity.fingerprint(SiteSettings(identity=str(identity.made(folder))))
+            for name, folder in folders.items()
+        }
+    for name, members in parts.items():
+        folder = folders[name]
         (folder / "groups.txt").write_text("".join(f"{group}\n" for group in members))
         settings = {
             "name": name,
@@ -65,6 +74,7 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
             "metrics": list(METRICS),
             "min_cell": 1,  # a virtual site has nothing to protect; the run's setting applies
             "min_mixed": 0,
+            "identity": identity.FILE if config.federation.secure else "",
             "approved": [approval.digest(config)],
         }
         (folder / "site.yaml").write_text(yaml_text.dump(settings), encoding="utf-8")

@@ -73,6 +73,7 @@ def _machine(
         yield from guarded("recipe", machine.recipe, join, recipe)
         if settings:
             yield from guarded("approval", machine.approval, join, settings)
+            yield from guarded("members", machine.members, recipe, settings)
     if settings:
         yield from guarded("name", machine.name, settings)
         if asked.site:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.doctor.checks import Check, failed, judged, ok, warning
-from client.settings import REGISTERED, SiteSettings
+from client.settings import REGISTERED, SiteError, SiteSettings
 from sscxr.config import Config, ConfigError
 from sscxr.federation.join import Join, installed
 
@@ -100,6 +100,20 @@ def approval(join: Join, settings: SiteSettings) -> Iterator[Check]:
             f"recipe {own[:12]} is not approved: this site will refuse the run",
             "review and approve it with `sscxr site approve join.yaml`",
         )
+
+
+def members(recipe: Config, settings: SiteSettings) -> Iterator[Check]:
+    """Check that a secure sum lists this site's identity key, and is of enough sites; nothing without one."""
+    if not recipe.federation.secure:
+        return
+    from client import identity, secure
+
+    try:
+        secure.check(settings, recipe)
+        yield ok("members", f"{settings.name}'s identity key is listed: {identity.fingerprint(settings)}")
+    except SiteError as error:
+        advice = "send the coordinator identity-key.pub, and ask for a new join file"
+        yield failed("members", str(error), advice)
 
 
 def device(join: Join | None, settings: SiteSettings | None, config: Config) -> Iterator[Check]:

@@ -47,6 +47,8 @@ def service(settings: SiteSettings, file: Path) -> Iterator[Check]:
 def _closed(settings: SiteSettings, file: Path, group: int, place: Path) -> Iterator[Check]:
     """Check that the socket's group can open none of what is the service's."""
     paths = {"site.yaml": file, "the cache": Path(settings.cache), "the state": Path(settings.state)}
+    if settings.identity:
+        paths["the identity key"] = Path(settings.identity)
     own = [name for name, path in paths.items() if path.exists() and is_open_to(path, group)]
     if own:
         yield failed(

@@ -8,6 +8,7 @@ from sscxr.config.schema import MAX_TOTAL_WEIGHT, Config
 
 # Runs' and sites' names become file names and table cells.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 GRID = 4  # patches a side, at least: an update of fewer could show them
 
 
@@ -23,11 +24,15 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _names(config)
     yield from _shapes(config)
     yield from _rounds(config)
+    if config.federation.secure:
+        yield from _secure(config)
 
 
 def _names(config: Config) -> Iterator[str]:
     sites = config.federation.sites
-    for key, name in [("run.name", config.run.name), *(("federation.sites", site) for site in sites)]:
+    named = [("federation.sites", site) for site in sites]
+    named += [("federation.members", site) for site in config.federation.members]
+    for key, name in [("run.name", config.run.name), *named]:
         if not PLAIN_NAME.fullmatch(name):
             yield f"{key} has {name[:80]!r}: use 1 to 64 letters, digits, dots, dashes or underscores"
     if len(set(sites)) != len(sites):
@@ -67,8 +72,36 @@ def _rounds(config: Config) -> Iterator[str]:
         yield "federation.sends=gradients needs federation.moments=local and federation.align=0: the server steps"
     if federation.server.name == "nesterov" and not federation.server.momentum:
         yield "federation.server.momentum=0 makes nesterov plain fedavg; give one above 0, such as 0.5"
-    if len(federation.sites) * federation.max_images > MAX_TOTAL_WEIGHT:
+    count = max(len(federation.sites), len(federation.members))
+    if count * federation.max_images > MAX_TOTAL_WEIGHT:
         yield (
-            f"{len(federation.sites)} sites of up to federation.max_images={federation.max_images} are more than "
+            f"{count} sites of up to federation.max_images={federation.max_images} are more than "
             f"{MAX_TOTAL_WEIGHT} images, the most that the sum can hold; lower federation.max_images"
         )
+
+
+def _secure(config: Config) -> Iterator[str]:
+    """Yield a line on each setting that needs what a secure sum hides."""
+    federation = config.federation
+    if federation.rule != "mean":
+        yield f"federation.secure=true needs federation.rule=mean: {federation.rule} needs each site's own update"
+    if federation.weight_cap:
+        yield (
+            f"federation.secure=true needs federation.weight_cap=0, not {federation.weight_cap:g}: a site's images "
+            "are not known; bound them by federation.max_images"
+        )
+    if federation.evaluate_every:
+        yield (
+            f"federation.secure=true needs federation.evaluate_every=0, not {federation.evaluate_every}: held-out "
+            "figures are of single sites; the loss in training is known in sum"
+        )
+    if federation.uplink == "int8":
+        yield "federation.secure=true needs federation.uplink=fp16 or fp32: int8 has a scale of each site's own"
+    strange = [name for name, key in federation.members.items() if not FINGERPRINT.fullmatch(key)]
+    if strange:
+        yield (
+            f"federation.members: {strange[0][:80]!r} has no fingerprint as `ssh-keygen -lf identity-key.pub` "
+            "prints it (SHA256: and 43 letters)"
+        )
+    if len(set(federation.members.values())) != len(federation.members):
+        yield "federation.members: two members have one key"

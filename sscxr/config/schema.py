@@ -167,6 +167,9 @@ class FederationConfig:
     clip_updates: float = number(0, 1e6)
     keep_checkpoints: int = number(1, 10**6)
     evaluate_every: int = number(0, 10**6)
+    secure: bool = MISSING
+    threshold: float = number(0.5, 0.999)
+    members: dict[str, str] = MISSING
     server: ServerOptimiserConfig = MISSING
 
 

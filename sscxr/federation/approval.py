@@ -16,11 +16,12 @@ from sscxr import config as configs
 from sscxr.config import Config, ConfigError, yaml_text
 from sscxr.config.schema import MIXED_IMAGES
 from sscxr.errors import SscxrError
+from sscxr.federation import floors
 
 # Beside the recipe: settings for how many images an update mixes, how many bits it has, and what is counted.
 _FEDERATION = (
     *("rounds", "local_epochs", "uplink", "downlink", "share_head", "sends", "moments", "align"),
-    *("max_images", "evaluate_every"),
+    *("max_images", "evaluate_every", "secure", "threshold", "members"),
 )
 _PRIVACY = ("min_cell",)
 
@@ -169,6 +170,7 @@ def words(config: Config, learns: str) -> Iterator[Word]:
         f"{federation.uplink}, received in {federation.downlink}",
         "updates of full precision reveal the most" if federation.uplink == "fp32" else "",
     )
+    yield from _sum(config)
     every = federation.evaluate_every
     yield Word("is evaluated", f"every {every} rounds" if every else "never")
     cell = config.privacy.min_cell
@@ -184,6 +186,20 @@ def words(config: Config, learns: str) -> Iterator[Word]:
     yield Word("laterals", "used" if config.data.laterals else "left out")
     if pretrains:
         yield from _method(config)
+
+
+def _sum(config: Config) -> Iterator[Word]:
+    federation = config.federation
+    if not federation.secure:
+        yield Word("is seen by", "the coordinator: each site's own update")
+        return
+    yield Word(
+        "is summed",
+        f"under masks, with at least {floors.threshold(federation)} of {len(federation.members)} members; check "
+        "each fingerprint with that hospital, not with the coordinator",
+    )
+    for name, fingerprint in sorted(federation.members.items()):
+        yield Word("member", f"{name} {fingerprint}")
 
 
 def _method(config: Config) -> Iterator[Word]:

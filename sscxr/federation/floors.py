@@ -1,4 +1,4 @@
-"""Lower bounds on how many images a site's update mixes.
+"""Lower bounds on how many images a site's update mixes, and on how many sites a secure sum does.
 
 An update is a sum over images. Of one image it shows that image, whatever the recipe; of `schema.MIXED_IMAGES` and
 more, an inversion finds nothing that is closer to them than to others (docs/privacy.md). The ranges hold what is
@@ -6,9 +6,12 @@ learned in one place too; what is here holds where an update leaves a site, fine
 """
 
 import functools
+import math
 
-from sscxr.config import Config
+from sscxr.config import Config, FederationConfig
 from sscxr.config.schema import MIXED_IMAGES
+
+MEMBERS = 3  # the sum of two shows each of them the other's update
 
 
 def problem(config: Config) -> str:
@@ -21,7 +24,30 @@ def problem(config: Config) -> str:
             f"finetune.batch_size={config.finetune.batch_size}: in a federation at least {MIXED_IMAGES}, or an "
             "update reveals single images"
         )
+    return _problem_of_members(config) if config.federation.secure else ""
+
+
+def _problem_of_members(config: Config) -> str:
+    members, sites = config.federation.members, config.federation.sites
+    if len(members) < MEMBERS:
+        return (
+            f"federation.secure=true with {len(members)} federation.members: at least {MEMBERS}, each by name and "
+            "the fingerprint of its identity key"
+        )
+    strangers = [site for site in sites if site not in members]
+    if strangers:
+        return f"federation.sites has {strangers[0]}, which federation.members lacks: its updates cannot be masked"
     return ""
+
+
+def threshold(federation: FederationConfig) -> int:
+    """Return the least number of sites in a secure sum.
+
+    It is more than half of the members: then a server cannot have one set of sites release a site's mask key, and
+    another its own seed. With n members and c of them in league with the server, the proof asks for more than
+    (n + c) / 2 (Bonawitz et al. 2017, theorem 6.5), which `federation.threshold` of 2/3 is for every c below n/3.
+    """
+    return max(MEMBERS, math.floor(federation.threshold * len(federation.members)) + 1)
 
 
 def least_mixed(config: Config, images: int, round_number: int | None = None) -> int:

@@ -11,7 +11,8 @@ from typing import Final
 
 from sscxr.federation.wire import WireError
 
-KINDS: Final = ("query", "train", "evaluate")
+SECURE: Final = ("keys", "shares", "survivors", "unmask")  # steps of a secure sum, beside "train"
+KINDS: Final = ("query", "train", "evaluate", *SECURE)
 METHODS: Final[dict[str, str]] = {f"/sscxr.Site1/{kind}": kind for kind in KINDS}
 RECORD, PIECE, STEPS = b"r", b"p", b"s"
 FRAME: Final = 1 << 20  # bytes of a frame at most

@@ -1,7 +1,8 @@
 """Every message that crosses the network, field by field, for both client and server.
 
-Only the fields of `Hello`, `TrainReply`, `EvaluateReply` and `Failure` leave a site. A message is a flat record
-of numbers and short texts, and at most one encoder or update as bytes (`codecs`). No pickle.
+Only the fields of `Hello`, `TrainReply`, `EvaluateReply`, `SecureReply` and `Failure` leave a site. A message is a
+flat record of numbers and short texts, and at most one encoder or update as bytes (`codecs`); in a secure sum, a
+masked update (`lattice`) or keys and shares (`parcels`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
 """
@@ -21,7 +22,7 @@ from sscxr.config.ranges import PLAIN_NAME
 from sscxr.data.cache.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 RECORD = "sscxr"  # the name of the record of a message's fields
 ARRAYS = "encoder"  # the name of the record of an encoder or an update, and of the one array in it
 
@@ -51,6 +52,7 @@ FAILURES: Final[dict[str, str]] = {
     "disk": "its disk is full",
     "busy": "it is at work on another task",
     "service": "its site service did not answer, or ended while it worked",
+    "masks": "it refused a step of the secure sum, or lost its keys; its own log has the reason",
     "internal": "it failed; its own log has the reason",
 }
 _PLAIN_PART = re.compile(r"[a-z_]{1,20}=[A-Za-z0-9.+_-]{0,40}")  # of a fingerprint
@@ -114,6 +116,9 @@ class Task:
         fingerprint: the site's must be equal.
         budget: seconds the site has.
         registered: the name that the site's key is registered under; in a query only.
+        sites: in a secure sum, names with commas: those that shared their keys, or those whose updates arrived.
+        norm, moment_norm: in a secure sum, the usual norm of an update (`limits.Pace.relative`; 0: none yet), and
+            the largest of the change of its moments (0: no limit).
     """
 
     run: str
@@ -124,6 +129,9 @@ class Task:
     fingerprint: str
     budget: float
     registered: str = ""
+    sites: str = ""
+    norm: float = 0.0
+    moment_norm: float = 0.0
 
 
 def generation(round_number: int, attempt: int) -> str:
@@ -131,7 +139,7 @@ def generation(round_number: int, attempt: int) -> str:
     return f"r{round_number:05d}-a{attempt:02d}"
 
 
-# A site's messages: only the following four classes leave it, beside an update's arrays.
+# A site's messages: only the following five classes leave it, beside an update's arrays.
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,22 @@ class EvaluateReply:
 
 
 @dataclass(frozen=True)
+class SecureReply:
+    """A site's answer to a step of a secure sum, beside the step's bytes.
+
+    Attributes:
+        site, round, attempt, fingerprint: identify the task.
+        state: as in `TrainReply`; empty in the other steps.
+    """
+
+    site: str
+    round: int
+    attempt: int
+    fingerprint: str
+    state: str = ""
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why a site did not do its task: a key of `FAILURES`."""
 
@@ -205,8 +229,8 @@ class Failure:
     failure: str
 
 
-Message = Task | Hello | TrainReply | EvaluateReply | Failure
-MessageT = TypeVar("MessageT", Task, Hello, TrainReply, EvaluateReply, Failure)
+Message = Task | Hello | TrainReply | EvaluateReply | SecureReply | Failure
+MessageT = TypeVar("MessageT", Task, Hello, TrainReply, EvaluateReply, SecureReply, Failure)
 
 
 def to_record(message: Message) -> Record:

@@ -71,9 +71,12 @@ def losses(record: Record) -> list[Chart]:
             for name, rows in sorted(folded.groupby("site"), key=lambda site: natural(site[0]))
         ]
         if len(lines) > 1:
-            mean = mean_loss(folded)
+            mean = mean_loss(record)
             lines.append(Line("all, by images", mean.index.tolist(), mean.tolist(), bold=True))
         charts.append(Chart("Training loss by site", curves(lines, "Training loss by site", words.axis)))
+    elif len(mean := mean_loss(record)):
+        line = Line("all sites", mean.index.tolist(), mean.tolist(), bold=True)
+        charts.append(Chart("Training loss", curves([line], "Training loss", words.axis)))
     measured = held_out(record.rounds)
     if len(measured):
         line = Line("held out", measured.index.tolist(), measured.tolist(), bold=True)

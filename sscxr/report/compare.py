@@ -75,7 +75,7 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
         losses = held_out(record.rounds)
         kind = "held-out images"
         if losses.empty:
-            losses, kind = mean_loss(record.folded), "the sites' own images"
+            losses, kind = mean_loss(record), "the sites' own images"
         folded = record.folded
         who = f"{name}: {many(folded['site'].nunique(), 'site')}, {many(folded['round'].nunique(), 'round')}"
         if len(losses):
@@ -105,7 +105,7 @@ def _notes(records: Sequence[Record], settings: Sequence[dict[str, Any]]) -> lis
 
 
 def _row(record: Record, name: str) -> dict[str, str]:
-    folded, measured, mean = record.folded, held_out(record.rounds), mean_loss(record.folded)
+    folded, measured, mean = record.folded, held_out(record.rounds), mean_loss(record)
     seconds = sum(row.get("seconds") or 0 for row in record.rounds)
     up = sum(row.get("bytes_up") or 0 for row in record.rounds)
     done = len({row["round"] for row in record.rounds})
@@ -127,7 +127,7 @@ def _row(record: Record, name: str) -> dict[str, str]:
 def _losses(records: Sequence[Record], names: Sequence[str], axis: str) -> list[Chart]:
     found = []
     for heading, series in (
-        ("Training loss, all sites by images", [mean_loss(record.folded) for record in records]),
+        ("Training loss, all sites by images", [mean_loss(record) for record in records]),
         ("Loss on held-out images", [held_out(record.rounds) for record in records]),
     ):
         lines = [

@@ -92,7 +92,7 @@ def _learned(record: Record) -> str:
     words = record.words
     losses, kind = held_out(record.rounds), "held-out images"
     if len(losses) < 2:
-        losses, kind = mean_loss(record.folded), "the sites' own images"
+        losses, kind = mean_loss(record), "the sites' own images"
     losses = losses.dropna()
     if len(losses) < 2:
         return "One round does not show whether it learned."
@@ -208,9 +208,12 @@ def _trouble(record: Record) -> list[str]:
     return [*early, f"Not every site took part in every round ({listed}).", *lines]
 
 
-def mean_loss(folded: pd.DataFrame) -> "pd.Series[float]":
-    """Return the sites' mean loss by round, weighted by their images."""
-    rows = folded.dropna(subset=["loss"])
+def mean_loss(record: Record) -> "pd.Series[float]":
+    """Return the sites' mean loss by round, weighted by their images; in a secure sum no site's own is known."""
+    rows = record.folded.dropna(subset=["loss"])
+    if rows.empty:
+        found = {int(row["round"]): row.get("loss") for row in record.rounds}
+        return pd.Series({number: loss for number, loss in found.items() if loss is not None}, dtype=float)
     weight = rows["images"].fillna(1).clip(lower=1).astype(float)
     total = (rows["loss"].astype(float) * weight).groupby(rows["round"]).sum()
     return total / weight.groupby(rows["round"]).sum()

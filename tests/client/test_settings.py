@@ -22,7 +22,9 @@ def test_what_init_writes_is_read_back_with_every_setting_in_it(tmp_path: Path) 
     assert (settings.name, settings.cache) == ("hospital-a", "/data/cache")
     assert settings.state == str(tmp_path / "site" / "state")
     assert settings.key == str(tmp_path / "site" / "node-key")
-    plain = dataclasses.replace(SiteSettings("hospital-a", settings.cache, settings.state), key=settings.key)
+    assert settings.identity == str(tmp_path / "site" / "identity-key")
+    named = {"key": settings.key, "identity": settings.identity}
+    plain = dataclasses.replace(SiteSettings("hospital-a", settings.cache, settings.state), **named)
     assert settings == plain, "what the file says by default is what holds without it"
     written = OmegaConf.load(file)
     assert set(written) == {item.name for item in dataclasses.fields(SiteSettings)} - {"groups"}

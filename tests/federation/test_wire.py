@@ -16,26 +16,30 @@ TASK = wire.Task("run", 3, 1, "r00002-a00", "run: {}", "{}", 60.0)
 HELLO = wire.Hello("site-1", "{}", 40)
 TRAIN = wire.TrainReply("site-1", 3, 1, "{}", 40, 3, 0.5, 1.5, "kept")
 EVALUATE = wire.EvaluateReply("site-1", 3, 12, 0.25, 0.75, "{}")
+SECURE = wire.SecureReply("site-1", 3, 1, "{}", "kept")
 FAILURE = wire.Failure("site-1", "memory")
 
 
 # ---- messages
 
 
-@pytest.mark.parametrize("message", [TASK, HELLO, TRAIN, EVALUATE, FAILURE], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message", [TASK, HELLO, TRAIN, EVALUATE, SECURE, FAILURE], ids=lambda m: type(m).__name__
+)
 def test_messages_come_back_as_they_were(message: Any) -> None:
     assert wire.from_record(type(message), wire.to_record(message)) == message
 
 
 def test_what_leaves_a_site_is_this_list() -> None:
     """A field added to a reply is a decision on privacy: change docs/privacy.md with this list."""
-    replies = (wire.Hello, wire.TrainReply, wire.EvaluateReply, wire.Failure)
+    replies = (wire.Hello, wire.TrainReply, wire.EvaluateReply, wire.SecureReply, wire.Failure)
     assert {kind.__name__: [item.name for item in fields(kind)] for kind in replies} == {
         "Hello": ["site", "fingerprint", "images"],
         "TrainReply": [
             *("site", "round", "attempt", "fingerprint", "images", "steps", "loss", "seconds", "state"),
         ],
         "EvaluateReply": ["site", "round", "images", "loss", "score", "counts"],
+        "SecureReply": ["site", "round", "attempt", "fingerprint", "state"],
         "Failure": ["site", "failure"],
     }
 

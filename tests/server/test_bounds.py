@@ -12,7 +12,7 @@ from answers import update as sent_update
 from flwr.app import Message
 from replies import NAMES, Replay, answer, fields, sites, table
 
-from server.bounds import Bounds, capped, clip, usual_of_moments
+from server.bounds import Bounds, capped, usual_of_moments
 from server.ledger import Ledger, State
 from server.optimisers import server_optimiser
 from server.rounds import Federation
@@ -20,6 +20,7 @@ from sim.engine import InlineGrid
 from sscxr import stages
 from sscxr.config import Config
 from sscxr.federation import codecs
+from sscxr.federation.limits import clip
 from sscxr.training.parts import MOMENT, apart
 
 JOINED = {"anna": 100, "bona": 120, "cora": 400}

@@ -76,3 +76,22 @@ def test_ctrl_c_then_inline(
     assert typed([*argv, "--resume"]) == 0
     assert weights(out) == weights(place / "inline")
     assert losses(out) == losses(place / "inline")
+
+
+def test_a_secure_sum_gives_the_bytes_of_one_without_masks(place: Path, cache: Path) -> None:
+    """Of three sites, whose keys a simulation makes; nothing is clipped."""
+    bare = [
+        "--clients",
+        "3",
+        "federation.weight_cap=0",
+        "federation.evaluate_every=0",
+        "federation.clip_updates=0",
+    ]
+    masked = [*bare, "federation.secure=true"]
+    for name, given in {
+        "bare": bare, "masked": masked, "masked-ray": [*masked, "--engine", "ray"]
+    }.items():  # fmt: skip
+        ended = run(arguments(place / name, *given, data=cache), mark=f"{place}-{name}")
+        assert ended.status == 0, ended.log
+        assert "picture for the report was not drawn" not in ended.log
+    assert weights(place / "masked") == weights(place / "masked-ray") == weights(place / "bare")
