@@ -1,19 +1,16 @@
 """A site's steps of a secure sum: keys, shares, its masked update, the list of survivors, the shares that unmask.
 
-The steps are those of `sscxr.federation.masking`. Between two messages, the attempt's secrets are in one file of
-the site's state. An attempt is answered once and in order, each by new keys: the file names the last attempt, and
-an earlier one, or one begun anew, is refused. After the last step the secrets are deleted.
+The steps are those of `sscxr.federation.masking`. Whatever another machine gets wrong ends the step, with the
+reason in this site's log; the step may then be asked for again, truly.
 """
 
-import json
-import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from client import identity
+from client import attempt, identity
+from client.attempt import Attempt
 from client.settings import SiteError, SiteSettings
 from client.site import Site
 from sscxr.config import Config
@@ -21,44 +18,7 @@ from sscxr.federation import codecs, floors, masking, parcels, wire
 from sscxr.federation.lattice import MOST_NORM, Lattice, add_mask, figures
 from sscxr.federation.limits import Pace, clip, weight_of
 from sscxr.federation.masking import SECRET, Advert, Keys
-from sscxr.files import private_folder, privately, write_atomically
 from sscxr.training.parts import apart
-
-_FILE = "masks.json"  # in the run's folder of the site's state
-
-log = logging.getLogger("sscxr.site")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a site keeps of one attempt.
-
-    Attributes:
-        round, attempt: which one.
-        step: the last step that it answered; "unmask" at the end, without secrets.
-        secrets: the fields of `Keys`.
-        adverts: each site's keys, its own included.
-        sharers, survivors: as the server named them.
-        own_shares: the shares of its own secrets that it kept.
-    """
-
-    round: int
-    attempt: int
-    step: str
-    secrets: dict[str, str] = field(default_factory=dict)
-    adverts: dict[str, str] = field(default_factory=dict)
-    sharers: list[str] = field(default_factory=list)
-    survivors: list[str] = field(default_factory=list)
-    own_shares: str = ""
-
-    @property
-    def keys(self) -> Keys:
-        """The secrets."""
-        return Keys(**{name: bytes.fromhex(value) for name, value in self.secrets.items()})
-
-    def advert(self, name: str) -> Advert:
-        """Return a site's public keys, which were checked when they came."""
-        return Advert.read(bytes.fromhex(self.adverts[name]))
 
 
 def check(settings: SiteSettings, config: Config) -> None:
@@ -92,17 +52,10 @@ def keys(site: Site, task: wire.Task, config: Config) -> bytes:
         SiteError: the attempt, or a later one, was begun before.
     """
     check(site.settings, config)
-    file = _file(site, task)
-    if file.exists():
-        last = _read(file)
-        if (task.round, task.attempt) <= (last.round, last.attempt):
-            came = f"attempt {last.attempt + 1} at round {last.round + 1} came before"
-            raise SiteError("masks", f"{_name(task)} of a secure sum: {came}")
     fresh = Keys.fresh()
-    advert = fresh.advert(site.name, identity.read(site.settings), _context(task)).to_bytes()
-    secrets = {name: value.hex() for name, value in asdict(fresh).items()}
-    _write(site, task, Attempt(task.round, task.attempt, "keys", secrets, {site.name: advert.hex()}))
-    return parcels.pack(keys={site.name: advert})
+    advert = fresh.advert(site.name, identity.read(site.settings), _context(task))
+    _write(site, task, attempt.begun(site.store.folder, task, fresh, site.name, advert))
+    return parcels.pack(keys={site.name: advert.to_bytes()})
 
 
 def shares(site: Site, task: wire.Task, config: Config, data: bytes) -> bytes:
@@ -136,14 +89,17 @@ def shares(site: Site, task: wire.Task, config: Config, data: bytes) -> bytes:
     return parcels.pack(sealed=sealed)
 
 
-def ready(site: Site, task: wire.Task, config: Config) -> None:
-    """Check, before the work of training, that this attempt is at its masked update, with enough sites.
+def ready(site: Site, task: wire.Task, config: Config) -> Attempt:
+    """Check, before training and after it, that this attempt is at its masked update, with enough sites.
 
     Raises:
         SiteError: it is not.
     """
     state = _state(site, task, config, "shares")
     _check_sites(site, config, _named(task.sites), among=state.adverts)
+    if not (task.norm >= 0 and task.moment_norm >= 0):
+        raise SiteError("masks", f"norms to clip to of {task.norm:g} and {task.moment_norm:g}: not below 0")
+    return state
 
 
 def masked(
@@ -166,8 +122,7 @@ def masked(
     Raises:
         SiteError: the update is out of range, or this is not the attempt's next step.
     """
-    ready(site, task, config)
-    state, sharers = _state(site, task, config, "shares"), _named(task.sites)
+    state, sharers = ready(site, task, config), _named(task.sites)
     words, row = _words(task, config, encoded, received, images, loss)
     sent = codecs.encode(received, config.federation.downlink)
     masks = masking.bound(_context(task), sent, task.norm, task.moment_norm)
@@ -269,10 +224,6 @@ def _named(names: str) -> list[str]:
     return sorted(names.split(",")) if names else []
 
 
-def _name(task: wire.Task) -> str:
-    return f"attempt {task.attempt + 1} at round {task.round + 1}"
-
-
 def _check_sites(site: Site, config: Config, names: list[str], among: Mapping[str, Any] | list[str]) -> None:
     """Check that these sites are enough, differ, include this one, and are among some others."""
     least = floors.threshold(config.federation)
@@ -301,38 +252,10 @@ def _refusing(call: Any, *given: Any) -> Any:
         raise SiteError("masks", str(error)) from None
 
 
-# ---- the attempt's file
-
-
-def _file(site: Site, task: wire.Task) -> Path:
-    return site.store.folder / wire.check_name(task.run, "run") / _FILE
-
-
 def _state(site: Site, task: wire.Task, config: Config, step: str) -> Attempt:
-    """Return the attempt, which must be this one, and at this step."""
     check(site.settings, config)
-    file = _file(site, task)
-    state = _read(file) if file.exists() else Attempt(-1, -1, "none")
-    if (state.round, state.attempt, state.step) != (task.round, task.attempt, step):
-        raise SiteError(
-            "masks",
-            f"a step of {_name(task)} that follows {step}; this site is at {state.step} of attempt "
-            f"{state.attempt + 1} at round {state.round + 1}",
-        )
-    return state
-
-
-def _read(file: Path) -> Attempt:
-    try:
-        found = json.loads(file.read_bytes())
-        return Attempt(**{item.name: found[item.name] for item in fields(Attempt)})
-    except (ValueError, LookupError, TypeError):
-        raise SiteError("masks", f"{file} is damaged; delete it after a look at why") from None
+    return attempt.after(site.store.folder, task, step)
 
 
 def _write(site: Site, task: wire.Task, state: Attempt) -> None:
-    """Write the attempt for this account alone; on the disk before the reply leaves."""
-    file = _file(site, task)
-    private_folder(file.parent)
-    with privately():
-        write_atomically(file, json.dumps(asdict(state)).encode())
+    state.write(site.store.folder, task.run)

@@ -107,8 +107,9 @@ class Federation:
                 ]
             )
         else:
+            did = "are in a sum" if settings.secure else "replied"
             raise RunStopped(
-                f"round {self.state.round + 1}: {len(fold.folded)} of {len(self.state.roster)} sites replied in "
+                f"round {self.state.round + 1}: {len(fold.folded)} of {len(self.state.roster)} sites {did} in "
                 f"{settings.retries + 1} attempts, the quorum is {self.roster.quorum()}; sites.csv has "
                 "the reasons; resume when they are back"
             )

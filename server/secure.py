@@ -7,7 +7,7 @@ than the least, there is no sum. The server relays keys and shares; it can neith
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
@@ -254,20 +254,20 @@ class SecureFold:
             self._lose(site, "late", f"no reply to {kind} in {limit:g} s", note=late)
 
     def _answer(self, site: str, reply: Message | WireError, trains: bool) -> bytes:
-        answer = wire.from_record(wire.SecureReply, fields_of(reply))
-        task = self._task
-        if (answer.site, answer.round, answer.attempt, answer.fingerprint) != (
-            site, task.round, task.attempt, task.fingerprint,
-        ):  # fmt: skip
-            raise WireError("the reply does not answer this message")
-        assert isinstance(reply, Message), "from_record has refused an error"
-        if trains:
-            self._notes[site] = note_on_state(answer.state)
-        self._sent[site] += arrays_bytes(reply)
         try:
-            return bytes_of(reply)
+            answer, task = wire.from_record(wire.SecureReply, fields_of(reply)), self._task
+            other = (answer.round, answer.attempt, answer.fingerprint) != (
+                task.round, task.attempt, task.fingerprint,
+            )  # fmt: skip
+            if other or answer.site != site:
+                raise WireError("the reply does not answer this message")
+            if trains:
+                self._notes[site] = note_on_state(answer.state)
+            return bytes_of(cast(Message, reply))
         finally:
-            drop_arrays(reply)
+            if isinstance(reply, Message):
+                self._sent[site] += arrays_bytes(reply)
+                drop_arrays(reply)
 
     def _lose(self, site: str, outcome: str, reason: str, *, note: bool) -> None:
         if note:

@@ -37,6 +37,12 @@ def _problem_of_members(config: Config) -> str:
     strangers = [site for site in sites if site not in members]
     if strangers:
         return f"federation.sites has {strangers[0]}, which federation.members lacks: its updates cannot be masked"
+    least = threshold(config.federation)
+    if sites and len(sites) < least:
+        return (
+            f"federation.sites has {len(sites)} sites, a sum needs {least} of {len(members)} federation.members "
+            f"(federation.threshold={config.federation.threshold:g}): name more sites"
+        )
     return ""
 
 

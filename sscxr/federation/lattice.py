@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from torch import Tensor
 
 from sscxr.config import Config
+from sscxr.config.schema import MAX_TOTAL_WEIGHT
 from sscxr.federation import codecs
 from sscxr.federation.limits import weight_of
-from sscxr.federation.wire import WireError
+from sscxr.federation.wire import MAX_LOSS, WireError
 
 REACH: Final = 8.0  # the largest size of a value; ours: an update's are far below 1
 FRACTION_BITS: Final = {"fp16": 24, "fp32": 32}
@@ -159,9 +160,12 @@ def figures_of(words: Words, members: int, most: int) -> dict[str, float]:
     }
     images = found["images"]
     limits = {
-        "weight": members * most, "images": 2.0**25, "loss": images * 1e6, "norm": members * MOST_NORM,
+        "weight": members * most,
+        "images": MAX_TOTAL_WEIGHT,
+        "loss": images * MAX_LOSS,
+        "norm": members * MOST_NORM,
         "moment_norm": members * MOST_NORM,
-    }  # fmt: skip
+    }
     wrong = [name for name, limit in limits.items() if found[name] > limit]
     if wrong or found["weight"] < members or images < members:
         raise WireError(
