@@ -118,6 +118,7 @@ class Federation:
         self.state.optimiser = self.optimiser.state()
         self.state.bases = {**self.state.bases, **fold.folded}
         self.state.images |= fold.images
+        self.state.costs |= {site: list(cost) for site, cost in fold.costs.items()}
         self.state.norms = [*self.state.norms, fold.norm()]
         self.state.moment_norms = [*self.state.moment_norms, *fold.moment_norm()]
         held_out = self._evaluate(attempt) if self._evaluates() else {}
@@ -211,13 +212,14 @@ class Federation:
             "round": self.state.round + 1,
             "sites": len(fold.folded),
             "roster": len(self.state.roster),
-            "images": sum(images for _, images in fold.losses.values()),
+            "images": sum(fold.counted.values()),
             "loss": _weighted(fold.losses),
             "held_out_loss": _weighted(losses),
             "held_out_images": sum(answer.images for answer in held_out.values()),
             "held_out": {site: loss for site, (loss, _) in losses.items()},
             "held_out_score": _weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},
+            "privacy": {site: list(cost) for site, cost in sorted(fold.costs.items())},
             "mean_update_norm": mean_norm,
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
             "bytes_down": self.mail.bytes_sent,

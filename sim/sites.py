@@ -52,6 +52,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
     rows = cache.rows(laterals=config.data.laterals)
     index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
     describe(index, held_out, out, parts, notes, pictured=pictured)
+    trained = set(index["group"].to_numpy()[~held_out])
+    patients = {name: max(1, len(trained.intersection(members))) for name, members in parts.items()}
     for name, members in parts.items():
         folder = out / "sites" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
             "min_mixed": 0,
             "approved": [approval.digest(config)],
         }
+        if config.privacy.noise:
+            settings["privacy"] = {"patients": patients[name], "delta": min(1e-5, 0.1 / patients[name])}
         (folder / "site.yaml").write_text(yaml_text.dump(settings), encoding="utf-8")
     return sorted(parts)
 

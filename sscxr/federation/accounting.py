@@ -55,7 +55,7 @@ def _epsilon(charges: tuple[Charge, ...], delta: float) -> float:
         return 0.0
     if any(charge.noise <= 0 for charge in charges):
         return math.inf
-    # Imported here: only a site that trains so needs it. It logs orders that it cannot compute, and leaves them out.
+    # Imported here: only a site that trains so needs it. It logs the orders that it leaves out.
     import dp_accounting
     from dp_accounting import rdp
 

@@ -1,8 +1,8 @@
 """Training with differential privacy for patients (DP-SGD, Abadi et al., arXiv 1607.00133, algorithm 1).
 
-The guarantee is for adding or removing one patient with all of their images. In each step every patient is drawn with
-the same probability, independently of the others (Poisson sampling). A patient's gradient is the mean of those of
-their images, and is scaled down to the norm `clip`. To the sum over the patients, noise of standard deviation
+The guarantee is for adding or removing one patient with all of their images. In each step every patient is drawn
+with the same probability, independently of the others (Poisson sampling). A patient's gradient is the mean of those
+of their images, and is scaled down to the norm `clip`. To the sum over the patients, noise of standard deviation
 `noise` x `clip` is added, and the result is divided by the expected number of patients, a public figure. All that
 follows from these gradients (weights, moments, the head) is as private as they are.
 
@@ -129,7 +129,8 @@ class PatientGradients:
             drawn = self._privacy.secret.normal(parameter.numel()).mul_(noise).view(parameter.shape)
             noisy = total[name] + drawn.to(parameter.device, torch.float32)
             parameter.grad = noisy.div_(self._expected).to(parameter.dtype)
-        return torch.cat(losses).mean().nan_to_num() if losses else torch.zeros(())
+        device = next(iter(total.values())).device
+        return torch.cat(losses).mean().nan_to_num() if losses else torch.zeros((), device=device)
 
     def _loss(self, parameters: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         alone = tuple(one.unsqueeze(0) for one in inputs)

@@ -1,4 +1,4 @@
-"""Gradients of single patients, clipped and made noisy, against a plain loop; and the secret numbers behind them."""
+"""Gradients of single patients, clipped and made noisy, against a plain loop; and the secret numbers."""
 
 import itertools
 import math
@@ -57,9 +57,9 @@ def test_it_is_the_sum_of_each_patients_clipped_mean(model: nn.Module, at_once: 
     batch = inputs()
     private(model, 0.0, expected=5, at_once=at_once)(batch, OWNERS)
     found, total, clipped = flat(model), torch.zeros(0), 0
-    for patient in set(OWNERS):
+    for patient in sorted(set(OWNERS)):
         model.zero_grad()
-        loss_of(model, *(one[torch.from_numpy(OWNERS == patient)] for one in batch)).backward()
+        loss_of(model, *(one[torch.from_numpy(patient == OWNERS)] for one in batch)).backward()
         clipped += int(flat(model).norm() > CLIP)
         part = flat(model) * min(1.0, CLIP / float(flat(model).norm()))
         total = part if not len(total) else total + part
