@@ -61,7 +61,7 @@ class SiteFineTuning(Training):
     ) -> Iterator[tuple[Any, Sequence[int]]]:
         """Yield the task's varied inputs and targets, and their rows."""
         for batch in order:
-            yield self.task.batch(batch, source), batch.tolist()
+            yield (self.task.batch(batch, source) if len(batch) else ()), batch.tolist()
 
     def draw_inputs(self, batch: Any, source: torch.Generator) -> Sequence[Tensor]:
         """Return a batch as it is: inputs and targets."""
