@@ -150,15 +150,16 @@ class PatientGradients:
         _, of_image, counts = np.unique(owners[part], return_inverse=True, return_counts=True)
         if len(counts) < len(part):
             gradients = _joined(gradients, of_image, counts)
-        squares = [one.flatten(1).float().square().sum(dim=1) for one in gradients.values()]
-        norms = torch.stack(squares).sum(dim=0).sqrt()
+        flat = {name: one.flatten(1).float() for name, one in gradients.items()}
+        each = [torch.linalg.vector_norm(one, dim=1) for one in flat.values()]
+        norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
         factors = (self._privacy.clip * (1 - _SLACK) / norms).clamp(max=1.0)
         # A patient whose gradient is not finite adds nothing: a failure would show that this patient is here.
-        bad = ~norms.isfinite()
-        factors = factors.masked_fill(bad, 0.0)
-        for name, gradient in gradients.items():
-            flat = gradient.flatten(1).float().masked_fill(bad.unsqueeze(1), 0.0)
-            total[name] += (factors @ flat).view(total[name].shape)
+        good = norms.isfinite()
+        if not good.all():
+            factors, flat = factors[good], {name: one[good] for name, one in flat.items()}
+        for name, one in flat.items():
+            total[name] += (factors @ one).view(total[name].shape)
         return losses.detach()
 
 
