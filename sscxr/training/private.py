@@ -6,8 +6,9 @@ of their images, and is scaled down to the norm `clip`. To the sum over the pati
 `noise` x `clip` is added, and the result is divided by the expected number of patients, a public figure. All that
 follows from these gradients (weights, moments, the head) is as private as they are.
 
-An image's gradient must depend on that image alone. So methods whose loss couples the images of a batch are refused
-(`Stage.coupling`), and so is BatchNorm.
+An image's gradient must depend on that image alone. So its crop, corruption and depth are drawn from secret seeds:
+from a known one they would follow from who else was drawn, since each takes the generator's next numbers. Methods
+whose loss couples the images of a batch are refused (`Stage.coupling`), and so is BatchNorm.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -32,6 +32,10 @@ class Secret:
     def __init__(self, key: Callable[[], bytes] = _fresh) -> None:
         self._key = key
 
+    def seed(self) -> int:
+        """Return a seed of 256 bits for `seeds`, for draws that must be unknown but need not resist an attack."""
+        return int.from_bytes(self._key(), "big")
+
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return `count` numbers, uniform over the multiples of 2^-53 in [0, 1)."""
         cipher = Cipher(algorithms.ChaCha20(self._key(), bytes(16)), mode=None).encryptor()

@@ -102,13 +102,15 @@ class Training(ABC):
 
         Args:
             rows: the site's training rows.
-            site, round_number: seed the round's randomness, which does not depend on the attempt.
+            site, round_number: seed the round's randomness, which does not depend on the attempt; but with
+                differential privacy all of it is secret.
             budget: seconds for the round.
             privacy: train with differential privacy; the loss returned is then not private, and must not leave.
             on_step: as in `loop.train`.
         """
         settings, federation = self.config.learning, self.config.federation
-        place = (self.config.run.seed, self.place, site, round_number)
+        seed = self.config.run.seed if privacy is None else privacy.secret.seed()
+        place = (seed, self.place, site, round_number)
         images = len(rows) if privacy is None else privacy.patients
         size, steps = round_of(self.config, images, round_number)
         stretch = stretch_of_round(steps, round_number, federation.rounds)

@@ -1,5 +1,6 @@
 """The gradient of a private step of each stage, without noise, is the sum over patients of what autograd gives."""
 
+from functools import partial
 from pathlib import Path
 
 import federation as fed
@@ -15,6 +16,7 @@ from sscxr.data.cache.cache import open_cache
 from sscxr.stages.base import Training
 from sscxr.training.batches import stretch_of_round
 from sscxr.training.private import Privacy
+from sscxr.training.secret import Secret
 
 CLIP = 0.01
 EXACT = ("privacy.noise=1", "pretrain.batch_size=8", "finetune.batch_size=8")
@@ -71,6 +73,25 @@ def test_it_is_the_sum_over_patients(tmp_path: Path, stage: str) -> None:
     gradients(batch, drawn)
     for sum_, one in zip(wanted, learning, strict=True):
         torch.testing.assert_close(one.grad, sum_ / 8, rtol=1e-3, atol=1e-7)
+
+
+def test_nothing_that_a_round_draws_follows_from_the_runs_seed(tmp_path: Path) -> None:
+    """From a known seed, a patient's crop would follow from who else was drawn, and so would their gradient."""
+    numbers, updates = range(1000), []
+    for run, keys in ((1, 0), (2, 0), (2, 500)):
+        config = fed.settings(
+            *EXACT, *STAGES["gmml"], f"run.seed={run}", "encoder.drop_path=0.5", "encoder.depth=2"
+        )
+        here = training(tmp_path, config)
+        start = stages.of(fed.settings("encoder.depth=2")).start()
+        here.load_shared(start)
+        here.objective.head.load_state_dict(training(tmp_path, fed.settings()).objective.head.state_dict())
+        keyed = Secret(partial(next, iter([number.to_bytes(32, "big") for number in numbers[keys:]])))
+        given = Privacy(0.1, CLIP, 16, 4, keyed)
+        here.train_round(np.arange(8), site="anna", round_number=0, budget=600, privacy=given)
+        updates.append(torch.cat([one.flatten() for one in here.update(start).values()]))
+    assert torch.equal(updates[0], updates[1])
+    assert not torch.equal(updates[0], updates[2])
 
 
 @pytest.mark.parametrize("stage", ["gmml", "classify"])
