@@ -144,16 +144,20 @@ def site_log(
 ) -> None:
     """List what left through the site service.
 
-    Each line has the time, the run, what left, and how many bytes.
+    Each line has the time, the run, what left, and how many bytes. Below is what training with differential privacy
+    has cost.
     """
-    from client import sent
+    from client import budget, sent
     from client.settings import read_settings
 
-    lines = sent.read(Path(read_settings(site).state))
+    settings = read_settings(site)
+    lines = sent.read(Path(settings.state))
     for line in lines:
         typer.echo(line.words)
     if not lines:
         typer.echo("nothing has left through the site service", err=True)
+    for words in budget.lines(settings):
+        typer.echo(words)
 
 
 def doctor(

@@ -37,11 +37,21 @@ class SiteError(SscxrError):
 
 
 @dataclass
-class PrivateTraining:
-    """Differentially private training at the site. Not implemented: `enabled` is refused."""
+class PrivacySettings:
+    """Differential privacy of what this site's training gives away about one patient.
 
-    enabled: bool = False
-    clip: float = 1.0
+    Attributes:
+        epsilon: the most that all runs together may cost; then only training with differential privacy is allowed.
+            0: no limit, and other training is allowed too.
+        delta: that epsilon is stated for; below one in `patients`.
+        patients: about how many patients the site trains on, a number that may be known: it sets how often a
+            patient is drawn, and is reported as the number of images. 0: no such training.
+        noise: the least noise, where a recipe asks for less.
+    """
+
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    patients: int = 0
     noise: float = 0.0
 
 
@@ -95,7 +105,7 @@ class SiteSettings:
     superlink: str = ""
     ca: str = ""
     join: str = ""
-    dp: PrivateTraining = field(default_factory=PrivateTraining)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
 
 
 def read_settings(file: Path) -> SiteSettings:
@@ -151,11 +161,20 @@ def _problem(settings: SiteSettings) -> str:
     for key in ("rounds_a_day", "round_seconds"):
         if not getattr(settings.limits, key) >= 0:
             return f"limits.{key}={getattr(settings.limits, key)}: at least 0"
-    if settings.dp.enabled:
+    return _privacy_problem(settings.privacy)
+
+
+def _privacy_problem(privacy: PrivacySettings) -> str:
+    for key in ("epsilon", "patients", "noise"):
+        if not 0 <= getattr(privacy, key) <= 1e9:
+            return f"privacy.{key}={getattr(privacy, key)}: at least 0, and finite"
+    if not 0 < privacy.delta * max(privacy.patients, 1) < 1:
         return (
-            "dp.enabled=true: differentially private training is not implemented yet; this site takes part "
-            "only with dp.enabled=false"
+            f"privacy.delta={privacy.delta:g}: above 0, and below one in privacy.patients={privacy.patients}, or "
+            "it would allow one patient to be given away"
         )
+    if privacy.epsilon and not privacy.patients:
+        return "privacy.epsilon is set without privacy.patients: state about how many patients this site trains on"
     return ""
 
 
@@ -194,6 +213,12 @@ def check_allowed(settings: SiteSettings, config: Config) -> None:
     if config.run.stage not in settings.stages:
         raise SiteError(
             "not allowed", f"the run asks for {config.run.stage}, site.yaml allows stages={settings.stages}"
+        )
+    if settings.privacy.epsilon and not config.privacy.noise:
+        raise SiteError(
+            "not allowed",
+            f"the run trains without differential privacy (privacy.noise=0), site.yaml has privacy.epsilon="
+            f"{settings.privacy.epsilon:g}",
         )
     if 0 < settings.threads < config.run.threads:
         raise SiteError(

@@ -116,7 +116,7 @@ class Site:
         usable = self.usable_rows(config)
         held_out = self.cache.held_out(config.data.test_share)[usable]
         training, testing = usable[~held_out], usable[held_out]
-        if not self._guarded:
+        if not self._guarded or config.privacy.noise:  # with noise, no number of the images is reported
             return training, testing
         if config.data.test_share not in SHARES:
             raise SiteError(

@@ -8,12 +8,12 @@ fixed words.
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from client import secure
+from client import budget, secure
 from client.settings import (
     SiteError,
     SiteSettings,
@@ -35,6 +35,7 @@ from sscxr.training.device import set_up
 from sscxr.training.loop import NonFiniteLossError, OutOfTimeError
 
 _TIME_TO_REPLY = 0.9  # share of the round's time that training may take; the rest is for the upload
+_PRIVATE = "trained-privately"  # in the site's state: all of it follows from private gradients
 _RESIDUAL = "residual."  # prefix, in the site's state, of what the codec left out of the update
 
 log = logging.getLogger("sscxr.site")
@@ -77,6 +78,10 @@ class Request:
 
 def _hello(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     images = len(site.training_rows(config))  # with too few, this site does not join
+    if privacy := budget.terms(site.settings, config):
+        images = privacy.patients
+        left = range(task.round, config.federation.rounds)
+        budget.check(site.settings, budget.charge_of(privacy, config, *left))
     check_mixed(site.settings, config, images, 0)
     if config.federation.secure:  # its weight is known in the sum alone
         secure.check(site.settings, config)
@@ -86,19 +91,24 @@ def _hello(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
 
 def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     rows = site.training_rows(config)
-    check_mixed(site.settings, config, len(rows), task.round)
+    privacy = budget.terms(site.settings, config)
+    images = privacy.patients if privacy else len(rows)
+    check_mixed(site.settings, config, images, task.round)
     if config.federation.secure:
         secure.ready(site, task, config)
+    costs = budget.charge_of(privacy, config, task.round) if privacy else []
+    budget.check(site.settings, costs)
     site.store.keep_only(task.run, task.base)
     training, state, received, residual = _begin(site, task, config, request, rows)
     show = request.on_step or display.on_step
-    budget = min(task.budget * _TIME_TO_REPLY, site.settings.limits.round_seconds or math.inf)
+    seconds = min(task.budget * _TIME_TO_REPLY, site.settings.limits.round_seconds or math.inf)
     trained = training.train_round(
         rows,
         site=site.name,
         round_number=task.round,
-        budget=budget,
-        on_step=None if show is None else lambda *done: show(site.name, len(rows), *done),
+        budget=seconds,
+        privacy=privacy,
+        on_step=None if show is None else lambda *done: show(site.name, images, *done),
     )
     update = training.update(received)
     source = seeds.generator("cpu", config.run.seed, "encode", site.name, task.round)
@@ -108,8 +118,12 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
         raise SiteError("codec", f"the update cannot be sent: {error}") from None
     kept = training.local() | {_RESIDUAL + name: tensor for name, tensor in residual.items()}
     if config.federation.secure:
-        encoded = secure.masked(site, task, config, encoded, received, len(rows), trained.loss)
+        loss = 0.0 if privacy else trained.loss
+        encoded = secure.masked(site, task, config, encoded, received, images, loss)
+    if privacy:
+        kept[_PRIVATE] = torch.ones(())
     site.store.save(task.run, wire.generation(task.round, task.attempt), kept)
+    spent = budget.spend(site.settings, task, config, *costs) if privacy else 0.0
     if config.federation.secure:
         return _step(site, task, state), encoded
     reply = wire.TrainReply(
@@ -117,12 +131,15 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
         round=task.round,
         attempt=task.attempt,
         fingerprint=task.fingerprint,
-        images=len(rows),
+        images=images,
         steps=trained.steps,
         loss=trained.loss,
         seconds=round(trained.seconds, 3),
         state=state,
     )
+    if privacy:  # beside the update only what does not depend on the images
+        delta = site.settings.privacy.delta
+        reply = replace(reply, loss=wire.NO_LOSS, seconds=0.0, epsilon=spent, delta=delta)
     return reply, encoded
 
 
@@ -131,6 +148,8 @@ def _evaluate(site: Site, task: wire.Task, config: Config, request: Request) -> 
         raise SiteError(
             "not allowed", "the run asks for held-out figures of this site, and its sum is secure"
         )
+    if config.privacy.noise:  # figures of images have no noise: they would have to be charged too
+        return wire.EvaluateReply(site.name, task.round, 0, 0.0, wire.NO_SCORE), None
     metrics = site.settings.metrics
     rows = site.held_out_rows(config) if "held_out_loss" in metrics else np.empty(0, np.int64)
     if not site.may_tell(rows, config):
@@ -187,6 +206,11 @@ def _begin(
         of the last folded update.
     """
     tensors, state = site.store.load(task.run, task.base)
+    if config.privacy.noise and tensors is not None and _PRIVATE not in tensors:
+        tensors, state = (
+            None,
+            "lost",
+        )  # of another run of this name: its moments would show what was not charged
     training = stages.of(config).training(set_up(config), site.cache, rows, blank=tensors is not None)
     like, codec = training.shared(), config.federation.downlink
     received = codecs.decode(request.encoder(codecs.payload_bytes(codec, like)), codec, like)

@@ -167,7 +167,7 @@ def _release(config: Config, state: State, out: Path) -> None:
     if stage.shares_head:
         stage.save_model(state.encoder, out / "model")
     # Last, since a folder with an encoder is that of a finished run.
-    data = [SiteData(site, state.images.get(site)) for site in state.roster]
+    data = [SiteData(site, state.images.get(site), cost=state.cost_of(site)) for site in state.roster]
     publish(config, state, out / "encoder", data)
 
 

@@ -54,7 +54,9 @@ class Fold:
         total: the valid updates, under `federation.rule`.
         rows: one per site, in the order of arrival.
         folded: site -> the generation that its update belongs to.
-        losses: site -> its mean training loss and the images that count.
+        losses: site -> its mean training loss, if it reports one, and the images that count.
+        counted: site -> the images that count.
+        costs: site -> what the run has cost a patient of it so far, epsilon and delta, if it trains privately.
         images: site -> the images that it trained on, at most those that it joined with.
     """
 
@@ -80,6 +82,8 @@ class Fold:
         self.rows: list[SiteRow] = []
         self.folded: dict[str, str] = {}
         self.losses: dict[str, tuple[float, int]] = {}
+        self.counted: dict[str, int] = {}
+        self.costs: dict[str, tuple[float, float]] = {}
         self.images: dict[str, int] = {}
         self._norms: list[float] = []
         self._moment_norms: list[float] = []
@@ -122,8 +126,10 @@ class Fold:
             raise WireError(f"the reply does not answer this message: it has another {', '.join(other)}")
         if not (1 <= answer.images <= wire.MAX_COUNT and answer.steps >= 1 and answer.seconds >= 0):
             raise WireError("images, steps or seconds out of range")
-        if not 0 <= answer.loss <= wire.MAX_LOSS:
+        if answer.loss != wire.NO_LOSS and not 0 <= answer.loss <= wire.MAX_LOSS:
             raise WireError("loss out of range")
+        if not (0 <= answer.epsilon <= wire.MAX_LOSS and 0 <= answer.delta < 1):
+            raise WireError("epsilon or delta out of range")
         if site in self.folded:
             raise WireError("a second reply")
         update = codecs.decode(bytes_of(reply), self._settings.uplink, self._encoder, into=self._update)
@@ -146,14 +152,19 @@ class Fold:
             self._moment_norms.append(kept_moments)
         self.total.add(update, self._bounds.weight(site, answer.images))
         self.folded[site] = wire.generation(self._round, self._attempt)
-        self.losses[site] = (answer.loss, images)
+        loss = None if answer.loss == wire.NO_LOSS else answer.loss
+        if loss is not None:
+            self.losses[site] = (loss, images)
+        if answer.epsilon:
+            self.costs[site] = (answer.epsilon, answer.delta)
+        self.counted[site] = images
         self.images[site] = self._bounds.images(site, answer.images)
         self._norms.append(self._bounds.relative(site, answer.images, kept))
         return SiteRow(
             self._round + 1,
             site,
             answer.images,
-            answer.loss,
+            loss,
             size,
             answer.seconds,
             sent,
@@ -167,7 +178,7 @@ class Fold:
 
     def trained(self) -> tuple[int, float | None]:
         """Return the images of all sites that count, and their mean training loss."""
-        return sum(images for _, images in self.losses.values()), weighted(self.losses)
+        return sum(self.counted.values()), weighted(self.losses)
 
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds."""

@@ -33,8 +33,8 @@ MAY_CHANGE = frozenset(
 )
 Tensors = dict[str, Tensor]
 # A State's fields beside its tensors.
-_SAVED = ("round", "bases", "roster", "images", "joined", "norms", "moment_norms", "counts", "keys")
-_LATER = {"joined", "norms", "moment_norms"}  # fields that checkpoints of earlier versions lack
+_SAVED = ("round", "bases", "roster", "images", "joined", "norms", "moment_norms", "counts", "costs", "keys")
+_LATER = {"joined", "norms", "moment_norms", "costs"}  # fields that checkpoints of earlier versions lack
 
 
 class LedgerError(SscxrError):
@@ -56,6 +56,7 @@ class State:
         norms: for each committed round, the median of its updates' norms, as `Bounds.relative` compares them.
         moment_norms: the upper quartile of the norms of its changes of moments, if any are averaged.
         counts: site -> its aggregate tables, as last reported.
+        costs: site -> epsilon and delta of what the run has cost a patient of it, as last reported.
         keys: site -> SHA-256 of the public key that it is registered with, if it is registered by name.
     """
 
@@ -69,7 +70,13 @@ class State:
     norms: list[float] = field(default_factory=list)
     moment_norms: list[float] = field(default_factory=list)
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+
+    def cost_of(self, site: str) -> tuple[float, float] | None:
+        """Return epsilon and delta of what the run has cost a patient of a site; None without."""
+        epsilon, delta = self.costs.get(site, (0.0, 0.0))
+        return (epsilon, delta) if epsilon else None
 
 
 class Ledger:

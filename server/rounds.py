@@ -119,6 +119,7 @@ class Federation:
         self.state.optimiser = self.optimiser.state()
         self.state.bases = {**self.state.bases, **fold.folded}
         self.state.images |= fold.images
+        self.state.costs |= {site: list(cost) for site, cost in fold.costs.items()}
         self.state.norms = [*self.state.norms, fold.norm()]
         self.state.moment_norms = [*self.state.moment_norms, *fold.moment_norm()]
         held_out = self._evaluate(attempt) if self._evaluates() else {}
@@ -251,6 +252,7 @@ class Federation:
             "held_out": {site: loss for site, (loss, _) in losses.items()},
             "held_out_score": weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},
+            "privacy": {site: list(cost) for site, cost in sorted(fold.costs.items())},
             "mean_update_norm": mean_norm,
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
             "bytes_down": self.mail.bytes_sent,

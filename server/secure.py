@@ -41,7 +41,7 @@ class SecureFold:
     Attributes:
         rows: one per site that is settled.
         folded: site -> the generation that its update belongs to; empty without a sum.
-        images: empty: a site's own number is not known.
+        images, costs: empty: a site's own number, and what the run costs its patients, are not known.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class SecureFold:
         self.rows: list[SiteRow] = []
         self.folded: dict[str, str] = {}
         self.images: dict[str, int] = {}
+        self.costs: dict[str, tuple[float, float]] = {}
         self._config, self._encoder, self._encoded = config, encoder, encoded
         self._tasks, self._mail, self._least = tasks, mail, least
         self._threshold, self._lattice = floors.threshold(config.federation), Lattice.of(config)
@@ -106,9 +107,10 @@ class SecureFold:
         return self._mean
 
     def trained(self) -> tuple[int, float | None]:
-        """Return the images of all sites, and their mean training loss."""
+        """Return the images of all sites, and their mean training loss if they report it."""
         images = int(self._figures["images"])
-        return images, self._figures["loss"] / images
+        private = self._config.privacy.noise > 0  # then no site reports its loss
+        return images, None if private else self._figures["loss"] / images
 
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds: their mean."""

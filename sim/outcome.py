@@ -45,7 +45,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     warnings = alone.warnings(scores)
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
-    data = [_site_data(cache, out, name, config) for name in state.roster]
+    data = [_site_data(cache, out, name, config, state) for name in state.roster]
     folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
     page = report.write(out, scores=scores)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
@@ -77,7 +77,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
         cohorts=dict(settings.cohorts) or None,
         seed=config.run.seed,
     )
-    sites = [_site_data(cache, out, name, config) for name in state.roster]
+    sites = [_site_data(cache, out, name, config, state) for name in state.roster]
     notes = runs.read_list(out / NOTES)
     folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
     with pictures.guarded():
@@ -91,14 +91,14 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     _print_places({"sites": out / HOLDINGS, "report": page, "encoder": folder}, console)
 
 
-def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
+def _site_data(cache: Cache, out: Path, name: str, config: Config, state: State) -> SiteData:
     groups = (out / "sites" / name / "groups.txt").read_text().split()
     rows = cache.rows(laterals=config.data.laterals)
     rows = stages.of(config).usable(cache, rows[~cache.held_out(config.data.test_share)[rows]])
     index = cache.index.iloc[rows]
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})
-    return SiteData(name, len(mine), mine["group"].nunique(), licences)
+    return SiteData(name, len(mine), mine["group"].nunique(), licences, state.cost_of(name))
 
 
 def _print_places(places: Mapping[str, Path], console: Console) -> None:
@@ -117,16 +117,27 @@ def _table(title: str, words: Collection[str], headings: Sequence[str]) -> Table
 
 def _print_sites(out: Path, console: Console) -> None:
     sites = runs.read_sites(out / runs.SITES)
+    costs = {
+        site: cost
+        for row in runs.read_rounds(out / runs.ROUNDS)
+        for site, cost in row.get("privacy", {}).items()
+    }
     headings = ("site", "images", "rounds", "first loss", "last loss", "MB sent", "seconds", "not folded")
-    table = _table("sites", ("site",), headings)
+    table = _table("sites", ("site",), (*headings, "epsilon") if costs else headings)
     for name, rows in sorted(sites.groupby("site"), key=lambda site: runs.natural(site[0])):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
-        shown = good.dropna(subset=["loss", "images"])  # a secure sum shows neither
+        shown = good.dropna(
+            subset=["loss"]
+        )  # a secure sum shows neither it nor images, a private round no loss
         ends = [f"{shown['loss'].iloc[place]:.4f}" if len(shown) else "-" for place in (0, -1)]
-        images = f"{int(shown['images'].iloc[-1])}" if len(shown) else "-"
+        counted = good["images"].dropna()
+        images = f"{int(counted.iloc[-1])}" if len(counted) else "-"
         megabytes, seconds = good["bytes"].sum() / 1e6, good["seconds"].sum()
         missed = str(len(rows) - len(good))
-        table.add_row(str(name), images, str(len(good)), *ends, f"{megabytes:.1f}", f"{seconds:.1f}", missed)
+        cost = [f"{costs[name][0]:.3g}" if name in costs else "-"] if costs else []
+        table.add_row(
+            str(name), images, str(len(good)), *ends, f"{megabytes:.1f}", f"{seconds:.1f}", missed, *cost
+        )
     console.print(table)
 
 

@@ -55,6 +55,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
     index, held_out = cache.index.iloc[rows], cache.held_out(config.data.test_share)[rows]
     describe(index, held_out, out, parts, notes, pictured=pictured)
     folders = {name: out / "sites" / name for name in sorted(parts)}
+    trained = set(index["group"].to_numpy()[~held_out])
+    patients = {name: max(1, len(trained.intersection(members))) for name, members in parts.items()}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     if config.federation.secure:  # a resumed run finds the keys of its beginning
@@ -77,6 +79,8 @@ def write_sites(cache: Cache, out: Path, config: Config, clients: int, *, pictur
             "identity": identity.FILE if config.federation.secure else "",
             "approved": [approval.digest(config)],
         }
+        if config.privacy.noise:
+            settings["privacy"] = {"patients": patients[name], "delta": min(1e-5, 0.1 / patients[name])}
         (folder / "site.yaml").write_text(yaml_text.dump(settings), encoding="utf-8")
     return sorted(parts)
 

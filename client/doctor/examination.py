@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.doctor import bandwidth, data, fleet, machine, network, service
+from client.doctor import bandwidth, data, fleet, machine, network, privacy, service
 from client.doctor.checks import Check, failed, guarded, warning
 from client.doctor.network import Server
 from client.settings import SiteError, SiteSettings, read_settings
@@ -58,6 +58,7 @@ def examine(asked: Asked) -> Iterator[Check]:
         yield from guarded("files", data.files, asked.files)
     if settings:
         yield from guarded("cache", data.cache, settings, recipe)
+        yield from guarded("privacy", privacy.privacy, settings, recipe)
 
 
 def _recipe(join: Join) -> Config:

@@ -21,7 +21,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from sscxr.config import ranges, yaml_text
-from sscxr.config.schema import Config, ConfigError
+from sscxr.config.schema import RECIPE_PRIVACY, Config, ConfigError
 
 _OWN = {field.name for field in fields(Config)}  # beside the sections of the methods, which `schema` adds
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9._/-]+")  # reads the same with and without quotes
@@ -105,7 +105,8 @@ def recipe(config: Config) -> dict[str, Any]:
     """Return the settings that must be the same everywhere, by section."""
     whole = as_dict(config)
     run = {name: whole["run"][name] for name in ("stage", "threads", "compile")}
-    return {"run": run} | {name: whole[name] for name in config.recipe_sections}
+    privacy = {name: whole["privacy"][name] for name in RECIPE_PRIVACY}
+    return {"run": run, "privacy": privacy} | {name: whole[name] for name in config.recipe_sections}
 
 
 def recipe_hash(config: Config) -> str:

@@ -25,6 +25,8 @@ class ConfigError(SscxrError):
     """A setting cannot be used; one line names it and states what to do."""
 
 
+# Settings of the section `privacy` that belong to the recipe: they decide what an update contains.
+RECIPE_PRIVACY = ("noise", "clip", "per_patient")
 # Sections that must be the same at every site and at the server, so that updates can be averaged; by stage.
 RECIPE_SECTIONS = {
     "pretrain": ("data", "encoder", "augment", "pretrain"),  # and the method's own
@@ -176,6 +178,9 @@ class FederationConfig:
 @dataclass
 class PrivacyConfig:
     min_cell: int = number(1, 10**6)
+    noise: float = number(0, 1e4)
+    clip: float = number(ABOVE_ZERO, 1e4)
+    per_patient: int = number(1, 1000)
 
 
 @dataclass

@@ -51,9 +51,10 @@ class Word:
 def terms(config: Config) -> dict[str, Any]:
     """Return the settings to approve, by section: the recipe's, and the federation's that affect privacy."""
     whole = configs.as_dict(config)
-    return configs.recipe(config) | {
+    recipe = configs.recipe(config)
+    return recipe | {
         "federation": {name: whole["federation"][name] for name in _FEDERATION},
-        "privacy": {name: whole["privacy"][name] for name in _PRIVACY},
+        "privacy": recipe["privacy"] | {name: whole["privacy"][name] for name in _PRIVACY},
     }
 
 
@@ -171,6 +172,7 @@ def words(config: Config, learns: str) -> Iterator[Word]:
         "updates of full precision reveal the most" if federation.uplink == "fp32" else "",
     )
     yield from _sum(config)
+    yield _privacy(config)
     every = federation.evaluate_every
     yield Word("is evaluated", f"every {every} rounds" if every else "never")
     cell = config.privacy.min_cell
@@ -200,6 +202,17 @@ def _sum(config: Config) -> Iterator[Word]:
     )
     for name, fingerprint in sorted(federation.members.items()):
         yield Word("member", f"{name} {fingerprint}")
+
+
+def _privacy(config: Config) -> Word:
+    asked = config.privacy
+    if not asked.noise:
+        return Word("privacy", "no noise: not differentially private")
+    return Word(
+        "privacy",
+        f"noise {asked.noise:g} x {asked.clip:g}, the largest norm of a patient's gradient; at most "
+        f"{asked.per_patient} images of a patient a step (`privacy` in site.yaml bounds what it costs)",
+    )
 
 
 def _method(config: Config) -> Iterator[Word]:

@@ -30,6 +30,7 @@ ARRAYS = "encoder"  # the name of the record of an encoder or an update, and of 
 MAX_COUNT = 2**40
 MAX_LOSS = 1e6
 NO_SCORE = -1.0
+NO_LOSS = -1.0
 
 Scalar = str | int | float | bool
 Record = dict[str, Scalar]
@@ -44,6 +45,7 @@ FAILURES: Final[dict[str, str]] = {
     "settings": "its site settings cannot be used",
     "name": "its site.yaml gives another name than the one that its key is registered under",
     "cache": "its cache cannot be used",
+    "privacy": "its budget of differential privacy does not allow it",
     "few images": "it has too few images that the run can use",
     "time": "its training did not end in time",
     "loss": "its loss became NaN or infinite",
@@ -164,12 +166,15 @@ class TrainReply:
 
     Attributes:
         site, round, attempt, fingerprint: identify the task.
-        images: trained on in one epoch; its weight in the average.
+        images: trained on in one epoch; its weight in the average. With differential privacy the number of patients
+            that the site has made public.
         steps: optimiser steps.
-        loss: mean over the steps.
-        seconds: of training.
+        loss: mean over the steps; `NO_LOSS` with differential privacy.
+        seconds: of training; 0 with differential privacy.
         state: "kept": it continued from its head and moments; "new": it had none yet; "lost": they were missing or
             damaged.
+        epsilon, delta: what the run has cost a patient of the site so far, this update included; both 0 without
+            differential privacy.
     """
 
     site: str
@@ -181,6 +186,8 @@ class TrainReply:
     loss: float
     seconds: float
     state: str
+    epsilon: float = 0.0
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)

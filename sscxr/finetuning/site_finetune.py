@@ -12,7 +12,7 @@ from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.data.rows import Rows
 from sscxr.finetuning import KINDS, finetune, finetuned
-from sscxr.training.batches import batches_of_round, batches_per_epoch
+from sscxr.training.batches import batches_per_epoch
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Stretch
 from sscxr.training.parts import Parts
@@ -33,7 +33,7 @@ class SiteFineTuning(Training):
         if config.finetune.frozen:
             finetune.freeze(parts.encoder)
         adamw = finetune.optimiser(self.model, config.finetune)
-        super().__init__(self.model, parts, adamw, config, device)
+        super().__init__(self.model, parts, adamw, config, device, cache)
 
     def loss(self, batch: Any, source: torch.Generator) -> Tensor:
         """Return the task's loss, with a frozen encoder in eval mode."""
@@ -51,12 +51,25 @@ class SiteFineTuning(Training):
         return HeldOut(total / len(rows), self.task.score(rows))
 
     def batches(
-        self, rows: Rows, site: str, size: int, steps: range, stretch: Stretch, source: torch.Generator
+        self,
+        order: Iterator[Rows],
+        rows: Rows,
+        site: str,
+        steps: range,
+        stretch: Stretch,
+        source: torch.Generator,
     ) -> Iterator[tuple[Any, Sequence[int]]]:
         """Yield the task's varied inputs and targets, and their rows."""
-        seed = self.config.run.seed
-        for batch in batches_of_round(rows, size, steps, seed=seed, site=site):
-            yield self.task.batch(batch, source), batch.tolist()
+        for batch in order:
+            yield (self.task.batch(batch, source) if len(batch) else ()), batch.tolist()
+
+    def draw_inputs(self, batch: Any, source: torch.Generator) -> Sequence[Tensor]:
+        """Return a batch as it is: inputs and targets."""
+        return cast(Sequence[Tensor], batch)
+
+    def loss_of(self, *inputs: Tensor) -> Tensor:
+        """Return the task's loss of inputs and targets."""
+        return finetune.loss_of(self.task, inputs, frozen=self.config.finetune.frozen)
 
 
 def build_model(config: Config) -> nn.Module:

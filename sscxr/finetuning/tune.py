@@ -85,6 +85,11 @@ def settings(
                 f"override {override!r} has no effect: the encoder keeps its own sizes and normalisation; "
                 "finetune.img_size and finetune.drop_path are those of a fine-tuning"
             )
+    if config.privacy.noise:
+        raise ConfigError(
+            f"privacy.noise={config.privacy.noise:g}: differential privacy is for federations; this model is "
+            "trained without, and is as private as its images"
+        )
     return config
 
 

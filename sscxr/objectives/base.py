@@ -82,6 +82,25 @@ class Objective(nn.Module, ABC):
             ConfigError: the settings do not fit the encoder.
         """
 
+    @classmethod
+    def coupling(cls, config: Config) -> str:
+        """Return why an image's gradient may depend on other images, as one line; empty: it depends on none.
+
+        Differential privacy is refused to a method that couples images. One that does not returns "" here, and
+        states its loss as `draw_inputs` and `loss_of` too.
+        """
+        return (
+            f"{config.pretrain.objective} does not state that each image's loss depends on that image alone"
+        )
+
+    def draw_inputs(self, views: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the inputs of `loss_of` after all random draws, [count * B, ...] each; see `forward`."""
+        raise NotImplementedError
+
+    def loss_of(self, *inputs: Tensor) -> Tensor:
+        """Return the loss of drawn inputs, a scalar, without further draws but those of the encoder's own."""
+        raise NotImplementedError
+
     @abstractmethod
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
         """Return the loss of a batch, a scalar.

@@ -98,6 +98,11 @@ class DINO(Objective):
         return section(config, Settings)
 
     @classmethod
+    def coupling(cls, config: Config) -> str:
+        """Return a line: the centre is a mean over images, and enters every image's loss."""
+        return "DINO's centre is a mean over all images of the site; choose gmml or mae"
+
+    @classmethod
     def words(cls, config: Config) -> Words:
         """Return the words of a distillation."""
         return Words(

@@ -224,9 +224,28 @@ class GMML(Reconstruction):
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
         """Return the mean absolute error, in units of the normalised image; see `Objective.forward`."""
+        return self.loss_of(*self.draw_inputs(views, generator))
+
+    @classmethod
+    def coupling(cls, config: Config) -> str:
+        """Return a line if parts of images are replaced by those of other images."""
+        if "alien" not in cls.settings(config).kinds:
+            return ""
+        return (
+            "gmml.kinds has alien, which copies parts of other patients' images into an image; set "
+            "gmml.kinds=[noise] or [noise,zeros]"
+        )
+
+    def draw_inputs(self, views: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return corrupted and clean images, and the mask."""
         (images,) = views
         corruption = self.corrupt(images, generator)
-        return self.loss(self.reconstruct(corruption.images), images, corruption.mask)
+        return corruption.images, images, corruption.mask
+
+    def loss_of(self, *inputs: Tensor) -> Tensor:
+        """Return the mean absolute error of the reconstructions."""
+        corrupted, clean, mask = inputs
+        return self.loss(self.reconstruct(corrupted), clean, mask)
 
     def parts(
         self, views: Sequence[Tensor], generator: torch.Generator, progress: float, count: int

@@ -89,8 +89,21 @@ class MAE(Reconstruction):
 
     def forward(self, views: Sequence[Tensor], generator: torch.Generator, progress: float) -> Tensor:
         """Return the mean squared error on masked patches."""
+        return self.loss_of(*self.draw_inputs(views, generator))
+
+    @classmethod
+    def coupling(cls, config: Config) -> str:
+        """Return "": each image is masked and predicted on its own."""
+        return ""
+
+    def draw_inputs(self, views: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return images, and the indices of their visible and masked patches."""
         (images,) = views
-        visible, masked = self.draw(len(images), generator)
+        return images, *self.draw(len(images), generator)
+
+    def loss_of(self, *inputs: Tensor) -> Tensor:
+        """Return the mean squared error on masked patches."""
+        images, visible, masked = inputs
         target = _at(self.target(images), masked)
         predicted = _at(self.predict(images, visible, masked), masked)
         return nn.functional.mse_loss(predicted.float(), target)

@@ -26,12 +26,15 @@ class SiteData:
         site: its name.
         images, patients: counts; None if the site did not report them.
         licences: of its images, as their manifests state them.
+        cost: epsilon and delta of the run, for one patient of the site more or fewer; None: it did not train with
+            differential privacy.
     """
 
     site: str
     images: int | None
     patients: int | None = None
     licences: Sequence[str] = ()
+    cost: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def render(card: Card, config: Mapping[str, Any]) -> str:
         card: the facts.
         config: timm's config.json, for the input's size and normalisation.
     """
-    sections = [_head(card, config), _data(card), _recipe(card), _probes(card), _LIMITS]
+    sections = [_head(card, config), _data(card), _recipe(card), _probes(card), _limits(card)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -220,12 +223,23 @@ def _probes(card: Card) -> str:
     )
 
 
+def _limits(card: Card) -> str:
+    costs = [(one.site, *one.cost) for one in card.data if one.cost]
+    if not costs:
+        return f"{_LIMITS} no\nformal privacy guarantee is given."
+    listed = ", ".join(f"{escape(site)} {epsilon:.3g} at delta {delta:g}" for site, epsilon, delta in costs)
+    others = ", ".join(sorted(escape(one.site) for one in card.data if not one.cost))
+    return (
+        f"{_LIMITS} the federation's\ntraining was differentially private for one patient of a site more or fewer. "
+        f"Epsilon by site: {listed}.{f' None is known of {others}.' if others else ''}"
+    )
+
+
 _LIMITS = """## Limits
 
 For research only: not a medical device, and not to be used to diagnose, treat or triage anyone. The probes speak
 for the sites, scanners, ages and labels listed above and for no others; some labels are mined from reports.
-Test it on your own patients. Updates and weights can reveal something of the images they were trained on; no
-formal privacy guarantee is given."""
+Test it on your own patients. Updates and weights can reveal something of the images they were trained on;"""
 
 
 def escape(text: str) -> str:

@@ -53,6 +53,7 @@ def render(record: Record) -> str:
         scores=tables.scores(record),
         score_charts=charts.scores(record),
         sites=tables.sites(record),
+        private=bool(record.costs),
         rounds=tables.rounds(record),
         troubles=troubles[: tables.LISTED],
         more_troubles=max(0, len(troubles) - tables.LISTED),

@@ -109,6 +109,12 @@ class Record:
     words: Words = field(default_factory=Words)
 
     @property
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """Return site -> epsilon and delta of the run, as last reported; of sites that train privately."""
+        rounds = (row.get("privacy") or {} for row in self.rounds)
+        return {site: (epsilon, delta) for costs in rounds for site, (epsilon, delta) in costs.items()}
+
+    @property
     def folded(self) -> pd.DataFrame:
         """Return the rows whose updates were averaged."""
         return self.sites[self.sites["outcome"] == FOLDED]

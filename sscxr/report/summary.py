@@ -23,8 +23,20 @@ def answers(record: Record) -> list[tuple[str, list[str]]]:
     if not record.folded.empty:
         found.append(("Did it learn?", [_learned(record), *_probed(record)]))
         found.append(("Is it better than each site alone?", _compared(record)))
+    if record.costs:
+        found.append(("How private is it?", [_private(record)]))
     found.append(("What went wrong?", _trouble(record)))
     return found
+
+
+def _private(record: Record) -> str:
+    costs = sorted(record.costs.values())
+    (low, delta), (high, largest) = costs[0], costs[-1]
+    between = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}, by site,"
+    return (
+        f"Training was differentially private for patients: epsilon is {between} at delta {max(delta, largest):g}, "
+        "for one patient of a site more or fewer."
+    )
 
 
 def tiles(record: Record) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ def _site(name: str, rows: pd.DataFrame, record: Record) -> Row:
         "rounds": f"{len(folded)} of {rows['round'].nunique()}",
         "missed": _missed(rows[rows["outcome"] != FOLDED]),
         "loss": f"{losses.iloc[0]:.3f} → {losses.iloc[-1]:.3f}" if len(losses) else "–",
+        "epsilon": f"{record.costs[name][0]:.3g}" if name in record.costs else "–",
         "norm": _figure(folded["update_norm"].median(), "{:#.3g}"),
         "seconds": _figure(seconds.median(), "{:,.1f}"),
         "total_seconds": _figure(seconds.sum() if len(seconds) else float("nan"), "{:,.0f}"),

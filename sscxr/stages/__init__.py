@@ -12,9 +12,16 @@ from sscxr.stages.base import Stage
 
 
 def of(config: Config) -> Stage:
-    """Return the stage of a run."""
+    """Return the stage of a run.
+
+    Raises:
+        ConfigError: a method's own setting cannot be used, or not with differential privacy.
+    """
     # Imported when used, so that a pretraining site does not import fine-tuning at every message.
-    return cast(Stage, import_module(f"sscxr.stages.{config.run.stage}").STAGE(config))
+    stage = cast(Stage, import_module(f"sscxr.stages.{config.run.stage}").STAGE(config))
+    if config.privacy.noise and (reason := stage.coupling):
+        raise ConfigError(f"privacy.noise={config.privacy.noise:g}: {reason}")
+    return stage
 
 
 def load_config(

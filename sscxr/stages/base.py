@@ -60,6 +60,11 @@ class Stage(ABC):
 
     @property
     @abstractmethod
+    def coupling(self) -> str:
+        """Return why an image's gradient depends on other images, which rules out privacy; empty: it does not."""
+
+    @property
+    @abstractmethod
     def words(self) -> Words:
         """Return the names of the stage, its loss and its score in reports and on cards."""
 

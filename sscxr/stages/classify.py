@@ -31,6 +31,12 @@ class Classifying(FineTuning):
         return "token" if self.config.classify.pool == "cls" else "avg"
 
     @property
+    def coupling(self) -> str:
+        """Return a line if the loss weighs an image by how many others have its label."""
+        balanced = "classify.balance weighs each image by the labels of all; set classify.balance=false"
+        return balanced if self.config.classify.balance else ""
+
+    @property
     def labels(self) -> Sequence[str]:
         """Return `classify.labels`."""
         return self.config.classify.labels

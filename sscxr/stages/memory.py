@@ -12,6 +12,7 @@ from sscxr.config import Config
 from sscxr.stages import pretrain
 from sscxr.training.moments import AVERAGED
 from sscxr.training.parts import Parts
+from sscxr.training.site_model import MOST_AT_ONCE
 
 # All in bytes, ours, by `bench/memory.py` on a CPU.
 PROCESS = 0.32e9  # Python, torch, timm and Flower, imported; it differs by machine and by torch's build
@@ -25,6 +26,7 @@ _MOMENT_IN_STEP, _MOMENT_AT_END = 8, 19  # a parameter, for each moment that is 
 _BLOCK = {"fp32": 72, "bf16": 60}
 _BLOCK_INPUT = 4  # for a block that is computed again, only its input is kept
 _VALUE = 4  # a number that the head keeps for its backward pass
+_PER_IMAGE = 12  # a parameter: an image's gradient, weighed, and joined with others of its patient
 _FROZEN = 8  # a parameter that is not trained, such as a teacher's: itself, and in the site's state
 # For each pixel of a view: clean, noise, alien and corrupted, the mask, the prediction and its error.
 _PIXEL = 80
@@ -49,7 +51,15 @@ def of_tuning(config: Config, parts: Parts) -> float:
     vit = cast(Any, parts.encoder)
     numbers = int((vit.patch_embed.num_patches + vit.num_prefix_tokens) * vit.embed_dim)  # of a block
     kept = numbers * len(vit.blocks) * _TUNING_BLOCK
-    return _TUNING_PROCESS + float(_TUNED * parameters + config.learning.batch_size * kept)
+    batch = config.learning.batch_size
+    at_once = min(batch, MOST_AT_ONCE) if config.privacy.noise else batch
+    step = at_once * kept + _single(config, parameters, at_once)
+    return _TUNING_PROCESS + float(_TUNED * parameters + step)
+
+
+def _single(config: Config, parameters: int, at_once: int) -> float:
+    """Return the bytes of single images' gradients, which training with differential privacy takes."""
+    return _PER_IMAGE * parameters * at_once if config.privacy.noise else 0.0
 
 
 def of_pretraining(config: Config, *, bf16: bool) -> float:
@@ -66,9 +76,12 @@ def of_pretraining(config: Config, *, bf16: bool) -> float:
     frozen = sum(parameter.numel() for parameter in objective.parameters() if not parameter.requires_grad)
     settings = config.pretrain
     at_once = -(-settings.batch_size // settings.accumulate)
+    if config.privacy.noise:
+        at_once = min(at_once, MOST_AT_ONCE)
     block, blocks = _BLOCK["bf16" if bf16 else "fp32"], objective.depth
     kept = block + _BLOCK_INPUT * blocks if settings.checkpointing else block * blocks
     step = at_once * (objective.tokens * encoder.embed_dim * kept + _VALUE * objective.head_values)
+    step += _single(config, parameters, at_once)
     step += settings.batch_size * sum(group.count * group.size**2 for group in objective.views) * _PIXEL
     sent = sum(AVERAGED[config.moments])
     in_step, at_end = _IN_STEP + _MOMENT_IN_STEP * sent, _AT_END + _MOMENT_AT_END * sent

@@ -22,7 +22,7 @@ from sscxr.objectives.base import Objective, Views
 from sscxr.runs import Words
 from sscxr.stages.base import Stage
 from sscxr.training import compiled, optimisers
-from sscxr.training.batches import batches_of_round, batches_per_epoch
+from sscxr.training.batches import batches_per_epoch
 from sscxr.training.device import autocast
 from sscxr.training.loop import HeldOut, Stretch
 from sscxr.training.parts import Parts
@@ -96,6 +96,11 @@ class Pretraining(Stage):
         return self.method.pooling
 
     @property
+    def coupling(self) -> str:
+        """Return the method's."""
+        return self.method.coupling(self.config)
+
+    @property
     def words(self) -> Words:
         """Return the method's words."""
         return self.method.words(self.config)
@@ -155,15 +160,17 @@ class SiteTraining(Training):
             share_head: whether the head is averaged too.
             blank: leave the weights unset, because `parts` and `load_local` will fill in every weight and moment.
         """
-        self.images, self.cache = cache.images, cache
+        self.images = cache.images
         self.objective = blank_objective(config, device) if blank else build_objective(config).to(device)
         parts = Parts(self.objective.encoder, self.objective.head, share_head=share_head)
-        if compiled.wanted(config.run.compile, device):
+        # Gradients of single images are taken by a transform that can do neither.
+        plain = bool(config.privacy.noise)
+        if compiled.wanted(config.run.compile, device) and not plain:
             self.objective.compile_by(compiled.compiled)
-        if config.pretrain.checkpointing:
+        if config.pretrain.checkpointing and not plain:
             cast(Any, self.objective.encoder).set_grad_checkpointing(True)
         optimiser = optimisers.build(self.objective, config.pretrain)
-        super().__init__(self.objective, parts, optimiser, config, device)
+        super().__init__(self.objective, parts, optimiser, config, device, cache)
 
     def load_local(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `local` returned after an earlier round."""
@@ -181,24 +188,32 @@ class SiteTraining(Training):
         self.objective.begin_round()
         super().begin_round(steps)
 
+    def sources(self) -> npt.NDArray[Any] | None:
+        """Return each row's source if an epoch shows one source after another."""
+        return self.cache.index["source"].to_numpy(str) if self.config.pretrain.order == "sources" else None
+
     def after_step(self, progress: float) -> None:
         """Align the weights, then let the method follow them."""
         super().after_step(progress)
         self.objective.after_step(progress)
 
     def batches(
-        self, rows: Rows, site: str, size: int, steps: range, stretch: Stretch, source: torch.Generator
+        self,
+        order: Iterator[Rows],
+        rows: Rows,
+        site: str,
+        steps: range,
+        stretch: Stretch,
+        source: torch.Generator,
     ) -> Iterator[tuple[tuple[list[Tensor], float], Sequence[int]]]:
         """Yield each step's groups of views with the share of the run done after it, and the rows."""
         settings, seed = self.config.pretrain, self.config.run.seed
-        origin = self.cache.index["source"].to_numpy(str) if settings.order == "sources" else None
-        batches = batches_of_round(rows, size, steps, seed=seed, site=site, sources=origin)
         sources = 1
         if settings.positives == "patient":
             sources, groups = 2, self.cache.index["group"].to_numpy()
             draws = np.random.default_rng(seeds.derive(seed, "positives", site, steps.start))
-            batches = (np.concatenate([batch, positives(batch, rows, groups, draws)]) for batch in batches)
-        for step, (pixels, batch) in enumerate(feed(self.images, batches, self.device)):
+            order = (np.concatenate([batch, positives(batch, rows, groups, draws)]) for batch in order)
+        for step, (pixels, batch) in enumerate(feed(self.images, order, self.device)):
             images = pixels.tensor_split(sources)
             made = [
                 views(
@@ -217,6 +232,14 @@ class SiteTraining(Training):
         if count > 1:
             return self.objective.parts(groups, source, progress, count)
         return cast(Tensor, self.objective(groups, source, progress))
+
+    def draw_inputs(self, batch: tuple[list[Tensor], float], source: torch.Generator) -> Sequence[Tensor]:
+        """Return what the objective draws of a batch of views."""
+        return self.objective.draw_inputs(batch[0], source)
+
+    def loss_of(self, *inputs: Tensor) -> Tensor:
+        """Return the objective's loss of drawn inputs."""
+        return self.objective.loss_of(*inputs)
 
     @torch.no_grad()
     def held_out(self, rows: Rows, *, site: str) -> HeldOut:

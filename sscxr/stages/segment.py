@@ -12,6 +12,7 @@ class Segmenting(FineTuning):
     """Each site learns from its images with a mask, and reports the mean Dice coefficient."""
 
     figure = "dice"
+    coupling = ""
     learns = "to outline the lungs (masks are used)"
     words = Words(
         kind="Federated fine-tuning of a lung segmenter",

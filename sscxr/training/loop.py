@@ -82,6 +82,7 @@ def train(
     clip: float,
     per_tensor: bool,
     autocast: AbstractContextManager[object] | None = None,
+    gradients: Callable[[BatchT, Sequence[int]], Tensor] | None = None,
     budget: float = math.inf,
     on_step: Callable[[int, int, float], None] | None = None,
     after_step: Callable[[float], None] = lambda progress: None,
@@ -92,6 +93,8 @@ def train(
         batches: pairs of a batch for `loss_of` and the cache rows of its images.
         loss_of: returns the loss of a batch, or an iterator over parts that add up to it; each part is computed,
             differentiated and freed before the next.
+        gradients: sets the parameters' gradients for a batch and its rows, in place of `loss_of`, and returns the
+            loss; see `private`.
         budget: seconds; after the step that exceeds it, training stops with an error rather than reply too late.
         on_step: called with (steps done, images done, latest known loss).
         after_step: called after each optimiser's step with the share of the run that is done.
@@ -109,7 +112,11 @@ def train(
     for step, (batch, rows) in enumerate(batches):
         lr, weight_decay = schedule.at(stretch.progress(step))
         set_rates(optimiser, lr, weight_decay)
-        loss = _differentiate(loss_of, batch, autocast or nullcontext())
+        if gradients is None:
+            loss = _differentiate(loss_of, batch, autocast or nullcontext())
+        else:
+            with autocast or nullcontext():
+                loss = gradients(batch, rows)
         optim.clip(model.parameters(), clip, per_tensor=per_tensor)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

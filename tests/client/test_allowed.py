@@ -25,7 +25,7 @@ def allow(site: Path, **values: object) -> None:
         ({"threads": 1}, "not allowed"),
         slow({"min_images": 9}, "few images"),
         ({"min_cell": 9}, "few images"),
-        ({"dp": {"enabled": True}}, "settings"),
+        ({"privacy": {"epsilon": 8}}, "settings"),
         slow({"device": "cuda:77"}, "request"),
     ],
 )

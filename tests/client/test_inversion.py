@@ -137,6 +137,27 @@ def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert many[0].image > 0.8, "more patches alone hide nothing: the image is the only one"
 
 
+@pytest.mark.usefixtures("no_ranges")
+def test_noise_hides_even_the_only_image(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of differential privacy, where nothing else protects it: one patient, one image, one step, all ranges off."""
+    monkeypatch.setattr(work, "check_mixed", lambda *given: None)
+    cache = open_cache(hospital.parent / "cache")
+    rows = Site(read_settings(hospital)).training_rows(configs.load("smoke", HOSTILE))
+    names, images = np.unique(cache.column("group")[rows], return_counts=True)
+    (hospital.parent / "one.txt").write_text(f"{names[images == 1][0]}\n")
+    settings = OmegaConf.load(hospital)
+    settings |= {"groups": "one.txt", "min_cell": 1, "privacy": {"patients": 1}}
+    file = hospital.with_name("one.yaml")
+    file.write_text(OmegaConf.to_yaml(settings))
+    found = {}
+    for noise in (1e-6, 1.0):
+        config = configs.load("smoke", [*HOSTILE, f"privacy.noise={noise}", "privacy.min_cell=1"])
+        (found[noise], *_) = attacked(file, config)
+    assert found[1e-6].image > 0.9, "clipping alone hides nothing"
+    assert found[1.0].image < MOST_OF_A_PICTURE
+    assert found[1.0].patch < found[1.0].patch_other + MOST_BEYOND_OTHERS
+
+
 def test_the_ranges_refuse_the_hostile_recipe() -> None:
     with pytest.raises(ConfigError):
         stages.load_config("smoke", HOSTILE)

@@ -80,8 +80,8 @@ def test_a_name_that_cannot_be_one_writes_nothing(tmp_path: Path) -> None:
         ("min_cell: 0", "min_cell=0"),
         ("min_images: -5", "min_images=-5"),
         ("paused: maybe", "paused"),
-        ("dp: {enabled: true}", "not implemented"),
-        ("dp: {epsilon: 1}", "epsilon"),
+        ("privacy: {epsilon: 8}", "without privacy.patients"),
+        ("dp: {epsilon: 1}", "dp"),
         ("min_cells: 5", "min_cells"),
     ],
 )

@@ -18,7 +18,7 @@ from sscxr import seeds, stages
 from sscxr.config import ConfigError
 from sscxr.data.cache.cache import open_cache
 from sscxr.stages.pretrain import SiteTraining
-from sscxr.training.batches import epoch, steps_of_round, stretch_of_round
+from sscxr.training.batches import batches_of_round, epoch, steps_of_round, stretch_of_round
 from sscxr.training.device import set_up
 from sscxr.training.parts import split
 
@@ -149,7 +149,8 @@ def test_positives_of_a_patient(tmp_path: Path, method: str) -> None:
         return
     training = SiteTraining(config, torch.device("cpu"), cache)
     stretch, source = stretch_of_round(range(1), 0, 1), torch.Generator()
-    [((views, progress), batch)] = training.batches(rows, "anna", 8, range(1), stretch, source)
+    order = batches_of_round(rows, 8, range(1), seed=config.run.seed, site="anna")
+    [((views, progress), batch)] = training.batches(order, rows, "anna", range(1), stretch, source)
     assert progress == 1.0
     assert sorted(batch) == list(range(8))
     shown = [group.mean(dim=(1, 2, 3)).view(-1, 8).mul(25.5).round().sub(1).int().tolist() for group in views]
