@@ -13,15 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from client.settings import (
-    SiteError,
-    SiteSettings,
-    check_allowed,
-    check_approved,
-    check_mixed,
-    check_registered,
-    limit_memory,
-)
+from client.policy import check_allowed, check_approved, check_registered, check_rounds
+from client.settings import SiteError, SiteSettings, limit_memory
 from client.site import Site
 from sscxr import config as configs
 from sscxr import printable, seeds, stages
@@ -76,13 +69,13 @@ class Request:
 
 def _hello(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     images = len(site.training_rows(config))  # with too few, this site does not join
-    check_mixed(site.settings, config, images, 0)
+    check_rounds(site.settings, config, images, 0)
     return wire.Hello(site.name, wire.fingerprint(configs.recipe_hash(config)), images), None
 
 
 def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:
     rows = site.training_rows(config)
-    check_mixed(site.settings, config, len(rows), task.round)
+    check_rounds(site.settings, config, len(rows), task.round)
     site.store.keep_only(task.run, task.base)
     training, state, received, residual = _begin(site, task, config, request, rows)
     show = request.on_step or display.on_step

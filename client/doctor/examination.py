@@ -58,6 +58,8 @@ def examine(asked: Asked) -> Iterator[Check]:
         yield from guarded("files", data.files, asked.files)
     if settings:
         yield from guarded("cache", data.cache, settings, recipe)
+        if join:
+            yield from guarded("rounds", data.rounds, settings, recipe)
 
 
 def _recipe(join: Join) -> Config:
@@ -73,6 +75,7 @@ def _machine(
         yield from guarded("recipe", machine.recipe, join, recipe)
         if settings:
             yield from guarded("approval", machine.approval, join, settings)
+            yield from guarded("policy", machine.policy, settings, recipe)
     if settings:
         yield from guarded("name", machine.name, settings)
         if asked.site:

@@ -21,7 +21,8 @@ from processes import DeploymentError, Part, Processes, answers, free_port, wait
 from simulations import ROOT, environment
 from wires import Wire
 
-from client.settings import approve, init
+from client.policy import approve
+from client.settings import init
 from server.commands import describe
 from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import prepare
