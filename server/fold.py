@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server import robust
 from server.aggregate import FoldError
+from server.agreement import Agreement
 from server.bounds import Bounds, clip, usual_of_moments
 from server.mail import record_bytes
 from sscxr.config import FederationConfig
@@ -54,6 +55,7 @@ class Fold:
         folded: site -> the generation that its update belongs to.
         losses: site -> its mean training loss and the images that count.
         images: site -> the images that it trained on, at most those that it joined with.
+        agreement: the directions of the updates.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Fold:
         self.folded: dict[str, str] = {}
         self.losses: dict[str, tuple[float, int]] = {}
         self.images: dict[str, int] = {}
+        self.agreement = Agreement(apart(encoder)[0], round_number)
         self._norms: list[float] = []
         self._moment_norms: list[float] = []
         self._bounds = bounds
@@ -142,7 +145,9 @@ class Fold:
             if kept_moments < length:
                 notes.append(f"its moments' change of norm {length:.4g} was clipped to {kept_moments:.4g}")
             self._moment_norms.append(kept_moments)
-        self.total.add(update, self._bounds.weight(site, answer.images))
+        weight = self._bounds.weight(site, answer.images)
+        self.total.add(update, weight)
+        self.agreement.add(site, weights, weight)
         self.folded[site] = wire.generation(self._round, self._attempt)
         self.losses[site] = (answer.loss, images)
         self.images[site] = self._bounds.images(site, answer.images)

@@ -5,6 +5,7 @@ round ends when every site of the roster has replied, or at the deadline with at
 for ever, and no reply, however malformed, stops a round.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +24,14 @@ from server.mail import Mail, RunStopped
 from server.optimisers import ServerOptimiser
 from server.roster import Roster
 from sscxr import config as configs
+from sscxr import runs
 from sscxr.config import Config
 from sscxr.federation import codecs, wire
 from sscxr.federation.wire import WireError
 from sscxr.runs import SiteRow
 from sscxr.training.parts import apart
+
+log = logging.getLogger("sscxr.server")
 
 
 @dataclass(frozen=True)
@@ -219,11 +223,15 @@ class Federation:
             "held_out_score": _weighted(scores),
             "scores": {site: score for site, (score, _) in scores.items()},
             "mean_update_norm": mean_norm,
+            "agreement": fold.agreement.cosines(),
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
             "bytes_down": self.mail.bytes_sent,
             "seconds": round(seconds, 3),
         }
-        self.ledger.log_sites(_by_site(fold.rows))
+        odd = runs.against([*runs.read_rounds(self.ledger.rounds_file), record])
+        for site, cosine in odd.items():
+            log.warning("%s", runs.against_in_words(site, cosine))
+        self.ledger.log_sites(_by_site(_noted(row, odd) for row in fold.rows))
         self.ledger.log_round(record)
         done = replace(self.state, round=self.state.round + 1)
         self.ledger.commit(done, keep=self.config.federation.keep_checkpoints)
@@ -253,6 +261,14 @@ def _weighted(losses: Mapping[str, tuple[float, int]]) -> float | None:
         return None
     # Summed in the sites' order by name: the same figure whatever the order of the replies.
     return math.fsum(loss * count for _, (loss, count) in sorted(losses.items())) / images
+
+
+def _noted(row: SiteRow, odd: Mapping[str, float]) -> SiteRow:
+    """Return a site's row, with a note if its updates point against the others'."""
+    if row.outcome != "folded" or row.site not in odd:
+        return row
+    note = f"its updates point against the others' (mean cosine {odd[row.site]:g})"
+    return replace(row, reason="; ".join(filter(None, [row.reason, note])))
 
 
 def _by_site(rows: Iterable[SiteRow]) -> list[SiteRow]:
