@@ -26,7 +26,7 @@ USUAL = "~/.sscxr/runs"  # where a server keeps a run without a given folder
 LOCK = "checkpoints/lock"  # held by the process of a running run
 
 
-# A site's cosine with the others below this, in so many rounds in a row, is reported; ours, docs/run-a-federation.md.
+# A site whose cosine with the others is below this in so many rounds in a row is named; ours, run-a-federation.md.
 _AGAINST, _AGAINST_ROUNDS = -0.05, 3
 
 
