@@ -73,7 +73,7 @@ def site_approve(
 
     This writes its hash to site.yaml.
     """
-    from client.settings import approve
+    from client.policy import approve
     from sscxr import stages
     from sscxr.federation import approval
     from sscxr.federation.join import Join

@@ -116,14 +116,19 @@ def check_new(before: Sequence[Sent], kind: str, task: wire.Task) -> None:
             )
 
 
+def trained_today(before: Sequence[Sent]) -> int:
+    """Return how many updates left in the last 24 hours."""
+    return sum(sent.kind == "train" and sent.time > now(hours_ago=24) for sent in before)
+
+
 def check_daily(before: Sequence[Sent], most: int) -> None:
     """Check that fewer than `most` updates left in the last 24 hours; 0: any number may.
 
     Raises:
         SiteError: as many have left.
     """
-    recent = sum(sent.kind == "train" and sent.time > now(hours_ago=24) for sent in before)
+    recent = trained_today(before)
     if 0 < most <= recent:
         raise SiteError(
-            "not allowed", f"{recent} updates left in 24 hours, site.yaml allows limits.rounds_a_day={most}"
+            "not allowed", f"{recent} updates left in 24 hours; site.yaml allows limits.rounds_a_day={most}"
         )

@@ -1,24 +1,25 @@
 """`site.yaml`: this hospital's name, the places of its files, and what a run may do here."""
 
 import copy
-import datetime
 import functools
 import os
 import re
 import resource
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from omegaconf import MISSING
 
-from sscxr.config import Config, ConfigError, yaml_text
-from sscxr.config.schema import MIXED_IMAGES, RECIPE_SECTIONS
+from client import limits
+from client.limits import Limits
+from sscxr.config import yaml_text
+from sscxr.config.schema import RECIPE_SECTIONS
 from sscxr.errors import SscxrError
-from sscxr.federation import approval, floors, wire
-from sscxr.federation.join import Join, JoinError
-from sscxr.files import private_folder, refuse_file, write_atomically
+from sscxr.federation import wire
+from sscxr.federation.join import Join
+from sscxr.files import refuse_file
 
 METRICS = ("held_out_loss", "held_out_score", "counts", "grey")
 _DEFAULT_METRICS = METRICS[:3]  # a histogram of pixels is reported on purpose or not at all
@@ -56,25 +57,13 @@ class PrivacySettings:
 
 
 @dataclass
-class Limits:
-    """What runs may take of this site, beside what the approved recipes fix; 0: no limit.
-
-    Attributes:
-        rounds_a_day: rounds of training in any 24 hours, of all runs together; counted by the site service.
-        round_seconds: of training in a round; the run's own deadline where that is less.
-    """
-
-    rounds_a_day: int = 0
-    round_seconds: float = 0.0
-
-
-@dataclass
 class SiteSettings:
     """The settings of `site.yaml`. Relative paths are relative to its folder; `init` writes each with a comment.
 
     Attributes:
         groups: a text file of patient groups, one a line, that this site is confined to; empty: all. Virtual
             sites share one cache through it.
+        objectives: the self-supervised methods that may pretrain here; none: all.
         min_mixed: an update mixes at least so many distinct images; `schema.MIXED_IMAGES` where that is more.
         min_sites: a secure sum is of at least so many sites; `floors.MEMBERS` where that is more.
         identity: the key by which other sites know this one; see `client.identity`.
@@ -91,6 +80,7 @@ class SiteSettings:
     threads: int = 0
     memory_gb: float = 0.0
     stages: list[str] = field(default_factory=lambda: ["pretrain"])
+    objectives: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=lambda: list(_DEFAULT_METRICS))
     min_cell: int = 10
     min_images: int = 0
@@ -114,7 +104,7 @@ def read_settings(file: Path) -> SiteSettings:
     Raises:
         SiteError: the file is unreadable, has an unknown key or an invalid value, or lacks a key.
     """
-    settings = copy.deepcopy(_parsed(file, _content(file)))
+    settings = copy.deepcopy(parsed(file, content(file)))
     for name in _PATHS:
         value = getattr(settings, name)
         if value:
@@ -122,7 +112,12 @@ def read_settings(file: Path) -> SiteSettings:
     return settings
 
 
-def _content(file: Path) -> str:
+def content(file: Path) -> str:
+    """Return the text of a `site.yaml`.
+
+    Raises:
+        SiteError: it cannot be read.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except IsADirectoryError:
@@ -134,7 +129,12 @@ def _content(file: Path) -> str:
 
 
 @functools.lru_cache(maxsize=512)  # a simulation reads its sites at every message
-def _parsed(file: Path, text: str) -> SiteSettings:
+def parsed(file: Path, text: str) -> SiteSettings:
+    """Return the settings in the text of a file, paths as they are written; not a copy.
+
+    Raises:
+        SiteError: see `read_settings`.
+    """
     try:
         settings = yaml_text.load(SiteSettings, text, foreign=False)
         wire.check_name(settings.name, "site")
@@ -158,9 +158,8 @@ def _problem(settings: SiteSettings) -> str:
     for key, least in lowest.items():
         if not getattr(settings, key) >= least:
             return f"{key}={getattr(settings, key)}: at least {least}"
-    for key in ("rounds_a_day", "round_seconds"):
-        if not getattr(settings.limits, key) >= 0:
-            return f"limits.{key}={getattr(settings.limits, key)}: at least 0"
+    if found := _strange_objective(settings) or limits.problem(settings.limits):
+        return found
     return _privacy_problem(settings.privacy)
 
 
@@ -178,124 +177,13 @@ def _privacy_problem(privacy: PrivacySettings) -> str:
     return ""
 
 
-# In the site's state: the name that the coordinator registered; cannot be a run's folder.
-REGISTERED = "_registered"
+def _strange_objective(settings: SiteSettings) -> str:
+    if not settings.objectives:
+        return ""
+    from sscxr.objectives import OBJECTIVES  # here: it imports torch
 
-
-def check_registered(settings: SiteSettings, name: str) -> None:
-    """Check the name that the coordinator registered, and record a different one for the doctor.
-
-    Raises:
-        SiteError: it registered the site's key under another name.
-    """
-    note = Path(settings.state) / REGISTERED
-    if name == settings.name:
-        note.unlink(missing_ok=True)
-        return
-    wire.check_name(name, "the registered name")
-    private_folder(note.parent)
-    write_atomically(note, name.encode())
-    raise SiteError(
-        "name",
-        f"site.yaml has name: {settings.name}, the coordinator registered this site's key as {name}: agree on "
-        "one, and change site.yaml or have the key registered again",
-    )
-
-
-def check_allowed(settings: SiteSettings, config: Config) -> None:
-    """Check that this hospital allows what the run asks for.
-
-    Raises:
-        SiteError: "paused", or "not allowed" with the setting that forbids it.
-    """
-    if settings.paused:
-        raise SiteError("paused", "this site is paused: paused=true in site.yaml")
-    if config.run.stage not in settings.stages:
-        raise SiteError(
-            "not allowed", f"the run asks for {config.run.stage}, site.yaml allows stages={settings.stages}"
-        )
-    if settings.privacy.epsilon and not config.privacy.noise:
-        raise SiteError(
-            "not allowed",
-            f"the run trains without differential privacy (privacy.noise=0), site.yaml has privacy.epsilon="
-            f"{settings.privacy.epsilon:g}",
-        )
-    if 0 < settings.threads < config.run.threads:
-        raise SiteError(
-            "not allowed",
-            f"the run asks for run.threads={config.run.threads}, site.yaml allows threads={settings.threads}",
-        )
-
-
-def check_approved(settings: SiteSettings, config: Config) -> None:
-    """Check that this hospital has approved the recipe.
-
-    Raises:
-        SiteError: "not approved", with the settings that differ from the recipe of the site's join file.
-    """
-    if approval.digest(config) in (settings.approved or []):
-        return
-    known = None
-    try:
-        if settings.join:
-            known = approval.settings_of(Join.read(settings.join).recipe)
-    except (JoinError, ConfigError):
-        pass  # the error below then names fewer settings
-    try:
-        approval.check(config, settings.approved or [], known)
-    except approval.NotApprovedError as error:
-        raise SiteError("not approved", str(error)) from None
-
-
-def check_mixed(settings: SiteSettings, config: Config, images: int, round_number: int) -> None:
-    """Check that each update of the run mixes enough of a site's images.
-
-    Raises:
-        SiteError: "few images" or "not allowed".
-    """
-    problem = floors.problem(config)
-    if problem:
-        raise SiteError("not allowed", problem)
-    least = max(settings.min_mixed, MIXED_IMAGES)
-    if images < least:
-        raise SiteError(
-            "few images",
-            f"{images} images to train on, an update must mix {least} (min_mixed in site.yaml)",
-        )
-    mixed = min(floors.least_mixed(config, images), floors.least_mixed(config, images, round_number))
-    if mixed < least:
-        raise SiteError(
-            "not allowed",
-            f"an update would mix {mixed} of the {images} images, site.yaml asks for min_mixed={least}: "
-            f"federation.local_epochs={config.federation.local_epochs:g} or the batch is too small",
-        )
-
-
-def approve(file: Path, join: Path) -> str:
-    """Add the recipe of a join file to those that a `site.yaml` approves, and return its digest.
-
-    Raises:
-        SiteError, JoinError, ConfigError: a file cannot be read or extended, or the recipe is invalid.
-    """
-    invitation, before = Join.read(join), read_settings(file)
-    config = approval.settings_of(invitation.recipe)
-    problem = floors.problem(config)
-    if problem:
-        raise ConfigError(f"{join}: {problem}")
-    own = approval.digest(config)
-    if own in (before.approved or []):
-        return own
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    text = approval.pinned(_content(file), own, f"{invitation.federation}, {config.run.stage}, {today}")
-    after = copy.deepcopy(_parsed(file, text))
-    was = copy.deepcopy(_parsed(file, _content(file)))
-    was.approved = [*(was.approved or []), own]
-    if sorted(after.approved or []) != sorted(was.approved) or replace(after, approved=None) != replace(
-        was, approved=None
-    ):
-        raise SiteError("settings", f"{file}: cannot be extended; add this line below `approved:`: - {own}")
-    file.write_text(text, encoding="utf-8")  # in place, which keeps its owner and permissions
-    return own
+    strange = [name for name in settings.objectives if name not in OBJECTIVES]
+    return f"objectives: {strange[0]!r} is not known; choose from: {', '.join(OBJECTIVES)}" if strange else ""
 
 
 def limit_memory(settings: SiteSettings) -> None:

@@ -93,7 +93,7 @@ class Site:
         """Return the rows to train on: all but the held-out patients'.
 
         Raises:
-            SiteError: fewer than `min_cell` or `min_images`.
+            SiteError: fewer than `min_cell` or `min_images`, or a class of a label is of fewer patients.
         """
         rows, _ = self._rows(config)
         least = max(self.min_cell(config), self.settings.min_images)
@@ -103,6 +103,12 @@ class Site:
                 f"{len(rows)} images to train on that can be reported, {least} are needed (the larger of min_cell="
                 f"{self.min_cell(config)} and min_images={self.settings.min_images}), of as many patients, and as "
                 'different from the images of other runs: see "Small cells" in docs/privacy.md',
+            )
+        if self._guarded and not self.may_tell(rows, config):
+            raise SiteError(
+                "few images",
+                f"{config.run.stage}.labels={list(stages.of(config).labels)}: a class of these has images of fewer "
+                f"than min_cell={self.settings.min_cell} patients, from which alone it would be learned",
             )
         return rows
 
@@ -143,7 +149,7 @@ class Site:
         return self.cache.column("image").astype(str), self.cache.column("group").astype(str)
 
     def may_tell(self, rows: Rows, config: Config) -> bool:
-        """Return whether figures of these held-out rows may leave: no class among them is a small cell."""
+        """Return whether figures of these rows may leave: no class among them is a small cell."""
         return stages.of(config).tellable(self.cache, rows, self.min_cell(config))
 
     def told_counts(self, config: Config) -> str:

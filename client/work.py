@@ -14,15 +14,8 @@ import numpy as np
 import torch
 
 from client import budget, secure
-from client.settings import (
-    SiteError,
-    SiteSettings,
-    check_allowed,
-    check_approved,
-    check_mixed,
-    check_registered,
-    limit_memory,
-)
+from client.policy import check_allowed, check_approved, check_registered, check_rounds
+from client.settings import SiteError, SiteSettings, limit_memory
 from client.site import Site
 from sscxr import config as configs
 from sscxr import printable, seeds, stages
@@ -82,7 +75,7 @@ def _hello(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
         images = privacy.patients
         left = range(task.round, config.federation.rounds)
         budget.check(site.settings, budget.charge_of(privacy, config, *left))
-    check_mixed(site.settings, config, images, 0)
+    check_rounds(site.settings, config, images, 0)
     if config.federation.secure:  # its weight is known in the sum alone
         secure.check(site.settings, config)
         images = 0
@@ -93,7 +86,7 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
     rows = site.training_rows(config)
     privacy = budget.terms(site.settings, config)
     images = privacy.patients if privacy else len(rows)
-    check_mixed(site.settings, config, images, task.round)
+    check_rounds(site.settings, config, images, task.round)
     if config.federation.secure:
         secure.ready(site, task, config)
     costs = budget.charge_of(privacy, config, task.round) if privacy else []

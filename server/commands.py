@@ -92,8 +92,11 @@ def run_status(
     from server import status
     from sscxr import runs
 
-    found = runs.read_status(runs.find(run))
+    out = runs.find(run)
+    found = runs.read_status(out)
     typer.echo(json.dumps(asdict(found)) if as_json else f"{found.line()} ({found.updated})")
+    for site, cosine in runs.against(runs.read_rounds(out / runs.ROUNDS)).items():
+        typer.echo(f"warning: {runs.against_in_words(site, cosine)}", err=True)
     raise typer.Exit(status.EXIT_CODES.get(found.state, 1))
 
 

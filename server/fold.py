@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server import robust
 from server.aggregate import FoldError
+from server.agreement import Agreement
 from server.bounds import Bounds, usual_of_moments
 from server.mail import record_bytes
 from sscxr.config import FederationConfig
@@ -85,6 +86,7 @@ class Fold:
         self.counted: dict[str, int] = {}
         self.costs: dict[str, tuple[float, float]] = {}
         self.images: dict[str, int] = {}
+        self._agreement = Agreement(apart(encoder)[0], round_number)
         self._norms: list[float] = []
         self._moment_norms: list[float] = []
         self._bounds = bounds
@@ -150,7 +152,9 @@ class Fold:
             if kept_moments < length:
                 notes.append(f"its moments' change of norm {length:.4g} was clipped to {kept_moments:.4g}")
             self._moment_norms.append(kept_moments)
-        self.total.add(update, self._bounds.weight(site, answer.images))
+        weight = self._bounds.weight(site, answer.images)
+        self.total.add(update, weight)
+        self._agreement.add(site, weights, weight)
         self.folded[site] = wire.generation(self._round, self._attempt)
         loss = None if answer.loss == wire.NO_LOSS else answer.loss
         if loss is not None:
@@ -179,6 +183,10 @@ class Fold:
     def trained(self) -> tuple[int, float | None]:
         """Return the images of all sites that count, and their mean training loss."""
         return sum(self.counted.values()), weighted(self.losses)
+
+    def cosines(self) -> dict[str, float]:
+        """Return how far each site's update points the way of the others', see `Agreement.cosines`."""
+        return self._agreement.cosines()
 
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds."""

@@ -5,6 +5,7 @@ round ends when every site of the roster has replied, or at the deadline with at
 for ever, and no reply, however malformed, stops a round.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +24,14 @@ from server.optimisers import ServerOptimiser
 from server.roster import Roster
 from server.secure import SecureFold
 from sscxr import config as configs
+from sscxr import runs
 from sscxr.config import Config
 from sscxr.federation import codecs, lattice, wire
 from sscxr.federation.wire import WireError
 from sscxr.runs import SiteRow
 from sscxr.training.parts import apart
+
+log = logging.getLogger("sscxr.server")
 
 
 @dataclass(frozen=True)
@@ -254,11 +258,15 @@ class Federation:
             "scores": {site: score for site, (score, _) in scores.items()},
             "privacy": {site: list(cost) for site, cost in sorted(fold.costs.items())},
             "mean_update_norm": mean_norm,
+            "agreement": fold.cosines(),
             "bytes_up": sum(row.bytes or 0 for row in fold.rows),
             "bytes_down": self.mail.bytes_sent,
             "seconds": round(seconds, 3),
         }
-        self.ledger.log_sites(_by_site(fold.rows))
+        odd = runs.against([*runs.read_rounds(self.ledger.rounds_file), record])
+        for site, cosine in odd.items():
+            log.warning("%s", runs.against_in_words(site, cosine))
+        self.ledger.log_sites(_by_site(_noted(row, odd) for row in fold.rows))
         self.ledger.log_round(record)
         done = replace(self.state, round=self.state.round + 1)
         self.ledger.commit(done, keep=self.config.federation.keep_checkpoints)
@@ -280,6 +288,14 @@ class Federation:
     def _tasks(self, attempt: int, nodes: Mapping[int, str]) -> dict[int, wire.Task]:
         deadline = self.config.federation.deadline
         return {node: self._task(attempt, deadline, site) for node, site in nodes.items()}
+
+
+def _noted(row: SiteRow, odd: Mapping[str, float]) -> SiteRow:
+    """Return a site's row, with a note if its updates point against the others'."""
+    if row.outcome != "folded" or row.site not in odd:
+        return row
+    note = f"its updates point against the others' (mean cosine {odd[row.site]:g})"
+    return replace(row, reason="; ".join(filter(None, [row.reason, note])))
 
 
 def _by_site(rows: Iterable[SiteRow]) -> list[SiteRow]:

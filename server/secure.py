@@ -112,6 +112,10 @@ class SecureFold:
         private = self._config.privacy.noise > 0  # then no site reports its loss
         return images, None if private else self._figures["loss"] / images
 
+    def cosines(self) -> dict[str, float]:
+        """Return nothing: the direction of a single update is not known."""
+        return {}
+
     def norm(self) -> float:
         """Return the usual norm of this round's updates, for later rounds: their mean."""
         return self._figures["norm"] / len(self.folded)

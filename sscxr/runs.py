@@ -6,7 +6,7 @@
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -24,6 +24,10 @@ CONFIG, WORDS, STATUS, SITES, ROUNDS, PROBES, SCORES = (
 )  # fmt: skip
 USUAL = "~/.sscxr/runs"  # where a server keeps a run without a given folder
 LOCK = "checkpoints/lock"  # held by the process of a running run
+
+
+# A site whose cosine with the others is below this in so many rounds in a row is named; ours, run-a-federation.md.
+_AGAINST, _AGAINST_ROUNDS = -0.05, 3
 
 
 class RunError(SscxrError):
@@ -210,6 +214,32 @@ def read_rounds(file: Path) -> list[dict[str, Any]]:
     if not all(isinstance(record, dict) and "round" in record for record in records):
         raise RunError(f"{file}: not readable, a line of it is not a round's record")
     return records
+
+
+def against(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the sites whose updates lately pointed against the others', and their mean cosine with these.
+
+    Args:
+        rounds: records of `rounds.jsonl`, the oldest first.
+    """
+    cosines: dict[str, list[float]] = {}
+    for record in rounds:
+        for site, cosine in record.get("agreement", {}).items():
+            cosines.setdefault(site, []).append(float(cosine))
+    last = {site: found[-_AGAINST_ROUNDS:] for site, found in cosines.items()}
+    return {
+        site: round(sum(found) / len(found), 3)
+        for site, found in sorted(last.items())
+        if len(found) == _AGAINST_ROUNDS and max(found) < _AGAINST
+    }
+
+
+def against_in_words(site: str, cosine: float) -> str:
+    """Return the sentence on a site that `against` names."""
+    return (
+        f"the updates of {site} point against the other sites' (mean cosine {cosine:g} in the last "
+        f"{_AGAINST_ROUNDS} rounds): ask it about its images and its code"
+    )
 
 
 def whole_lines(file: Path) -> str:

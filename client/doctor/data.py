@@ -15,13 +15,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from client.doctor.checks import Check, failed, judged, ok, warning
-from client.settings import SiteSettings
+from client.policy import check_rounds
+from client.settings import SiteError, SiteSettings
 from client.site import Site
 from sscxr.config import Config
 from sscxr.data.cache.cache import LABEL_PREFIX, LATERAL_VIEWS, Cache
 from sscxr.data.rows import Rows
 from sscxr.errors import SscxrError
-from sscxr.federation import wire
+from sscxr.federation import floors, wire
 
 FILES = 20  # files of an export to decode
 LOOKED_AT = 512  # images whose posture is checked
@@ -104,6 +105,19 @@ def _counts(site: Site, rows: Rows, held: npt.NDArray[np.bool_], config: Config)
         advice = f"fewer than min_cell={cell} held out: this site cannot report a held-out loss"
         return Check("cache", "warning", value, advice, detail)
     return ok("cache", value, detail)
+
+
+def rounds(settings: SiteSettings, config: Config) -> Iterator[Check]:
+    """Check that each of the run's updates mixes enough of the cache's images, within the limits of `site.yaml`."""
+    try:
+        site = Site(settings)
+        rows = site.usable_rows(config)
+        images = int((~site.cache.held_out(config.data.test_share)[rows]).sum())
+        check_rounds(settings, config, images, 0)
+    except SiteError as error:
+        yield failed("rounds", str(error), "prepare more images, change site.yaml, or do not take part")
+        return
+    yield ok("rounds", f"each update mixes at least {floors.least_mixed(config, images)} images")
 
 
 def tables(index: pd.DataFrame) -> Iterator[str]:

@@ -59,6 +59,8 @@ def examine(asked: Asked) -> Iterator[Check]:
     if settings:
         yield from guarded("cache", data.cache, settings, recipe)
         yield from guarded("privacy", privacy.privacy, settings, recipe)
+        if join:
+            yield from guarded("rounds", data.rounds, settings, recipe)
 
 
 def _recipe(join: Join) -> Config:
@@ -75,6 +77,7 @@ def _machine(
         if settings:
             yield from guarded("approval", machine.approval, join, settings)
             yield from guarded("members", machine.members, recipe, settings)
+            yield from guarded("policy", machine.policy, settings, recipe)
     if settings:
         yield from guarded("name", machine.name, settings)
         if asked.site:

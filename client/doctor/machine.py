@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client import sent
 from client.doctor.checks import Check, failed, judged, ok, warning
-from client.settings import REGISTERED, SiteError, SiteSettings
+from client.policy import REGISTERED, forbidden
+from client.settings import SiteError, SiteSettings
 from sscxr.config import Config, ConfigError
 from sscxr.federation.join import Join, installed
 
@@ -114,6 +116,18 @@ def members(recipe: Config, settings: SiteSettings) -> Iterator[Check]:
     except SiteError as error:
         advice = "send the coordinator identity-key.pub, and ask for a new join file"
         yield failed("members", str(error), advice)
+
+
+def policy(settings: SiteSettings, config: Config) -> Iterator[Check]:
+    """Check that `site.yaml` allows the recipe, and that today's rounds are not used up."""
+    reason, most = forbidden(settings, config), settings.limits.rounds_a_day
+    value = reason or "site.yaml allows what the recipe asks for"
+    advice = "change site.yaml if the hospital agrees; otherwise this site does not take part"
+    used = sent.trained_today(sent.read(Path(settings.state))) if most else 0
+    if most and not reason:
+        value += f"; {used} of limits.rounds_a_day={most} updates left in 24 hours"
+        advice = "wait, or raise limits.rounds_a_day"
+    yield judged("policy", value, fails=bool(reason), warns=0 < most <= used, advice=advice)
 
 
 def device(join: Join | None, settings: SiteSettings | None, config: Config) -> Iterator[Check]:

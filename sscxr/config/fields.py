@@ -22,6 +22,16 @@ def pair(low: float, high: float) -> Any:
     return field(default=MISSING, metadata={"range": (low, high), "pair": True})
 
 
+def between(low: float, high: float) -> Any:
+    """Return the field of the least and the most that is allowed, in `low .. high`; by default all of it."""
+    return field(default_factory=lambda: [low, high], metadata={"range": (low, high), "pair": True})
+
+
+def at_most(high: float) -> Any:
+    """Return the field of a limit of at most `high`; by default 0: no limit."""
+    return field(default=0, metadata={"range": (0, high)})
+
+
 def choice(*names: str) -> Any:
     """Return the field of one of some names, or a list of them."""
     return field(default=MISSING, metadata={"choices": names})

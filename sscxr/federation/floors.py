@@ -24,6 +24,11 @@ def problem(config: Config) -> str:
             f"finetune.batch_size={config.finetune.batch_size}: in a federation at least {MIXED_IMAGES}, or an "
             "update reveals single images"
         )
+    if config.run.stage == "classify" and config.classify.per_class:
+        return (
+            f"classify.per_class={config.classify.per_class}: in a federation 0, or an update is of "
+            "the few images that it draws"
+        )
     return _problem_of_members(config) if config.federation.secure else ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sscxr import runs
 from sscxr.evaluation.gains import Comparison
 from sscxr.report.record import FOLDED, Record, SiteScore
 from sscxr.runs import Status
@@ -199,6 +200,9 @@ def _trouble(record: Record) -> list[str]:
     bad = sites[sites["outcome"] != FOLDED]
     status = record.status
     early = [f"{_ended_early(status)}; the reason is given above."] if status.state in _ENDED_EARLY else []
+    for name, cosine in runs.against(record.rounds).items():
+        words = runs.against_in_words(name, cosine)
+        early.append(f"{words[0].upper()}{words[1:]}.")
     if bad.empty:
         nothing = "Nothing: no site was absent and no update was refused."
         return early or [nothing if len(sites) else "Nothing yet: no site has taken part in a round."]

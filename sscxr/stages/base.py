@@ -139,7 +139,7 @@ class Stage(ABC):
 
     @abstractmethod
     def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
-        """Return whether a site may report figures of these held-out rows."""
+        """Return whether a site may report figures of these rows: none is about fewer than `minimum` patients."""
 
     def save_model(
         self, shared: Mapping[str, Tensor], folder: Path, *, extra: Mapping[str, str] | None = None

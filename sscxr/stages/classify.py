@@ -68,10 +68,11 @@ class Classifying(FineTuning):
         return rows[known[rows]]
 
     def tellable(self, cache: Cache, rows: Rows, minimum: int) -> bool:
-        """Return whether each class of each label is empty, or at least the minimum."""
+        """Return whether each class of each label is empty, or of at least so many patients."""
+        patients = cache.column("group")[rows]
         for label in self._there(cache):
             values = cache.label(label)[rows]
-            if any(0 < int((values == value).sum()) < minimum for value in (0, 1)):
+            if any(0 < len(set(patients[values == value])) < minimum for value in (0, 1)):
                 return False
         return True
 

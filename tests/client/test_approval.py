@@ -12,10 +12,12 @@ from answers import failure, said, states
 from typer.testing import CliRunner
 
 from client import commands
-from client.settings import approve, init, read_settings
+from client.policy import approve
+from client.settings import init, read_settings
 from server.commands import describe
 from sscxr import config as configs
 from sscxr import stages
+from sscxr.config import ConfigError
 from sscxr.federation import approval, wire
 
 KINDS = ("query", "train", "evaluate")
@@ -125,6 +127,14 @@ def test_init_approves_nothing_and_approving_changes_one_line(hospital: Path) ->
     assert hospital.read_text().splitlines() == after, "a second time changes nothing"
     hospital.write_text("\n".join(line for line in after if own not in line))
     assert not read_settings(hospital).approved, "deleting its line withdraws it"
+
+
+def test_what_the_site_s_limits_exclude_cannot_be_approved(hospital: Path) -> None:
+    hospital.write_text(hospital.read_text().replace("img_size: [8, 4096]", "img_size: [64, 4096]"))
+    before = hospital.read_text()
+    with pytest.raises(ConfigError, match=r"img_size=32; site.yaml allows limits.img_size=\[64, 4096\]"):
+        approve(hospital, hospital.parent / "join.yaml")
+    assert hospital.read_text() == before
 
 
 @pytest.mark.parametrize(

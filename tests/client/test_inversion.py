@@ -130,7 +130,7 @@ def held(leaks: list[inversion.Leak]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_ranges")
 def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "check_mixed", lambda *given: None)
+    monkeypatch.setattr(work, "check_rounds", lambda *given: None)
     found = attacked(hospital, configs.load("smoke", HOSTILE))
     assert all(leak.image > 0.9 for leak in found), "of the update and of the moments"
     many = attacked(hospital, configs.load("smoke", [*HOSTILE, "encoder.patch_size=8"]))

@@ -286,7 +286,7 @@ def test_a_site_trains_so_many_rounds_a_day(
     assert carry(socket)[1]
     refused = carry(socket, attempt=1)
     assert refused == ({"site": "anna", "failure": "not allowed"}, None)
-    assert refusals(caplog) == ["2 updates left in 24 hours, site.yaml allows limits.rounds_a_day=2"]
+    assert refusals(caplog) == ["2 updates left in 24 hours; site.yaml allows limits.rounds_a_day=2"]
     assert carry(socket, "evaluate")[0]["images"] == 2
 
 

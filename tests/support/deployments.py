@@ -21,7 +21,8 @@ from processes import DeploymentError, Part, Processes, answers, free_port, wait
 from simulations import ROOT, environment
 from wires import Wire
 
-from client.settings import approve, init
+from client.policy import approve
+from client.settings import init
 from server.commands import describe
 from sscxr.data.phantoms import phantom
 from sscxr.data.prepare.prepare import prepare
@@ -58,6 +59,7 @@ class Deployment(Processes):
         images: of each hospital.
         app: the checkout whose apps `flwr run` sends.
         services: each site has its service, as by the units; else the app does its work.
+        app_users: site -> the account, and its group, of the app there; none: this one.
         home: the coordinator's working directory and home.
     """
 
@@ -67,6 +69,7 @@ class Deployment(Processes):
     images: int = 40
     app: Path = ROOT
     services: bool = False
+    app_users: dict[str, str] = field(default_factory=dict)
     wires: dict[str, Wire] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -242,11 +245,14 @@ class Deployment(Processes):
             prepare(
                 [manifest], self.site(name) / "cache", size=80, workers=0, salt=salt(name), progress=False
             )
-            file = init(self.site(name), name=name, join=join)
-            if self.services:
-                socket = f"{self._places(name, self.folder)['/run/sscxr-site']}/site.sock"
-                file.write_text(file.read_text().replace('socket: ""', f"socket: {socket}"))
-                file.chmod(0o600)
+            self.name_socket(name, init(self.site(name), name=name, join=join))
+
+    def name_socket(self, site: str, file: Path) -> None:
+        """Name the service's socket in a `site.yaml`, if there are services."""
+        if self.services:
+            socket = f"{self._places(site, self.folder)['/run/sscxr-site']}/site.sock"
+            file.write_text(file.read_text().replace('socket: ""', f"socket: {socket}"))
+            file.chmod(0o600)
 
     def _some_real(self) -> Path:
         """A manifest of as many real images, NIH ChestX-ray14's first."""
@@ -295,8 +301,7 @@ class Deployment(Processes):
             "RUNTIME_PORT": str(free_port()),
             "CREDENTIALS_DIRECTORY": str(var / "credentials"),
         }
-        # The sites share this account; tests/deployment/test_task.py has one of the app's own.
-        apart = variables | {"APP_USER": "", "RUNTIME_DIRECTORY": str(var / "run")}
+        apart = variables | {"APP_USER": self.app_users.get(site, ""), "RUNTIME_DIRECTORY": str(var / "run")}
         command, env = unit("app", places, apart)
         before = self.parts.get(f"{name}-app")
         if before and before.alive:  # of a SuperNode that ended
@@ -320,8 +325,8 @@ class Deployment(Processes):
         }
 
     def start_service(self, site: str) -> Part:
-        """Start a site's service as its unit does, in this account's group, and wait until it is ready."""
-        own = {" --group sscxr-app": ""}
+        """Start a site's service as its unit does, and wait until it is ready."""
+        own = {" --group sscxr-app": f" --group {self.app_users[site]}" if site in self.app_users else ""}
         command, env = unit("site", self._places(site, self.folder / "nodes" / site) | own, {})
         part = self.start(f"{site}-service", command, env, self.site(site))
         wait_until(lambda: "ready at" in part.said() or not part.alive, 120, f"{site}'s service starts")

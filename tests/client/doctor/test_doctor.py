@@ -101,6 +101,7 @@ def test_a_healthy_site_is_silent(hospital: Path) -> None:
             "versions",
             "recipe",
             "approval",
+            "policy",
             "service",
             "device",
             "memory",
@@ -108,7 +109,7 @@ def test_a_healthy_site_is_silent(hospital: Path) -> None:
             "disk",
         ),
         *("host name", "port", "certificate", "key file", "clock", "registration", "bandwidth"),
-        *("files", "cache", "splits", "duplicates", "constant", "posture"),
+        *("files", "cache", "splits", "duplicates", "constant", "posture", "rounds"),
     ]
     assert "SECRET" not in done.output
     assert "c0ffee" not in done.output
