@@ -140,7 +140,7 @@ def test_the_attack_is_alive(hospital: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("no_ranges")
 def test_noise_hides_even_the_only_image(hospital: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of differential privacy, where nothing else protects it: one patient, one image, one step, all ranges off."""
-    monkeypatch.setattr(work, "check_mixed", lambda *given: None)
+    monkeypatch.setattr(work, "check_rounds", lambda *given: None)
     cache = open_cache(hospital.parent / "cache")
     rows = Site(read_settings(hospital)).training_rows(configs.load("smoke", HOSTILE))
     names, images = np.unique(cache.column("group")[rows], return_counts=True)
