@@ -6,7 +6,7 @@
 
 import re
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -15,7 +15,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
 
 from sscxr.release.config_file import one_line
 from sscxr.release.download import FetchError, Server
@@ -41,11 +40,11 @@ def server(address: str) -> Server:
         raise FetchError(f"{address!r}: give hf://ORG/NAME, or hf://ORG/NAME@REVISION")
     repo = match["repo"]
     commit = _commit(address, repo, match["revision"])
-    token = build_hf_headers().get("authorization", "")
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     return Server(
         hf_hub_url(repo, "", revision=commit),
         name=f"{SCHEME}{repo}@{commit[:12]}",
-        headers={"Authorization": token} if token else {},
+        headers={"Authorization": f"Bearer {token}"} if token else {},
     )
 
 

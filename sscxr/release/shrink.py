@@ -68,7 +68,7 @@ def shrink(
     config["sscxr"] = ours | {"version": version}
     with whole_folder(out) as fresh:
         save_tensors(weights, fresh / release.WEIGHTS, {"format": "pt"})
-        (fresh / release.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (fresh / config_file.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         difference = compare(release.load_encoder(fresh), encoder)
         text = card.released(
             release.read_card(folder),

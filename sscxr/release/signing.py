@@ -50,7 +50,7 @@ def parse_sums(text: bytes, names: Collection[str], where: str) -> dict[str, str
     strange = sorted({name for name, _ in pairs} - set(names))
     if strange:
         raise SigningError(
-            f"{where} lists {strange[0][:80]!r}, which is not a file of a release; it is refused"
+            f"{where} lists {strange[0][:80]!r}, which this sscxr does not know as a file of a release; refused"
         )
     if sorted(name for name, _ in pairs) != sorted(names):
         raise SigningError(f"{where} must list {', '.join(sorted(names))}, each once; it is refused")
