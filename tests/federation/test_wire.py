@@ -34,6 +34,7 @@ def test_what_leaves_a_site_is_this_list() -> None:
         "Hello": ["site", "fingerprint", "images"],
         "TrainReply": [
             *("site", "round", "attempt", "fingerprint", "images", "steps", "loss", "seconds", "state"),
+            *("epsilon", "delta"),
         ],
         "EvaluateReply": ["site", "round", "images", "loss", "score", "counts"],
         "Failure": ["site", "failure"],
