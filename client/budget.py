@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.sent import now
 from client.settings import SiteError, SiteSettings
@@ -19,8 +20,9 @@ from sscxr.config import Config
 from sscxr.federation import wire
 from sscxr.federation.accounting import Charge, epsilon
 from sscxr.files import locked, private_folder
-from sscxr.training.batches import round_of
-from sscxr.training.private import Privacy
+
+if TYPE_CHECKING:
+    from sscxr.training.private import Privacy
 
 FILE = "_privacy.jsonl"  # cannot be a run's folder
 _LOCK = "_privacy.lock"
@@ -51,7 +53,7 @@ class Spent:
         return Charge(self.noise, self.rate, self.steps)
 
 
-def terms(settings: SiteSettings, config: Config) -> Privacy | None:
+def terms(settings: SiteSettings, config: Config) -> "Privacy | None":
     """Return how a run trains here; None: without differential privacy.
 
     Raises:
@@ -66,11 +68,16 @@ def terms(settings: SiteSettings, config: Config) -> Privacy | None:
             f"the run asks for differential privacy (privacy.noise={asked.noise:g}): set privacy.patients in "
             "site.yaml to about how many patients this site trains on, a number that may be known",
         )
+    # Imported here, as below: `sscxr site log` does not need torch.
+    from sscxr.training.private import Privacy
+
     return Privacy(max(asked.noise, own.noise), asked.clip, own.patients, asked.per_patient)
 
 
-def charge_of(privacy: Privacy, config: Config, *rounds: int) -> list[Charge]:
+def charge_of(privacy: "Privacy", config: Config, *rounds: int) -> list[Charge]:
     """Return what these rounds of a run cost, an entry each."""
+    from sscxr.training.batches import round_of
+
     found = []
     for number in rounds:
         size, steps = round_of(config, privacy.patients, number)

@@ -161,7 +161,7 @@ class PatientGradients:
             factors, flat = factors[good], {name: one[good] for name, one in flat.items()}
         for name, one in flat.items():
             total[name] += (factors @ one).view(total[name].shape)
-        return losses.detach()
+        return cast(Tensor, losses).detach()
 
 
 def _parts(owners: npt.NDArray[Any], most: int) -> Iterator[npt.NDArray[np.int64]]:

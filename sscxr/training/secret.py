@@ -40,7 +40,7 @@ class Secret:
         """Return `count` numbers, uniform over the multiples of 2^-53 in [0, 1)."""
         cipher = Cipher(algorithms.ChaCha20(self._key(), bytes(16)), mode=None).encryptor()
         bits = np.frombuffer(cipher.update(bytes(8 * count)), dtype="<u8") >> np.uint64(11)
-        return bits * 2.0**-53
+        return bits.astype(np.float64) * 2.0**-53
 
     def normal(self, count: int) -> Tensor:
         """Return `count` standard normal numbers, float64 on the CPU, by Box and Muller's transform.

@@ -37,6 +37,7 @@ def test_what_leaves_a_site_is_this_list() -> None:
         "Hello": ["site", "fingerprint", "images"],
         "TrainReply": [
             *("site", "round", "attempt", "fingerprint", "images", "steps", "loss", "seconds", "state"),
+            *("epsilon", "delta"),
         ],
         "EvaluateReply": ["site", "round", "images", "loss", "score", "counts"],
         "SecureReply": ["site", "round", "attempt", "fingerprint", "state"],
