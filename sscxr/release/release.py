@@ -25,10 +25,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
 from sscxr.files import check_readable, save_tensors, sha256, whole_folder
 from sscxr.models.encoder import POOLINGS, pooling_args
+from sscxr.printable import PLAIN_NAME
 from sscxr.release import signing
 from sscxr.release.card import Card, released, render
 from sscxr.runs import PROBES, SCORES
