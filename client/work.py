@@ -21,12 +21,7 @@ from sscxr import config as configs
 from sscxr import printable, seeds, stages
 from sscxr.config import Config, ConfigError
 from sscxr.data.rows import Rows
-<<<<<<< HEAD
 from sscxr.federation import codecs, frames, parcels, wire
-=======
-from sscxr.federation import codecs, wire
-from sscxr.federation.accounting import Charge
->>>>>>> dp
 from sscxr.files import is_full_disk
 from sscxr.stages.base import Training
 from sscxr.training.device import set_up
@@ -135,23 +130,10 @@ def _train(site: Site, task: wire.Task, config: Config, request: Request) -> Rep
         seconds=round(trained.seconds, 3),
         state=state,
     )
-<<<<<<< HEAD
     if privacy:  # beside the update only what does not depend on the images
         delta = site.settings.privacy.delta
         reply = replace(reply, loss=wire.NO_LOSS, seconds=0.0, epsilon=spent, delta=delta)
     return reply, encoded
-=======
-    return (_charged(reply, site, task, config, *costs) if privacy else reply), encoded
-
-
-def _charged(
-    reply: wire.TrainReply, site: Site, task: wire.Task, config: Config, cost: Charge
-) -> wire.TrainReply:
-    """Charge an update, and return its reply with nothing in it that depends on the images."""
-    spent = budget.spend(site.settings, task, config, cost)
-    delta = site.settings.privacy.delta
-    return replace(reply, loss=wire.NO_LOSS, seconds=0.0, epsilon=spent, delta=delta)
->>>>>>> dp
 
 
 def _evaluate(site: Site, task: wire.Task, config: Config, request: Request) -> Reply:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from sim.partition import Groups, PartitionError, check_minimum
 from sscxr import printable
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.data.corpora import csv_text
+from sscxr.printable import PLAIN_NAME
 
 COLUMNS = ("source", "image", "site", "part")
 

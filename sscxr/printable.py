@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import pandas as pd
 
+# Runs' and sites' names become file names and table cells.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Control characters except newline and tab, and characters that change the writing direction or break lines.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _EASY = re.compile("(?:[A-Za-z0-9_.][A-Za-z0-9_.:/ -]*)?")  # most cells, which need no check

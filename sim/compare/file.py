@@ -13,9 +13,9 @@ from typing import Any
 from sscxr import config as configs
 from sscxr import stages
 from sscxr.config import Config, ConfigError, yaml_text
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.config.yaml_text import Node, Scalar, YamlError
 from sscxr.files import expanded
+from sscxr.printable import PLAIN_NAME
 
 TRAINED, UNTRAINED, ALONE = "trained", "untrained", "alone"
 VALIDATION, TEST = "validation", "test"

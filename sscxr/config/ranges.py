@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 from sscxr.config import fields
 from sscxr.config.schema import MAX_TOTAL_WEIGHT, Config
+from sscxr.printable import PLAIN_NAME
 
-# Runs' and sites' names become file names and table cells.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 GRID = 4  # patches a side, at least: an update of fewer could show them
 

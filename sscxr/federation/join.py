@@ -19,8 +19,8 @@ from omegaconf import MISSING
 
 from sscxr import __version__
 from sscxr.config import yaml_text
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
+from sscxr.printable import PLAIN_NAME
 
 PROBE = "/v1/probe"  # in deploy/nginx.conf: GET sends, POST accepts incompressible bytes
 PACKAGES = ("python", "sscxr", "flwr", "torch", "timm")  # whose versions a site compares with its own

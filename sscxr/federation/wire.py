@@ -5,6 +5,8 @@ flat record of numbers and short texts, and at most one encoder or update as byt
 masked update (`lattice`) or keys and shares (`parcels`). No pickle.
 
 Updates are deltas: the encoder after local training minus the encoder as the site decoded it.
+
+The coordinator's app imports this module for each message: it must not import omegaconf, numpy or torch.
 """
 
 import json
@@ -18,9 +20,9 @@ from importlib.metadata import (
 from typing import Any, Final, TypeVar
 
 import sscxr
-from sscxr.config.ranges import PLAIN_NAME
-from sscxr.data.cache.cache import FORMAT_VERSION
+from sscxr.data.cache import FORMAT_VERSION
 from sscxr.errors import SscxrError
+from sscxr.printable import PLAIN_NAME
 
 WIRE_VERSION = 8
 RECORD = "sscxr"  # the name of the record of a message's fields

@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.files import check_readable, save_tensors, sha256, whole_folder
 from sscxr.models.encoder import pooling_args
+from sscxr.printable import PLAIN_NAME
 from sscxr.release import config_file, signing
 from sscxr.release.card import Card, released, render
 from sscxr.release.config_file import CONFIG, FORMAT, ReleaseError, checked_args, one_line

@@ -11,9 +11,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 import sscxr
-from sscxr.config.ranges import PLAIN_NAME
 from sscxr.errors import SscxrError
 from sscxr.files import expanded
+from sscxr.printable import PLAIN_NAME
 from sscxr.release import card, config_file, release, signing
 from sscxr.release.config_file import CONFIG, one_line
 

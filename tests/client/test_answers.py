@@ -8,6 +8,7 @@ from typing import Any
 import federation as fed
 import numpy as np
 import pytest
+from answers import said
 from caches import make_cache
 
 from client import answers
@@ -103,6 +104,35 @@ def test_a_batch_of_patients_is_taken_in(tmp_path: Path) -> None:
     assert min(more[0] - told[0], more[1] - told[1]) > LEAST
     sexes = [json.loads(one)["sex"] for one in (counts, now)]
     assert all(sexes[1][cell] - sexes[0][cell] >= LEAST for cell in sexes[0])
+
+
+def test_a_coordinator_who_moves_the_held_out_share_past_a_patient_learns_nothing(site: Path) -> None:
+    """The attack by messages: other shares, run names, stages and thresholds, and a known patient's place."""
+    make_cache(
+        site.parent / "cache",
+        np.random.default_rng(0).integers(0, 256, (PATIENTS, 32, 32), dtype=np.uint8),
+        {
+            "split": (np.arange(PATIENTS) + 0.5) / PATIENTS,
+            "group": [f"g{number}" for number in range(PATIENTS)],
+            "sex": np.where(np.arange(PATIENTS) == 41, "F", "M"),
+        },
+    )
+    site.write_text(site.read_text().replace("min_cell: 1", f"min_cell: {LEAST}"))
+    numbers, counts = set(), set()
+    place = 41 / PATIENTS  # of the only patient whose sex is F
+    asks = [f"data.test_share={share}" for share in (place - 0.0051, place, place + 0.0051, 0.2, 0.25)]
+    for number, share in enumerate([*asks, "data.test_share=0.2"]):
+        config = fed.settings(share, f"run.name=run-{number}", "privacy.min_cell=1", "federation.rounds=9")
+        hello = said(fed.ask(config, site, "query", encoder=False))
+        evaluated = said(fed.ask(config, site, "evaluate"))
+        assert ("failure" in hello) == ("failure" in evaluated)
+        if "failure" not in hello:
+            numbers |= {int(hello["images"]), int(evaluated["images"]), PATIENTS}  # type: ignore[call-overload]
+            counts.add(evaluated["counts"])
+    assert len(counts) == 1
+    assert "F" not in json.loads(str(counts.pop()))["sex"]
+    assert all(abs(one - other) >= LEAST for one, other in itertools.combinations(numbers, 2))
+    assert len(numbers) > 2
 
 
 def test_of_old_runs_the_oldest_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

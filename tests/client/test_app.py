@@ -1,5 +1,7 @@
 """What the ClientApp answers to who are you, train and evaluate, and what it keeps."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import federation as fed
@@ -53,3 +55,15 @@ def test_work_at_a_site_leaves_the_global_generator_alone(site: Path) -> None:
     before = torch.get_rng_state()
     fed.ask(fed.settings("encoder.drop_path=0.3"), site)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_courier_waits_for_nothing_but_flower() -> None:
+    """Each message starts a process: what it imports is paid for by every site in every round."""
+    code = (
+        "import sys, sscxr.federation.courier\n"
+        "assert not {'numpy', 'omegaconf', 'yaml', 'torch', 'flwr', 'pandas'} & sys.modules.keys()\n"
+        "import client.app\n"
+        "heavy = {'omegaconf', 'torch', 'timm', 'pandas', 'sscxr.config', 'client.work'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

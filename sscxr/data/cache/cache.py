@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sscxr.data.cache import FORMAT_VERSION as FORMAT_VERSION
 from sscxr.data.cache import columns
 from sscxr.data.cache.columns import Columns
 from sscxr.errors import SscxrError
@@ -39,7 +40,6 @@ from sscxr.printable import plain
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT_VERSION = 1
 # New files before they are moved into place, and the mark that they are complete.
 NEXT, COMMIT = "next", "COMMIT"
 LABEL_PREFIX = "label:"
