@@ -16,17 +16,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from client.settings import SiteError, limit_memory
+from client.settings import SiteError, limit_memory, read_settings
 from client.site import Site
 from sscxr import config as configs
 from sscxr import stages
 from sscxr.config import Config
-from sscxr.files import private_folder, settle
+from sscxr.federation import approval
+from sscxr.federation.join import Join
+from sscxr.files import locked, private_folder, settle
 from sscxr.release.card import SiteData
 from sscxr.stages.base import Training
 from sscxr.training.device import set_up
 
 _SHARED, _LOCAL = "shared.", "local."  # prefixes in the file
+_FOLDER = "_alone"  # in a site's state; runs' names have no underscore in front
 _EVERY = 60.0  # seconds of training that an interruption may cost
 
 OnRound = Callable[[int, int, float], None]  # rounds done, rounds, the last one's loss
@@ -77,6 +80,33 @@ def train(
             saved = monotonic()
         on_round(number + 1, rounds, trained.loss)
     return training
+
+
+def at_home(file: Path, join: Path | None, out: Path | None, *, on_round: OnRound) -> Path:
+    """Pretrain a hospital's own encoder by a federation's recipe, and return its folder.
+
+    Args:
+        file: the hospital's `site.yaml`.
+        join: the federation's join file; None: the one that the settings name.
+        out: the encoder's folder; None: `_alone/encoder` in the site's state.
+
+    Raises:
+        SiteError, JoinError, ConfigError: one line states what is wrong.
+    """
+    settings = read_settings(file)
+    if join is None and not settings.join:
+        raise SiteError("settings", f"{file} does not name a join file; give --join FILE")
+    config = approval.settings_of(Join.read(join or Path(settings.join)).recipe)
+    if not config.pretrains:
+        raise SiteError(
+            "settings",
+            f"the federation's stage is {config.run.stage}; `sscxr finetune` trains that at one site",
+        )
+    site, folder = Site(settings), Path(settings.state) / _FOLDER
+    private_folder(folder)
+    with locked(folder / "lock", SiteError("settings", f"another process trains in {folder}")):
+        training = train(site, config, folder / "trained.safetensors", on_round=on_round)
+        return release(site, config, training, out or folder / "encoder")
 
 
 def release(site: Site, config: Config, training: Training, folder: Path) -> Path:
