@@ -51,8 +51,8 @@ def compare(
     )
     if not tasks:
         raise ProbingError(
-            f"cache {cache.folder}: no label has {usual.probe.min_cases} images with and without it, in training and"
-            " in test, within one source"
+            f"cache {cache.folder}: no label has {usual.probe.min_cases} images with and without it, in training"
+            " and in test, within one source"
         )
     each = []
     for source in (first, second):

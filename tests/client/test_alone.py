@@ -1,4 +1,4 @@
-"""A site that trains by itself: interrupted and continued it is as if never stopped; nothing but files of its own."""
+"""A site that trains by itself: interrupted and continued it is as if never stopped, and its encoder is a run's."""
 
 from pathlib import Path
 
