@@ -190,12 +190,12 @@ def _pair(
     groups: set[str] | None,
     config: Config,
 ) -> SiteScore:
-    scored = pairs.of_tasks(tasks, federated, alone, kind, groups=groups and sorted(groups))
+    scored = pairs.of_tasks(tasks, federated, alone, kind, groups=groups)
     pair = pairs.compare(scored, resamples=config.probe.resamples, seed=config.run.seed)
     if pair is None:
         return SiteScore(name, kind, images, 0, 0, None, None, None, where)
-    three = (_figure(one, pair.patients) for one in (pair.first, pair.second, pair.gap))
-    return SiteScore(name, kind, images, pair.images, pair.patients, *three, where)
+    federation, own, gap = (_figure(one, pair.patients) for one in (pair.first, pair.second, pair.gap))
+    return SiteScore(name, kind, images, pair.images, pair.patients, federation, own, gap, where)
 
 
 def _figure(found: Interval, count: int) -> dict[str, float | int | None]:

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -233,7 +233,7 @@ def _engine(name: str, config: configs.Config, clients: int, images: int | None,
 
 
 def _run_rounds(
-    chosen: "Choice", config: configs.Config, files: list[Path], run_config: dict[str, str | bool]
+    chosen: "Choice", config: configs.Config, files: list[Path], run_config: dict[str, Any]
 ) -> None:
     import client.app
     from server.app import app as server_app

@@ -4,7 +4,7 @@ A single label often has too few cases at one site. The mean over the labels is 
 bootstrap draws patients once for all labels, so that a patient with several findings counts as one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def of_tasks(
     second: Sequence[Mapping[str, Floats]],
     kind: str,
     *,
-    groups: Sequence[str] | None = None,
+    groups: Collection[str] | None = None,
 ) -> list[Scored]:
     """Return one kind of probe's scores by two encoders on the tasks' test images.
 
@@ -76,9 +76,11 @@ def of_tasks(
     """
     found = []
     for task, one, other in zip(tasks, first, second, strict=True):
-        inside = np.isin(task.test_groups, list(groups)) if groups is not None else slice(None)
-        parts = (task.test_positive, task.test_groups, one[kind], other[kind])
-        found.append(Scored(*(part[inside] for part in parts)))
+        inside = np.ones(len(task.test), dtype=bool)
+        if groups is not None:
+            inside = np.isin(task.test_groups, list(groups))
+        positive, of = task.test_positive[inside], task.test_groups[inside]
+        found.append(Scored(positive, of, one[kind][inside], other[kind][inside]))
     return found
 
 
@@ -103,10 +105,10 @@ def compare(
     whole = _means(scored, np.ones((1, len(groups)), dtype=np.int64))[:, 0]
     chunks = metrics.resampled(groups, resamples, seed)
     drawn = np.concatenate([_means(scored, weights) for weights in chunks], axis=1)
-    intervals = (metrics.interval(float(value), each) for value, each in zip(whole, drawn, strict=True))
+    first, second = (metrics.interval(float(value), each) for value, each in zip(whole, drawn, strict=True))
     gap = metrics.interval(float(whole[0] - whole[1]), drawn[0] - drawn[1])
     images = max(len(one.positive) for one in scored)
-    return Pair(len(scored), images, len(np.unique(groups)), *intervals, gap)
+    return Pair(len(scored), images, len(np.unique(groups)), first, second, gap)
 
 
 def _means(scored: Sequence[Scored], weights: npt.NDArray[np.int64]) -> Floats:

@@ -1,6 +1,6 @@
 """Two encoders on the same images of a cache: probes of both, label by label and on average, in pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def compare(
                 embedder.encoder, cache, tasks, wants=embedder.input, neighbours=usual.probe.neighbours
             )
         )
-    scored = {kind: pairs.of_tasks(tasks, *each, kind) for kind in probe.KINDS}
+    scored = {kind: pairs.of_tasks(tasks, each[0], each[1], kind) for kind in probe.KINDS}
     tested = np.unique(np.concatenate([task.test for task in tasks]))
     return {
         "encoders": [first, second],
@@ -82,7 +82,7 @@ def _about(task: Task, kind: str) -> dict[str, Any]:
     return {"label": task.label, "cohort": task.cohort, "probe": kind}
 
 
-def _figures(pair: pairs.Pair | None) -> Mapping[str, Any]:
+def _figures(pair: pairs.Pair | None) -> dict[str, Any]:
     assert pair is not None, "a task has enough cases"
 
     def ends(found: Interval) -> dict[str, float | None]:

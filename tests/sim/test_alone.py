@@ -43,7 +43,9 @@ def test_a_federation_of_one_site_is_that_site_alone(cache: Cache, tmp_path: Pat
     (file,) = (out / "alone").glob("*.safetensors")
     own = safetensors.torch.load_file(file)
     for name, tensor in encoder.items():
-        if not name.endswith("qkv.bias"):  # that of the keys has no gradient but rounding, which AdamW enlarges
+        if not name.endswith(
+            "qkv.bias"
+        ):  # that of the keys has no gradient but rounding, which AdamW enlarges
             assert torch.allclose(own["shared." + name], tensor, atol=2e-4), name
     scores = json.loads((out / "alone.json").read_text())
     assert [(score["where"], score["figure"]) for score in scores] == [
