@@ -130,6 +130,12 @@ def _plain(cell: str) -> str:
     return html.unescape(re.sub(r"\\" + _MARKDOWN.pattern, r"\1", cell)).strip()
 
 
+def _where(card: Card) -> str:
+    if len(card.data) == 1:
+        return f"at one site, without others, in {card.rounds} rounds."
+    return f"at {len(card.data)} sites in {card.rounds} federated rounds. No image left a site."
+
+
 def _head(card: Card, config: Mapping[str, Any]) -> str:
     channels, height, width = config["pretrained_cfg"]["input_size"]
     mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
@@ -143,8 +149,8 @@ license: other
 # {escape(card.name)}: a chest X-ray encoder
 
 A vision transformer (`{config["architecture"]}`, {config["num_features"]} features)
-{card.made} at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
-site. Code: sscxr {escape(card.code_version)}.
+{card.made} {_where(card)}
+Code: sscxr {escape(card.code_version)}.
 
 ## Use
 
