@@ -154,7 +154,13 @@ def write(
         raise PhantomError(f"seed={seed}; give 0 or more")
     if not 0 <= test < 1:
         raise PhantomError(f"test={test}; give the share of patients to test on, 0 to below 1")
-    parameters = {"version": VERSION, "images": images, "sites": sites, "seed": seed, "size": size}
+    parameters: dict[str, float] = {
+        "version": VERSION,
+        "images": images,
+        "sites": sites,
+        "seed": seed,
+        "size": size,
+    }
     parameters |= {"test": test} if test else {}
     manifests = [folder / f"site-{index}" / "manifest.csv" for index in range(sites)]
     if _is_finished(folder, parameters) and all(manifest.exists() for manifest in manifests):
