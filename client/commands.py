@@ -1,4 +1,4 @@
-"""A hospital's commands: `sscxr doctor`, and `sscxr site` with init, approve, approved, serve and log."""
+"""A hospital's commands: `sscxr doctor`, and `sscxr site` with init, approve, approved, serve, log, alone."""
 
 import logging
 from pathlib import Path
@@ -27,6 +27,9 @@ def add(app: typer.Typer) -> None:
         site_serve
     )
     site.command("log", epilog=examples("sscxr site log /etc/sscxr-site/site.yaml"))(site_log)
+    site.command(
+        "alone", epilog=examples("sscxr site alone site.yaml", "sscxr site alone site.yaml --out own")
+    )(site_alone)
     app.add_typer(site, name="site")
     app.command(
         "doctor",
@@ -151,6 +154,33 @@ def site_log(
         typer.echo(line.words)
     if not lines:
         typer.echo("nothing has left through the site service", err=True)
+
+
+def site_alone(
+    site: Annotated[Path, typer.Argument(metavar="SITE.yaml", help="The site's settings.")],
+    join: Annotated[
+        Path | None, typer.Option(help="The join file; default: the one that SITE.yaml names.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The encoder's folder; default: _alone/encoder in the site's state.")
+    ] = None,
+) -> None:
+    """Pretrain on this site's images alone, by the federation's recipe, to compare with its encoder.
+
+    Nothing leaves the site. Run again, it continues where it stopped.
+    """
+    from client import alone
+    from sscxr.display import Board, Clock, Line
+
+    clock = Clock()
+    with Board() as board:
+
+        def on_round(done: int, rounds: int, loss: float) -> None:
+            notes = [f"round {done} of {rounds}", clock.left(done, rounds), f"loss {loss:.4f}"]
+            board.show(Line("alone", done, rounds, notes))
+
+        folder = alone.at_home(site, join, out, on_round=on_round)
+    typer.echo(folder)
 
 
 def doctor(

@@ -89,6 +89,12 @@ class Site:
         except CacheError as error:  # masks that do not fit their images
             raise SiteError("cache", str(error)) from None
 
+    def own_rows(self, config: Config) -> tuple[Rows, Rows]:
+        """Return the rows to train on and the held-out ones, for work of which nothing leaves the site."""
+        usable = self.usable_rows(config)
+        held_out = self.cache.held_out(config.data.test_share)[usable]
+        return usable[~held_out], usable[held_out]
+
     def training_rows(self, config: Config) -> Rows:
         """Return the rows to train on: all but the held-out patients'.
 
@@ -113,9 +119,7 @@ class Site:
 
     def _rows(self, config: Config) -> tuple[Rows, Rows]:
         """Return the rows to train on and the held-out ones that the site may answer for."""
-        usable = self.usable_rows(config)
-        held_out = self.cache.held_out(config.data.test_share)[usable]
-        training, testing = usable[~held_out], usable[held_out]
+        training, testing = self.own_rows(config)
         if not self._guarded:
             return training, testing
         if config.data.test_share not in SHARES:
@@ -126,7 +130,7 @@ class Site:
         labels = sorted(set(stages.of(config).labels))
         key = json.dumps([config.run.stage, config.data.test_share, config.data.laterals, labels])
         with answers.opened(self.store.folder, self.settings.min_cell) as earlier:
-            names = self._names()
+            names, usable = self._names(), np.concatenate([training, testing])
             training, testing = answers.settled(earlier, key, *names, [training, testing], config.run.name)
             waiting = int((~earlier.seen(names[0][usable])).sum())
         if waiting:

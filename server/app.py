@@ -13,7 +13,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.exit import add_exit_handler
 
-import sscxr
 from server import status
 from server.ledger import Ledger, State
 from server.mail import RunStopped
@@ -29,8 +28,8 @@ from sscxr.errors import SscxrError
 from sscxr.evaluation.gains import Comparison
 from sscxr.federation import floors
 from sscxr.files import write_atomically
-from sscxr.release import release
-from sscxr.release.card import Card, SiteData
+from sscxr.release.card import SiteData
+from sscxr.stages import publishing
 from sscxr.training.device import set_up
 
 log = logging.getLogger("sscxr.server")
@@ -215,23 +214,4 @@ def publish(
     Args:
         data, probes, notes: for the model card, see `Card`.
     """
-    stage = stages.of(config)
-    return release.write_encoder(
-        stage.encoder(state.encoder),
-        folder,
-        architecture=config.encoder.name,
-        model_args=stage.encoder_args(),
-        mean=config.data.mean,
-        std=config.data.std,
-        card=Card(
-            name=config.run.name,
-            data=data,
-            rounds=state.round,
-            made=stage.words.made,
-            settings=configs.dumps(config),
-            code_version=sscxr.__version__,
-            probes=probes,
-            min_cell=config.privacy.min_cell,
-            notes=notes,
-        ),
-    )
+    return publishing.write(config, state.encoder, state.round, folder, data, probes=probes, notes=notes)

@@ -73,7 +73,7 @@ def _on_gpus(gpus: int, clients: int) -> Choice:
 def _on_cores(config: Config, clients: int, images: int, done: int, cores: int, room: int) -> Choice:
     fit = max(1, int(_MEMORY * physical_memory() / of_site(config)))
     at_once = min(clients, room, fit)
-    seconds = _seconds(config, images, done)
+    seconds = seconds_of(config, images, done)
     threads = config.run.threads
     if at_once > 1 and seconds * (1 - 1 / at_once) > _START:
         limited = f"; memory for {fit}" if at_once == fit < min(clients, room) else ""
@@ -97,8 +97,8 @@ def of_site(config: Config) -> float:
     return memory.of_round(config, parts, bf16=in_bf16(config.learning.amp, torch.device("cpu")))
 
 
-def _seconds(config: Config, images: int, done: int) -> float:
-    """Return roughly how long the rounds that are left take one site after the other."""
+def seconds_of(config: Config, images: int, done: int = 0) -> float:
+    """Return roughly how long the rounds that are left take on one core, one site after the other."""
     with torch.device("meta"):
         encoder = cast(Any, stages.of(config).parts().encoder)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())

@@ -10,85 +10,93 @@ from rich.table import Table
 
 from server.app import publish
 from server.ledger import Ledger, State
-from sim import alone, pictures
+from sim import alone, pictures, scores
 from sscxr import report, runs, stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import probe
 from sscxr.evaluation.gains import Comparison
 from sscxr.files import write_atomically
-from sscxr.models.inference import Input
 from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
-from sscxr.runs import PROBES, SCORES
-from sscxr.stages.pretrain import SiteTraining, build_encoder
+from sscxr.runs import ALONE, OWN, PROBES, SCORES
 from sscxr.training.device import set_up
 
 
-def finish(cache: Cache, config: Config, out: Path, console: Console) -> None:
-    """Measure the encoder, release it, write the report, print what a person wants to know."""
+def finish(cache: Cache, config: Config, out: Path, names: Sequence[str], console: Console) -> None:
+    """Measure the encoder, release it, write the report, print what a person wants to know.
+
+    Args:
+        names: the sites that were trained alone, too.
+    """
     state = Ledger(out, config, resume=True).last()
     assert state is not None, "a run that ended has a checkpoint"
     if config.pretrains:
-        _finish_pretraining(cache, config, out, state, console)
+        _finish_pretraining(cache, config, out, state, names, console)
     else:
-        _finish_tuning(cache, config, out, state, console)
+        _finish_tuning(cache, config, out, state, names, console)
 
 
-def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
+def _finish_tuning(
+    cache: Cache, config: Config, out: Path, state: State, names: Sequence[str], console: Console
+) -> None:
     """Compare the federation's model with each site's own, site by site."""
-    device = set_up(config)
-    scores = alone.site_scores(
-        out, config, state, device, lambda name: console.print(f"{name} alone ...", highlight=False)
-    )
-    warnings = alone.warnings(scores)
+    compared = alone.tuned(out, config, names, state, set_up(config))
+    warnings = alone.warnings(compared)
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config) for name in state.roster]
     folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
-    page = report.write(out, scores=scores)
-    write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
+    page = report.write(out, scores=compared)
+    write_atomically(out / SCORES, json.dumps([asdict(score) for score in compared], indent=1).encode())
     _print_sites(out, console)
-    _print_scores(scores, console)
+    _print_scores(compared, console)
     for line in warnings:
         console.print(line, style="bold red", highlight=False)
     places = {"sites": out / HOLDINGS, "report": page, "encoder": folder}
     places |= {"model": out / "model"} if stages.of(config).shares_head else {}
-    places |= {f"{score.site}'s own": out / "alone" / score.site for score in scores if score.worse}
-    _print_places(places, console)
+    _print_places(places | _own(compared, out), console)
 
 
-def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, console: Console) -> None:
-    device = set_up(config)
-    training = SiteTraining(config, device, cache)
-    training.parts.load_shared(state.encoder)
-    settings, data = config.probe, config.data
-    wants = Input(config.encoder.img_size, data.mean, data.std, settings.batch_size, device)
-    probes = probe.run(
-        training.objective.encoder,
-        build_encoder(config),
-        cache,
-        wants=wants,
-        test_share=data.test_share,
-        neighbours=settings.neighbours,
-        resamples=settings.resamples,
-        min_cases=settings.min_cases,
-        cohorts=dict(settings.cohorts) or None,
-        seed=config.run.seed,
-    )
+def _own(scores: Sequence[SiteScore], out: Path) -> dict[str, Path]:
+    """Return the folders of the models, or encoders, that are better at their sites than the federation's."""
+    worse = {score.site for score in scores if score.worse and score.where == OWN}
+    return {f"{site}'s own": out / alone.FOLDER / site for site in sorted(worse, key=runs.natural)}
+
+
+def _finish_pretraining(
+    cache: Cache, config: Config, out: Path, state: State, names: Sequence[str], console: Console
+) -> None:
+    tasks = scores.tasks_of(cache, config)
+    start = stages.of(config).parts().shared()
+    trained, untrained = (scores.of(cache, config, tensors, tasks) for tensors in (state.encoder, start))
+    drawn = {"resamples": config.probe.resamples, "seed": config.run.seed}
+    probes = [
+        probe.compare(task, kind, one[kind], other[kind], **drawn)
+        for task, one, other in zip(tasks, trained, untrained, strict=True)
+        for kind in probe.KINDS
+    ]
+    compared = alone.pretrained(out, config, names, tasks, trained)
+    warnings = alone.warnings(compared)
     sites = [_site_data(cache, out, name, config) for name in state.roster]
-    notes = runs.read_list(out / NOTES)
+    notes = [*warnings, *runs.read_list(out / NOTES)]
     folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
     with pictures.guarded():
         pictures.show(cache, config, out, state.round)
-        pictures.place(training.objective.encoder, cache, out, config, sorted(state.roster, key=runs.natural))
-    page = report.write(out, probes=probes)
+        encoder, names = stages.of(config).encoder(state.encoder), sorted(state.roster, key=runs.natural)
+        pictures.place(encoder, cache, out, config, names)
+    page = report.write(out, probes=probes, scores=compared)
+    write_atomically(out / ALONE, json.dumps([asdict(score) for score in compared], indent=1).encode())
     # Last: this file marks a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
-    _print_places({"sites": out / HOLDINGS, "report": page, "encoder": folder}, console)
+    _print_scores(compared, console)
+    for line in warnings:
+        console.print(line, style="bold red", highlight=False)
+    places = {"sites": out / HOLDINGS, "report": page, "encoder": folder}
+    _print_places(places | _own(compared, out), console)
 
 
 def _site_data(cache: Cache, out: Path, name: str, config: Config) -> SiteData:
@@ -150,9 +158,12 @@ def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
 
 
 def _print_scores(scores: Sequence[SiteScore], console: Console) -> None:
-    title = "each site's held-out patients [95 % interval]: the federation's model, and the site's own"
-    headings = ("site", "images", "tested on", "figure", "federated", "alone", "gap")
-    table = _table(title, ("site", "figure"), headings)
+    scores = [score for score in scores if score.figure != "k-NN"]  # the report has these, too
+    if not scores:
+        return
+    title = f"the federation's {scores[0].thing}, and the site's own [95 % interval], on held-out patients"
+    headings = ("site", "figure", "patients", "images", "federated", "alone", "gap")
+    table = _table(title, ("site", "figure", "patients"), headings)
     for score in sorted(scores, key=lambda one: runs.natural(one.site)):
-        table.add_row(score.site, str(score.images), str(score.test_images), score.figure, *score.told())
+        table.add_row(score.site, score.name, score.where, str(score.test_images), *score.told())
     console.print(table)

@@ -19,8 +19,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from sscxr.data.prepare.pool import start_fork_server
-
 CONTEXT = multiprocessing.get_context("forkserver")
 _PATIENCE = 30.0  # seconds for a process to end by itself
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -36,6 +34,9 @@ def start_forking(modules: Sequence[str], threads: int) -> None:
         modules: what the forks need.
         threads: of the libraries that they use besides torch.
     """
+    # Imported here: it imports the readers of images, which the forks do not need.
+    from sscxr.data.prepare.pool import start_fork_server
+
     before = dict(os.environ)
     # The server reads these as it starts. The path is for this very code to be found.
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), before.get("PYTHONPATH"))))

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m sim.run"
 ENGINES = ("auto", "pool", "inline", "ray")
+ALONE = ("auto", "all", "some", "none")
 _MANY = 10**5  # images, until it is known how many of the given files can be used
 _WIDTH = 120  # columns of the tables without a terminal
 Measure = Callable[["Cache", configs.Config, Path], None]
@@ -51,6 +52,13 @@ def run(
         typer.Option(
             "--engine",
             help="auto: all cores or GPUs where it pays; pool: processes; inline: this one; ray: Flower's own.",
+        ),
+    ] = "auto",
+    alone: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|all|some|none",
+            help="Sites to train alone too, to compare; auto: three of a short pretraining, all in fine-tuning.",
         ),
     ] = "auto",
     stage: Annotated[str | None, typer.Option(help="run.stage: pretrain, classify or segment")] = None,
@@ -88,13 +96,15 @@ def run(
     given = [configs.setting(key, value) for key, value in short.items() if value is not None]
     if engine_name not in ENGINES:
         raise ConfigError(f"--engine {engine_name!r} is not known; choose one of: {', '.join(ENGINES)}")
+    if alone not in ALONE:
+        raise ConfigError(f"--alone {alone!r} is not known; choose one of: {', '.join(ALONE)}")
     overrides, paths = _sorted_out(arguments or [], data or [], begun=resume and (out / CONFIG).exists())
     settings = _settings(config, [*overrides, *given])
     if label and "classify" not in settings.recipe_sections:
         raise ConfigError(f"--label {label}: the stage is {settings.run.stage}; use --stage classify")
     kinds = ["tensorboard"] * tensorboard + ["mlflow"] * mlflow
     tracking = ",".join(kinds_of(",".join(kinds)))
-    simulate(settings, clients, paths, out, engine_name, resume, tracking)
+    simulate(settings, clients, paths, out, engine_name, resume, tracking, alone_too=alone)
 
 
 def _located(encoder: str) -> Path:
@@ -131,10 +141,12 @@ def simulate(
     resume: bool,
     tracking: str = "",
     measure: Measure | None = None,
+    alone_too: str = "none",
 ) -> None:
-    """Prepare the data, divide it into sites, run the federation, probe and report.
+    """Prepare the data, divide it into sites, run the federation, train sites alone, probe and report.
 
     Args:
+        alone_too: see `alone.chosen`.
         measure: called with the data, the settings and `out` in place of pictures, probes, release and report.
     """
     # Imported here and below, not above: `--help` and a mistyped setting should not wait for torch and Flower.
@@ -147,7 +159,7 @@ def simulate(
         if asked.is_finished(out):
             typer.echo(f"the run in {out} is finished; nothing to do", err=True)
             return
-        _simulate(config, clients, data, out, engine_name, resume, tracking, measure)
+        _simulate(config, clients, data, out, engine_name, resume, tracking, measure, alone_too)
 
 
 def _simulate(
@@ -159,6 +171,7 @@ def _simulate(
     resume: bool,
     tracking: str,
     measure: Measure | None,
+    alone_too: str,
 ) -> None:
     from server.ledger import may_change
     from sim import findings, pictures
@@ -198,8 +211,9 @@ def _simulate(
     if measure is not None:
         measure(cache, config, out)
         return
+    names = _train_alone(alone_too, engine, cache, config, out)
     width = None if sys.stdout.isatty() else _WIDTH
-    finish(cache, config, out, PlainConsole(width=width, highlight=True))
+    finish(cache, config, out, names, PlainConsole(width=width, highlight=True))
 
 
 def _engine(name: str, config: configs.Config, clients: int, images: int | None, out: Path) -> "Choice":
@@ -208,18 +222,18 @@ def _engine(name: str, config: configs.Config, clients: int, images: int | None,
     Args:
         images: None: not known yet.
     """
-    from sim import choice, engine, pool
+    from sim import alone, choice, engine, pool
     from sscxr import runs
 
     done = runs.read_status(out).round if (out / runs.STATUS).is_file() else 0
     chosen = choice.choose(name, config, clients, _MANY if images is None else images, done)
     if chosen.name == choice.POOL:
-        pool.start_forking(engine.IMPORTS, config.run.threads)
+        pool.start_forking([*engine.IMPORTS, *alone.IMPORTS], config.run.threads)
     return chosen
 
 
 def _run_rounds(
-    chosen: "Choice", config: configs.Config, files: list[Path], run_config: dict[str, str | bool]
+    chosen: "Choice", config: configs.Config, files: list[Path], run_config: dict[str, Any]
 ) -> None:
     import client.app
     from server.app import app as server_app
@@ -237,12 +251,26 @@ def _run_rounds(
         rays.run_ray(server_app, here, files, run_config, threads=threads, gpus=gpus)
 
 
+def _train_alone(
+    which: str, engine: "Choice", cache: "Cache", config: configs.Config, out: Path
+) -> list[str]:
+    """Train sites alone, too, and return which."""
+    from sim import alone
+
+    names, line = alone.chosen(which, config, cache, out, config.federation.sites)
+    if line:
+        typer.echo(line, err=True)
+    alone.train(out, config, names, engine)
+    return names
+
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command(
     epilog=examples(
         f"{PROGRAM} --clients 8",
         f"{PROGRAM} --clients 8 --data cache --config demo --out runs/mine",
         f"{PROGRAM} --data a/manifest.csv b/manifest.csv --partition natural --rounds 20 pretrain.lr=5e-4",
+        f"{PROGRAM} --clients 8 --data cache --alone all --out runs/mine",
         f"{PROGRAM} --clients 8 --out runs/mine --resume --tensorboard",
         f"{PROGRAM} --stage classify --label pneumonia --encoder runs/mine/encoder --data cache",
     )

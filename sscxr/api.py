@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PROBE_COLUMNS = ["label", "cohort", "kind", "auroc", "low", "high", "untrained", "gain", "gain_low", "gain_high",
                   "test_images", "test_positives", "test_patients"]  # fmt: skip
 _SCORE_COLUMNS = ["site", "figure", "images", "test_images", "test_patients", "federated", "alone", "gap",
-                  "gap_low", "gap_high"]  # fmt: skip
+                  "gap_low", "gap_high", "where"]  # fmt: skip
 
 
 class Run:
@@ -99,12 +99,12 @@ class Run:
 
     @property
     def scores(self) -> pd.DataFrame:
-        """One row per site of a simulated fine-tuning: the federation's model against the site's own."""
+        """The run's model, or encoder, against sites' own: one row per site, figure and kind of patients."""
         rows = []
-        for one in runs.read_list(self.folder / runs.SCORES):
+        for one in (one for name in (runs.SCORES, runs.ALONE) for one in runs.read_list(self.folder / name)):
             values = {name: (one[name] or {}).get("value") for name in ("federated", "alone", "gap")}
             ends = {f"gap_{end}": (one["gap"] or {}).get(end) for end in ("low", "high")}
-            rows.append(one | values | ends)
+            rows.append({"where": runs.OWN} | one | values | ends)
         return pd.DataFrame(rows, columns=_SCORE_COLUMNS)
 
     def encoder(self) -> "nn.Module":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sim import scores
 from sim.compare import worker
 from sim.compare.file import ALONE, UNTRAINED
 from sim.compare.jobs import Job
@@ -246,13 +247,8 @@ def loss_on_all(job: Job) -> float | None:
 
 
 def read_scores(job: Job) -> dict[tuple[str, str, str], pd.DataFrame]:
-    """Return the scores of a run's probes by cohort, label and kind; the columns are `worker.COLUMNS`."""
-    words = dict.fromkeys(("cohort", "label", "kind", "image", "group"), str)
-    scores = pd.read_csv(job.folder / SCORES, dtype=words, keep_default_na=False)
-    return {
-        (printable.plain(str(cohort)), printable.plain(str(label)), str(kind)): rows
-        for (cohort, label, kind), rows in scores.groupby(["cohort", "label", "kind"], sort=False)
-    }
+    """Return the scores of a run's probes by cohort, label and kind."""
+    return scores.read(job.folder / SCORES)
 
 
 def aurocs(job: Job) -> dict[tuple[str, str, str], float]:

@@ -22,11 +22,17 @@ from sscxr.config import Config
 JOB, SCORES = "job.json", "scores.csv"  # the scores are written last: they mark a finished run
 ALL_SITES = "all_sites.json"  # the loss on the held-out images of all sites
 _BATCH = 64  # held-out images that are corrupted together, by each other's patches
-COLUMNS = ("cohort", "label", "kind", "image", "group", "positive", "score")
 # Of a run, for the process that runs are forked from.
 IMPORTS = (
     *("client.app", "server.app", "sim.asked", "sim.data", "sim.engine", "sim.outcome", "sim.pictures"),
-    *("sim.progress", "sim.run", "sim.sites", "sscxr.data.cache.view", "sscxr.evaluation.probe"),
+    *(
+        "sim.progress",
+        "sim.run",
+        "sim.scores",
+        "sim.sites",
+        "sscxr.data.cache.view",
+        "sscxr.evaluation.probe",
+    ),
     *("sscxr.stages.pretrain", "sim.compare.worker"),
 )
 
@@ -98,39 +104,10 @@ def _probe_untrained(data: Path, config: Config, folder: Path) -> None:
 
 
 def _probe(cache: Any, config: Config, folder: Path, encoder: Any) -> None:
-    import numpy as np
+    from sim import scores
 
-    from sscxr import printable, stages
-    from sscxr.evaluation import probe
-    from sscxr.evaluation.tasks import find_tasks
-    from sscxr.files import write_atomically
-    from sscxr.models.inference import Input
-    from sscxr.training.device import set_up
-
-    settings, data, device = config.probe, config.data, set_up(config)
-    tasks = find_tasks(
-        cache,
-        test_share=data.test_share,
-        min_cases=settings.min_cases,
-        cohorts=dict(settings.cohorts) or None,
-    )
-    rows: list[tuple[object, ...]] = []
-    if tasks:
-        parts = stages.of(config).training(device, cache, np.empty(0, np.int64)).parts
-        parts.load_shared(encoder)
-        wants = Input(config.encoder.img_size, data.mean, data.std, settings.batch_size, device)
-        found = probe.scores(parts.encoder, cache, tasks, wants=wants, neighbours=settings.neighbours)
-        images = cache.index["image"].to_numpy()
-        for task, kinds in zip(tasks, found, strict=True):
-            cases = list(
-                zip(images[task.test], task.test_groups, task.test_positive.astype(int), strict=True)
-            )
-            for kind, scores in kinds.items():
-                rows += [
-                    (task.cohort, task.label, kind, *case, float(score))
-                    for case, score in zip(cases, scores, strict=True)
-                ]
-    write_atomically(folder / SCORES, printable.table(COLUMNS, rows).encode())
+    tasks = scores.tasks_of(cache, config)
+    scores.write(folder / SCORES, cache, tasks, scores.of(cache, config, encoder, tasks))
 
 
 def _clear(folder: Path) -> None:

@@ -44,7 +44,11 @@ def add(app: typer.Typer) -> None:
         ),
     )(evaluate)
     app.command(
-        "compare", epilog=examples("sscxr compare models/pretrained models/untrained --data cache --json")
+        "compare",
+        epilog=examples(
+            "sscxr compare models/pretrained models/untrained --data cache --json",
+            "sscxr compare runs/mine/encoder state/_alone/encoder --data cache",
+        ),
     )(compare)
     app.command(
         "predict",
@@ -87,22 +91,51 @@ def evaluate(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of a fine-tuned model.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="The folder of another.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A fine-tuned model's folder; or an encoder: URL or folder.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another of the same kind.")],
     data: CacheOption,
     source: Source = "",
     held_out: HeldOut = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two models on the same images. Shows A minus B, by a paired bootstrap over patients."""
-    from sscxr.finetuning import judge
+    """Compare two models, or two encoders, on the same images. Shows A minus B, paired over patients.
 
+    Encoders are compared by probes, on patients that the cache sets aside for testing.
+    """
+    from sscxr.finetuning import finetuned, judge
+
+    if not all(finetuned.is_model(Path(one)) for one in (first, second)):
+        _compare_encoders(first, second, data, names(source), as_json)
+        return
     found = _figures(judge.compare(first, second, data, sources=names(source), held_out=held_out), as_json)
     typer.echo(f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients")
     table = _table("", "A", "B", "A - B", "95 % interval", "p")
     for name, figure in figures_of(found).items():
         each = [_number(found[one][name]["value"]) for one in ("a", "b")]
         table.add_row(name, *each, *cells(figure), _number(figure.get("p")))
+    _print(table)
+
+
+def _compare_encoders(first: str, second: str, data: Path, sources: list[str], as_json: bool) -> None:
+    from sscxr.predict import probing
+
+    found = probing.compare(first, second, data, sources=sources)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, allow_nan=False))
+        return
+    typer.echo(
+        f"A {first}\nB {second}\n{data}: {found['n']} images of {found['patients']} patients, set aside"
+    )
+    table = _table("AUROC of probes", "source", "probe", "A", "B", "A - B", "95 % interval")
+    means = [
+        {"label": "mean of the labels", "cohort": "", "probe": kind} | each
+        for kind, each in found["mean"].items()
+    ]
+    for row in [*means, *found["tasks"]]:
+        values = [_number(row[one]["value"]) for one in ("a", "b")]
+        table.add_row(row["label"], row["cohort"], row["probe"], *values, *cells(row))
     _print(table)
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+KINDS = ("linear", "k-NN")  # of probes
+
 
 @dataclass(frozen=True)
 class Probe:

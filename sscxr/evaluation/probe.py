@@ -20,6 +20,7 @@ from torch import nn
 
 from sscxr.data.cache.cache import Cache
 from sscxr.evaluation import metrics
+from sscxr.evaluation.gains import KINDS as KINDS
 from sscxr.evaluation.gains import Comparison, Probe
 from sscxr.evaluation.tasks import Task, find_tasks
 from sscxr.models import inference
@@ -30,7 +31,6 @@ Floats = npt.NDArray[np.floating[Any]]
 # Inverse regularisation strengths tried for the linear probe (sklearn's C, on standardised features).
 STRENGTHS = tuple(float(c) for c in np.logspace(-3, 2, 11))
 FOLDS = 5
-KINDS = ("linear", "k-NN")
 # Softmax temperature of the neighbours' votes, as in DINO's k-NN probe (arXiv 2104.14294, 4.1).
 TEMPERATURE = 0.07
 

@@ -104,6 +104,12 @@ Version {escape(version)}. Licence of the weights: {escape(licence)}; the images
     return before + section + limits + after
 
 
+def _where(card: Card) -> str:
+    if len(card.data) == 1:
+        return f"at one site, without others, in {card.rounds} rounds."
+    return f"at {len(card.data)} sites in {card.rounds} federated rounds. No image left a site."
+
+
 def _head(card: Card, config: Mapping[str, Any]) -> str:
     channels, height, width = config["pretrained_cfg"]["input_size"]
     mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
@@ -117,8 +123,8 @@ license: other
 # {escape(card.name)}: a chest X-ray encoder
 
 A vision transformer (`{config["architecture"]}`, {config["num_features"]} features)
-{card.made} at {len(card.data)} sites in {card.rounds} federated rounds. No image left a
-site. Code: sscxr {escape(card.code_version)}.
+{card.made} {_where(card)}
+Code: sscxr {escape(card.code_version)}.
 
 ## Use
 

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from sscxr.report import svg
-from sscxr.report.record import Record
+from sscxr.report.record import Record, SiteScore
 from sscxr.report.summary import held_out, mean_loss
-from sscxr.runs import natural
+from sscxr.runs import OWN, natural
 
 APART = 12  # lines, or categories, that can be distinguished
 
@@ -225,16 +225,25 @@ def probes(record: Record) -> list[Chart]:
 
 
 def scores(record: Record) -> list[Chart]:
-    """Return a chart of a fine-tuning's score at each site, with the others and alone."""
+    """Return charts of the figure at each site, with the others and alone: by the patients that it is of."""
+    return [
+        chart
+        for where in dict.fromkeys(score.where for score in record.scores)
+        for chart in _scores([one for one in record.scores if one.where == where and one.figure != "k-NN"])
+    ]
+
+
+def _scores(scores: Sequence[SiteScore]) -> list[Chart]:
     rows = []
-    for score in record.scores:
+    for score in scores:
         both = {"with the others": score.federated, "alone": score.alone}
         rows.append(Estimate(score.site, {name: triple(found) for name, found in both.items()}))
     if not any(value for row in rows for value in row.series.values()):
         return []
-    name = next(score.name for score in record.scores if score.name)
-    heading = f"{name} at each site, with the others and alone"
-    return [Chart(heading, intervals(rows, heading, name, 0.5 if name == "AUROC" else None))]
+    name = next(score.name for score in scores if score.name)
+    whose = "" if scores[0].where == OWN else ", on everybody's held-out patients"
+    heading = f"{name} at each site, with the others and alone{whose}"
+    return [Chart(heading, intervals(rows, heading, name, 0.5 if name.endswith("AUROC") else None))]
 
 
 def triple(found: Mapping[str, Any] | None) -> tuple[float, float, float] | None:

@@ -83,7 +83,7 @@ def _answers(records: Sequence[Record], names: Sequence[str]) -> list[tuple[str,
         if record.probes:
             better = sum(pair.better for pair in record.probes)
             who += f", better than untrained in {better} of {many(len(record.probes), 'probe')}"
-        measured = [score for score in record.scores if score.gap and score.gap["low"] is not None]
+        measured = [score for score in record.by_site if score.gap and score.gap["low"] is not None]
         if measured:
             better = sum(score.better for score in measured)
             who += f", better than a site alone at {better} of {many(len(measured), 'site')}"
@@ -151,7 +151,7 @@ def _estimates(records: Sequence[Record], names: Sequence[str]) -> list[Estimate
             task = f"{pair.trained.label}, {pair.trained.cohort}, {pair.trained.kind}"
             found = (pair.trained.auroc, pair.trained.low, pair.trained.high)
             table.setdefault(task, {})[name] = found
-        for score in record.scores:
+        for score in record.by_site:
             label = f"{score.site} ({score.name})" if score.name else score.site
             table.setdefault(label, {})[name] = charts.triple(score.federated)
     return [Estimate(label, {name: row.get(name) for name in names}) for label, row in sorted(table.items())]

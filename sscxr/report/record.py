@@ -10,7 +10,7 @@ import pandas as pd
 
 from sscxr import config as configs
 from sscxr import runs
-from sscxr.evaluation.gains import Comparison, Probe
+from sscxr.evaluation.gains import KINDS, Comparison, Probe
 from sscxr.report import pictures
 from sscxr.report.pictures import Strip
 from sscxr.runs import RunError, Status, Words
@@ -23,13 +23,15 @@ Counts = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 @dataclass(frozen=True)
 class SiteScore:
-    """One site's held-out patients, under the federation's model and under one that the site trained alone.
+    """The federation's model, or encoder, and one that a site trained alone, on the same held-out patients.
 
     Attributes:
-        figure: "auroc" or "dice"; empty: the site has too few images that the stage can use.
+        figure: "auroc" or "dice" of a model; of an encoder "linear" or "k-NN", the probes' mean AUROC over the
+            labels; empty: the site has too few images that the stage can use.
         images, test_images, test_patients: counts for training and for testing.
         federated, alone, gap: {value, low, high, n} with 95 % intervals over patients; the gap is the paired
             difference. None: not measured.
+        where: whose held-out patients: `runs.OWN`, the site's, or `runs.EVERYBODY`, of all sites.
     """
 
     site: str
@@ -40,6 +42,7 @@ class SiteScore:
     federated: dict[str, Any] | None
     alone: dict[str, Any] | None
     gap: dict[str, Any] | None
+    where: str = runs.OWN
 
     def told(self) -> tuple[str, str, str]:
         """Return the three figures as text, each with its interval."""
@@ -47,8 +50,14 @@ class SiteScore:
 
     @property
     def name(self) -> str:
-        """Return the figure's name, "AUROC" or "Dice"; empty without one."""
-        return {"auroc": "AUROC", "dice": "Dice"}.get(self.figure, self.figure)
+        """Return the figure's name, such as "AUROC", "Dice" or "linear AUROC"; empty without one."""
+        known = {"auroc": "AUROC", "dice": "Dice"} | {kind: f"{kind} AUROC" for kind in KINDS}
+        return known.get(self.figure, self.figure)
+
+    @property
+    def thing(self) -> str:
+        """Return what is compared: "encoder" or "model"."""
+        return "encoder" if self.figure in KINDS else "model"
 
     @property
     def better(self) -> bool:
@@ -82,7 +91,7 @@ class Record:
         sites: the rows of sites.csv.
         counts: site -> its aggregate tables, as it reported them.
         probes: the encoder against the untrained one; none without labels.
-        scores: a fine-tuning's model against each site's own.
+        scores: the run's model, or encoder, against those of sites alone.
         strips: pictures over the rounds; none without images.
         embedding: `EMBEDDING_COLUMNS`, one row per image; None without images.
         holdings: PNG of what each site holds; None without images.
@@ -107,6 +116,11 @@ class Record:
     min_cell: int = 10
     settings: Mapping[str, Any] = field(default_factory=dict)
     words: Words = field(default_factory=Words)
+
+    @property
+    def by_site(self) -> Sequence[SiteScore]:
+        """Return one score for each site: of its own patients; of an encoder, by the linear probes."""
+        return [score for score in self.scores if score.where == runs.OWN and score.figure != "k-NN"]
 
     @property
     def folded(self) -> pd.DataFrame:
@@ -135,7 +149,11 @@ def read(folder: Path, **known: Any) -> Record:
         "sites": runs.read_sites(folder / runs.SITES),
         "counts": _counts(folder),
         "probes": _records(folder / runs.PROBES, _comparison),
-        "scores": _records(folder / runs.SCORES, lambda score: SiteScore(**score)),
+        "scores": [
+            score
+            for name in (runs.SCORES, runs.ALONE)  # a run has one of them
+            for score in _records(folder / name, lambda score: SiteScore(**score))
+        ],
         "strips": pictures.read(folder / pictures.FOLDER),
         "embedding": _embedding(folder / EMBEDDING),
         "holdings": (folder / HOLDINGS).read_bytes() if (folder / HOLDINGS).is_file() else None,

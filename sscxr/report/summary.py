@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sscxr import runs
 from sscxr.evaluation.gains import Comparison
 from sscxr.report.record import FOLDED, Record, SiteScore
 from sscxr.runs import Status
@@ -151,27 +152,45 @@ def _compared(record: Record) -> list[str]:
         return _scored(record.scores)
     if record.words.task and record.status.state != "finished":
         return ["Not measured yet: a simulation also trains each site alone at its end, a server does not."]
-    return ["Not measured: no site was also trained alone, to compare with."]
+    return [
+        "Not measured: no site was also trained alone, to compare with; a simulation does that with --alone some, "
+        "or all."
+    ]
 
 
 def _scored(scores: Sequence[SiteScore]) -> list[str]:
-    measured = [score for score in scores if score.gap and score.gap["low"] is not None]
+    """Describe a model's figure, or an encoder's linear probes; the table has the others."""
+    told = [score for score in scores if score.figure != "k-NN"]
+    thing = scores[0].thing
+    measured = [score for score in told if score.gap and score.gap["low"] is not None]
     if not measured:
         return [
-            "Not shown: no site has enough held-out patients to compare its own model with the federation's."
+            f"Not shown: no site has enough held-out patients to compare its own {thing} with the federation's."
         ]
-    better, worse = sum(score.better for score in measured), sum(score.worse for score in measured)
-    even = len(measured) - better - worse
-    line = (
-        f"The federation's model is better than a site's own at {better} of {many(len(measured), 'site')}, worse "
-        f"at {worse}, beyond the interval of the difference"
-    )
-    lines = [f"{line}; {even} have too few patients to show a difference." if even else f"{line}."]
-    if own := [score.site for score in measured if score.worse]:
+    by_patients = {
+        where: [score for score in measured if score.where == where] for where in (runs.OWN, runs.EVERYBODY)
+    }
+    lines = [_verdicts(each, where) for where, each in by_patients.items() if each]
+    if own := [score.site for score in by_patients[runs.OWN] if score.worse]:
         lines.append(
-            f"Give {', '.join(own)} the models of their own, in the folder alone, not the federation's."
+            f"Give {', '.join(own)} the {thing}s of their own, in the folder alone, not the federation's."
         )
     return lines
+
+
+def _verdicts(scores: Sequence[SiteScore], where: str) -> str:
+    better, worse = sum(score.better for score in scores), sum(score.worse for score in scores)
+    even = len(scores) - better - worse
+    whose = "the site's own" if where == runs.OWN else "all sites'"
+    by = f", by linear probes on {whose} held-out patients," if scores[0].thing == "encoder" else ""
+    gaps = ", ".join(f"{score.site} {score.gap['value']:+.3f}" for score in scores[:_NAMED] if score.gap)
+    line = (
+        f"The federation's {scores[0].thing} is{by} better than a site's own at {better} of "
+        f"{many(len(scores), 'site')}, worse at {worse}, beyond the interval of the difference"
+    )
+    if scores[0].thing == "encoder":
+        line += f" ({gaps.replace('-', chr(0x2212))})"
+    return f"{line}; {even} have too few patients to show a difference." if even else f"{line}."
 
 
 def _sent(rounds: Sequence[Mapping[str, Any]]) -> str:

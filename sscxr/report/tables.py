@@ -116,12 +116,12 @@ def probes(record: Record) -> list[Row]:
 
 
 def scores(record: Record) -> list[Row]:
-    """Return one row per site: the federation's model and its own."""
+    """Return one row per site, figure and kind of patients: the federation's model, or encoder, and its own."""
     table = []
     for score in sorted(record.scores, key=lambda one: natural(one.site)):
         federated, alone, gap = score.told()
         enough, small = score.test_patients >= record.min_cell, f"below {record.min_cell}"
-        row = {"site": score.site, "figure": score.name or "too few images"}
+        row = {"site": score.site, "where": score.where, "figure": score.name or "too few images"}
         row |= {"patients": str(score.test_patients) if enough else small}
         ends = score.gap or {"low": None, "high": None}
         row |= {"federated": federated, "alone": alone, "gap": gap}

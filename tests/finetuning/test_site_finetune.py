@@ -247,7 +247,7 @@ def test_a_site_whose_own_training_diverges_has_nothing_to_compare(
     monkeypatch.setattr(site_finetune.SiteFineTuning, "train_round", diverges)
     state = Ledger(out, config, resume=True).last()
     assert state is not None
-    anna, bona = alone.site_scores(out, config, state, torch.device("cpu"), lambda name: None)
+    anna, bona = alone.tuned(out, config, state.roster, state, torch.device("cpu"))
     assert None not in (anna.federated, anna.alone, anna.gap)
     assert (bona.site, bona.figure, bona.images > 0) == ("bona", "auroc", True)
     assert bona.federated is bona.alone is bona.gap is None
@@ -269,7 +269,7 @@ def test_a_site_that_the_federation_serves_worse_keeps_its_own_model(tmp_path: P
     run(fed.Grid(client.app, sites), config, out, resume=False)
     state = Ledger(out, config, resume=True).last()
     assert state is not None
-    scores = alone.site_scores(out, config, state, torch.device("cpu"), lambda name: None)
+    scores = alone.tuned(out, config, state.roster, state, torch.device("cpu"))
     assert any(score.worse for score in scores)
     told, name = "".join(alone.warnings(scores)), "blocks.0.attn.qkv.weight"
     for score in scores:

@@ -5,6 +5,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 from reports import COUNTS, HOSTILE, Page, absent, comparison, record, site_rows, stopped, strips, write
 
 from sscxr.report import SiteScore, compare, pictures, shares, summary, svg
-from sscxr.runs import SITE_COLUMNS, Status, read_sites
+from sscxr.runs import EVERYBODY, SITE_COLUMNS, Status, read_sites
 
 
 @cache
@@ -325,6 +326,17 @@ def test_a_fine_tuning_is_told_in_its_own_words() -> None:
     assert "AUROC on each site's held-out images" in seen
     for word in ("reconstruction loss", "probe was run"):
         assert word not in seen
+
+
+def test_encoders_of_sites_alone_are_told_by_whose_patients_they_were_tested_on() -> None:
+    own = [replace(scored(site, gap), figure="linear") for site, gap in (("anna", 0.1), ("bona", -0.1))]
+    all_of_them = [replace(score, where=EVERYBODY, gap=scored("", 0.1).gap) for score in own]
+    nearest = [replace(score, figure="k-NN") for score in own]
+    seen = Page(write(scores=[*own, *nearest, *all_of_them])).text
+    assert "on the site's own held-out patients, better than a site's own at 1 of 2 sites, worse at 1" in seen
+    assert "on all sites' held-out patients, better than a site's own at 2 of 2 sites, worse at 0" in seen
+    assert "Give bona the encoders of their own" in seen
+    assert "k-NN AUROC" in seen
 
 
 @pytest.mark.slow
