@@ -45,7 +45,7 @@ def _finish_tuning(cache: Cache, config: Config, out: Path, state: State, consol
     warnings = alone.warnings(scores)
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
-    data = [_site_data(cache, out, name, config, state) for name in state.roster]
+    data = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
     folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
     page = report.write(out, scores=scores)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in scores], indent=1).encode())
@@ -77,7 +77,7 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
         cohorts=dict(settings.cohorts) or None,
         seed=config.run.seed,
     )
-    sites = [_site_data(cache, out, name, config, state) for name in state.roster]
+    sites = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
     notes = runs.read_list(out / NOTES)
     folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
     with pictures.guarded():
@@ -91,14 +91,16 @@ def _finish_pretraining(cache: Cache, config: Config, out: Path, state: State, c
     _print_places({"sites": out / HOLDINGS, "report": page, "encoder": folder}, console)
 
 
-def _site_data(cache: Cache, out: Path, name: str, config: Config, state: State) -> SiteData:
+def _site_data(
+    cache: Cache, out: Path, name: str, config: Config, cost: tuple[float, float] | None = None
+) -> SiteData:
     groups = (out / "sites" / name / "groups.txt").read_text().split()
     rows = cache.rows(laterals=config.data.laterals)
     rows = stages.of(config).usable(cache, rows[~cache.held_out(config.data.test_share)[rows]])
     index = cache.index.iloc[rows]
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})
-    return SiteData(name, len(mine), mine["group"].nunique(), licences, state.cost_of(name))
+    return SiteData(name, len(mine), mine["group"].nunique(), licences, cost)
 
 
 def _print_places(places: Mapping[str, Path], console: Console) -> None:
