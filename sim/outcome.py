@@ -46,7 +46,7 @@ def _finish_tuning(
     warnings = alone.warnings(compared)
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
-    data = [_site_data(cache, out, name, config, state) for name in state.roster]
+    data = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
     folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
     page = report.write(out, scores=compared)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in compared], indent=1).encode())
@@ -79,7 +79,7 @@ def _finish_pretraining(
     ]
     compared = alone.pretrained(out, config, names, tasks, trained)
     warnings = alone.warnings(compared)
-    sites = [_site_data(cache, out, name, config, state) for name in state.roster]
+    sites = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
     notes = [*warnings, *runs.read_list(out / NOTES)]
     folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
     with pictures.guarded():
@@ -99,14 +99,16 @@ def _finish_pretraining(
     _print_places(places | _own(compared, out), console)
 
 
-def _site_data(cache: Cache, out: Path, name: str, config: Config, state: State) -> SiteData:
+def _site_data(
+    cache: Cache, out: Path, name: str, config: Config, cost: tuple[float, float] | None = None
+) -> SiteData:
     groups = (out / "sites" / name / "groups.txt").read_text().split()
     rows = cache.rows(laterals=config.data.laterals)
     rows = stages.of(config).usable(cache, rows[~cache.held_out(config.data.test_share)[rows]])
     index = cache.index.iloc[rows]
     mine = index[index["group"].isin(groups)]
     licences = sorted({licence for licence in mine["licence"] if licence})
-    return SiteData(name, len(mine), mine["group"].nunique(), licences, state.cost_of(name))
+    return SiteData(name, len(mine), mine["group"].nunique(), licences, cost)
 
 
 def _print_places(places: Mapping[str, Path], console: Console) -> None:
@@ -134,9 +136,7 @@ def _print_sites(out: Path, console: Console) -> None:
     table = _table("sites", ("site",), (*headings, "epsilon") if costs else headings)
     for name, rows in sorted(sites.groupby("site"), key=lambda site: runs.natural(site[0])):
         good = rows[rows["outcome"] == "folded"].sort_values("round")
-        shown = good.dropna(
-            subset=["loss"]
-        )  # a secure sum shows neither it nor images, a private round no loss
+        shown = good.dropna(subset=["loss"])  # a secure sum or a private round has none
         ends = [f"{shown['loss'].iloc[place]:.4f}" if len(shown) else "-" for place in (0, -1)]
         counted = good["images"].dropna()
         images = f"{int(counted.iloc[-1])}" if len(counted) else "-"
