@@ -41,7 +41,9 @@ class Agreement:
         sketch, place = torch.zeros(_PLACES, dtype=torch.float64), 0
         for name, signs in self._signs.items():
             values = update[name].reshape(-1)
-            for part, sign in zip(values.split(codecs.CHUNK), signs.split(codecs.CHUNK), strict=True):
+            for part, sign in zip(
+                torch.split(values, codecs.CHUNK), torch.split(signs, codecs.CHUNK), strict=True
+            ):
                 padded = torch.zeros(-(-(place + len(part)) // _PLACES) * _PLACES)
                 torch.mul(part, sign, out=padded[place : place + len(part)])
                 sketch += padded.view(-1, _PLACES).sum(0)

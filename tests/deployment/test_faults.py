@@ -1,24 +1,20 @@
 """What a fault costs. Each is brought about in a federation that runs, and the run's folder is read afterwards.
 
-`docs/faults.md` has the table; the seconds in it are what these tests print with `-s`.
+`docs/faults.md` has the table; the seconds in it are what these tests print with `-s`. Faults of sites with their
+service are in `test_service_faults.py`.
 """
 
-import csv
-import errno
-import json
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep, time
-from typing import Any
 
 import pytest
-from deployments import NAME, NGINX, SETTINGS, SITES, Deployment
-from omegaconf import OmegaConf
-from processes import DeploymentError, wait_until
+from deployments import NAME, NGINX, SITES, Deployment
+from faults import a_small_disk, after_round, came_of, fill, in_round, rows, undisturbed, until
+from processes import wait_until
 from simulations import ROOT, weights
 
 from sscxr.runs import read_status
@@ -47,52 +43,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @pytest.fixture
 def small_disk(federation: Deployment) -> Iterator[Path | None]:
     """The folder of hospital-b's state, on a disk of 16 MB; None where this user may not mount one."""
-    folder = federation.site(B) / "state"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    mounted = shutil.which("mount") and subprocess.run(mount, capture_output=True).returncode == 0
-    yield folder if mounted else None
-    if mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "sites.csv").open() as handle:
-        return list(csv.DictReader(handle))
-
-
-def came_of(out: Path, round_number: int) -> dict[str, tuple[str, str]]:
-    """Site -> what became of it in a round, and why."""
-    return {
-        row["site"]: (row["outcome"], row["reason"]) for row in rows(out) if row["round"] == str(round_number)
-    }
-
-
-def until(federation: Deployment, there: Callable[[], Any], limit: float, what: str) -> Any:
-    """What `there` returns, once it is something; the run's own log where it ended before."""
-    began = looked = monotonic()
-    while not (found := there()):
-        if monotonic() - looked > 20:
-            looked, newest = monotonic(), federation.listed()[-1]
-            over = str(newest["status"]).startswith("finished") and not (found := there())
-            if over or monotonic() - began > limit:
-                log = federation.flwr("log", str(newest["run-id"]), NAME, "--show")
-                raise DeploymentError(f"{what}: not within {limit:g} s\n{log[-3000:]}\n{federation.tail()}")
-        sleep(0.1)
-    return found
-
-
-def in_round(federation: Deployment, out: Path, number: int, limit: float = 240) -> None:
-    """Wait until the server has sent out a round, from 1."""
-
-    def there() -> bool:
-        try:
-            return int(json.loads((out / "checkpoints" / "attempt.json").read_text())["round"]) == number - 1
-        except (OSError, ValueError):
-            return False
-
-    until(federation, there, limit, f"round {number} begins")
+    with a_small_disk(federation.site(B) / "state", megabytes=16) as folder:
+        yield folder
 
 
 def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limit: float = 120) -> int:
@@ -118,35 +70,11 @@ def working(federation: Deployment, out: Path, site: str, cpu: float = 4.5, limi
     return int(until(federation, busy, limit, f"{site} trains"))
 
 
-def after_round(federation: Deployment, out: Path, number: int, limit: float = 300) -> dict[str, Any]:
-    """Wait until a round is committed, and give its line."""
-
-    def line() -> dict[str, Any] | None:
-        if not (out / "rounds.jsonl").exists():
-            return None
-        lines = [json.loads(text) for text in (out / "rounds.jsonl").read_text().splitlines()]
-        return lines[number - 1] if len(lines) >= number else None
-
-    found: dict[str, Any] = until(federation, line, limit, f"round {number} ends")
-    return found
-
-
-def fill(file: Path) -> None:
-    """Write until the disk is full."""
-    with file.open("wb", buffering=0) as filler:
-        try:
-            while filler.write(bytes(1 << 12)):
-                pass
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-
-
 def raising_app(folder: Path) -> Path:
     """The two apps, but hospital-a's client raises in round 1, past everything that catches."""
     shutil.copytree(ROOT, folder, ignore=lambda at, names: set(names) - _APP if at == str(ROOT) else _CACHES)
     text = (folder / "client" / "app.py").read_text()
-    start = "    return _answer(message, context, _train)\n"
+    start = '    return _answer(message, context, "train")\n'
     assert start in text
     fault = (
         f'    if "/{A}/" in str(context.node_config["site"]) and message.content[RECORD]["round"] == 0:\n'
@@ -245,17 +173,13 @@ def test_processes_that_are_killed_and_a_network_that_is_cut_cost_the_rounds_tha
 def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_never_was(
     federation: Deployment, tmp_path: Path
 ) -> None:
-    from client.app import app as client
-    from server.app import app as server
-    from sim.engine import run_inline
-
     settings = (
         "federation.local_epochs=60",
         "federation.evaluate_every=0",
         "federation.rounds=4",
         "federation.quorum=1",
     )
-    out, alone = federation.folder / "out-server", tmp_path / "alone"
+    out = federation.folder / "out-server"
     federation.run(out, *settings, "run.name=server")
     in_round(federation, out, 2)
     working(federation, out, A)
@@ -283,16 +207,8 @@ def test_a_server_that_is_killed_and_resumed_ends_with_the_bytes_of_one_that_nev
         f"\nServerApp killed: its round is done {app:.0f} s after the resume; SuperLink killed: {link:.0f} s"
     )
 
-    files = []
-    for file in federation.files():
-        copy = OmegaConf.load(file)
-        copy.cache = str(file.parent / copy.cache)
-        files.append(tmp_path / str(copy.name) / "site.yaml")
-        files[-1].parent.mkdir()
-        files[-1].write_text(OmegaConf.to_yaml(copy))
-    overrides = " ".join([*SETTINGS, *settings, f"federation.sites=[{','.join(SITES)}]", "run.name=alone"])
-    run_inline(server, client, files, {"config": "smoke", "overrides": overrides, "out": str(alone)})
-    assert weights(out) == weights(alone)
+    alone = undisturbed(federation, tmp_path, settings)
+    assert weights(out) == alone
     assert [row["outcome"] for row in rows(out)] == ["folded"] * 12
 
 
