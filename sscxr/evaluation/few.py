@@ -125,17 +125,16 @@ def _areas(
     """Return each encoder's mean AUROC over the draws, and its resamples of test patients and draws, [R]."""
     generator = np.random.default_rng(seeds.derive(seed, "draws resampled"))
     draws = len(next(iter(scores.values())))
-    one = np.ones((1, len(task.test)))
     chunks: dict[str, list[Floats]] = {name: [] for name in scores}
     for weights in metrics.resampled(task.test_groups, resamples, seed):
         share = generator.multinomial(draws, np.full(draws, 1 / draws), size=len(weights)) / draws
         for name, values in scores.items():
             areas = np.stack(
-                [metrics.weighted_auroc(row, task.test_positive, weights) for row in values], axis=1
+                [metrics.area(metrics.steps(row, task.test_positive, weights)) for row in values], axis=1
             )
             chunks[name].append((areas * share).sum(axis=1))
     means = {
-        name: float(np.mean([metrics.weighted_auroc(row, task.test_positive, one)[0] for row in values]))
+        name: float(np.mean([metrics.auroc(row, task.test_positive) for row in values]))
         for name, values in scores.items()
     }
     return {name: (means[name], np.concatenate(chunks[name])) for name in scores}

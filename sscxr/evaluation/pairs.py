@@ -115,7 +115,7 @@ def _means(scored: Sequence[Scored], weights: npt.NDArray[np.int64]) -> Floats:
     """Return each encoder's mean AUROC, [2, R], under weights [R, N] of the tasks' images, task by task."""
     ends = np.cumsum([len(one.positive) for one in scored])
     areas = np.array([
-        [metrics.weighted_auroc(scores, one.positive, part) for scores in (one.first, one.second)]
+        [metrics.area(metrics.steps(scores, one.positive, part)) for scores in (one.first, one.second)]
         for one, part in zip(scored, np.split(weights, ends[:-1], axis=1), strict=True)
     ])  # fmt: skip
     there = np.isfinite(areas)
