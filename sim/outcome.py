@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from rich.table import Table
 from server.app import publish
 from server.ledger import Ledger, State
 from sim import alone, pictures, scores
+from sim import few as few_labels
 from sscxr import report, runs, stages
 from sscxr.config import Config
 from sscxr.data.cache.cache import Cache
@@ -20,7 +22,7 @@ from sscxr.files import write_atomically
 from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
-from sscxr.runs import ALONE, OWN, PROBES, SCORES
+from sscxr.runs import ALONE, FEW, OWN, PROBES, SCORES
 from sscxr.training.device import set_up
 
 
@@ -77,6 +79,7 @@ def _finish_pretraining(
         for task, one, other in zip(tasks, trained, untrained, strict=True)
         for kind in probe.KINDS
     ]
+    few = few_labels.rows(cache, config, state.encoder, tasks)
     compared = alone.pretrained(out, config, names, tasks, trained)
     warnings = alone.warnings(compared)
     sites = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
@@ -86,12 +89,14 @@ def _finish_pretraining(
         pictures.show(cache, config, out, state.round)
         encoder, names = stages.of(config).encoder(state.encoder), sorted(state.roster, key=runs.natural)
         pictures.place(encoder, cache, out, config, names)
-    page = report.write(out, probes=probes, scores=compared)
+    page = report.write(out, probes=probes, scores=compared, few=few)
+    write_atomically(out / FEW, json.dumps(few, indent=1).encode())
     write_atomically(out / ALONE, json.dumps([asdict(score) for score in compared], indent=1).encode())
     # Last: this file marks a finished run.
     write_atomically(out / PROBES, json.dumps([asdict(pair) for pair in probes], indent=1).encode())
     _print_sites(out, console)
     _print_probes(probes, console)
+    _print_few(few, console)
     _print_scores(compared, console)
     for line in warnings:
         console.print(line, style="bold red", highlight=False)
@@ -166,6 +171,21 @@ def _print_probes(probes: Sequence[Comparison], console: Console) -> None:
             f"{before.auroc:.3f} [{before.low:.3f}, {before.high:.3f}]",
             f"{pair.gain:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]",
         )
+    console.print(table)
+
+
+def _print_few(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    if not rows:
+        return
+    title = (
+        f"linear probes with {rows[0]['per_class']} patients a class: AUROC, mean of {rows[0]['draws']} draws"
+    )
+    table = _table(title, ("cohort", "label", "encoder"), ("cohort", "label", "encoder", "AUROC", "gain"))
+    for row in rows:
+        area, gain = row["auroc"], row["gain"]
+        shown = f"{area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}]"
+        more = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
+        table.add_row(row["cohort"], row["label"], row["encoder"], shown, more)
     console.print(table)
 
 

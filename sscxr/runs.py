@@ -23,6 +23,7 @@ CONFIG, WORDS, STATUS, SITES, ROUNDS, PROBES, SCORES = (
     "config.yaml", "words.json", "status.json", "sites.csv", "rounds.jsonl", "probes.json", "scores.json",
 )  # fmt: skip
 ALONE = "alone.json"  # a pretraining's encoder against those of sites alone
+FEW = "few.json"  # its probes with few labels
 OWN, EVERYBODY = "own", "everybody's"  # whose held-out patients a figure of a site is of
 USUAL = "~/.sscxr/runs"  # where a server keeps a run without a given folder
 LOCK = "checkpoints/lock"  # held by the process of a running run

@@ -190,6 +190,8 @@ class ProbeConfig:
     min_cases: int = number(1, 10**6)
     batch_size: int = number(1, 2**16)
     cohorts: dict[str, list[str]] = MISSING
+    few_labels: int = number(0, 10**5)
+    beside: list[str] = MISSING
 
 
 @dataclass

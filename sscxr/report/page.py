@@ -20,7 +20,7 @@ def write(out: str | Path, *, page: Path | None = None, **known: Any) -> Path:
     Args:
         out: the run's folder.
         page: the file; None: `report.html` in the run's folder.
-        known: fields of `Record` that are known before they are on disk: probes, scores, status.
+        known: fields of `Record` that are known before they are on disk: probes, few, scores, status.
 
     Raises:
         RunError: no run has started there, or one of its files cannot be read.
@@ -50,6 +50,7 @@ def render(record: Record) -> str:
         losses=charts.losses(record),
         probes=tables.probes(record),
         probe_charts=charts.probes(record),
+        few=tables.few(record),
         scores=tables.scores(record),
         score_charts=charts.scores(record),
         sites=tables.sites(record),

@@ -91,6 +91,7 @@ class Record:
         sites: the rows of sites.csv.
         counts: site -> its aggregate tables, as it reported them.
         probes: the encoder against the untrained one; none without labels.
+        few: probes with few labels, as `sim.few.rows` returns them.
         scores: the run's model, or encoder, against those of sites alone.
         strips: pictures over the rounds; none without images.
         embedding: `EMBEDDING_COLUMNS`, one row per image; None without images.
@@ -108,6 +109,7 @@ class Record:
     sites: pd.DataFrame
     counts: Counts = field(default_factory=dict)
     probes: Sequence[Comparison] = ()
+    few: Sequence[Mapping[str, Any]] = ()
     scores: Sequence[SiteScore] = ()
     strips: Sequence[Strip] = ()
     embedding: pd.DataFrame | None = None
@@ -160,6 +162,7 @@ def read(folder: Path, **known: Any) -> Record:
             for name in (runs.SCORES, runs.ALONE)  # a run has one of them
             for score in _records(folder / name, lambda score: SiteScore(**score))
         ],
+        "few": runs.read_list(folder / runs.FEW),
         "strips": pictures.read(folder / pictures.FOLDER),
         "embedding": _embedding(folder / EMBEDDING),
         "holdings": (folder / HOLDINGS).read_bytes() if (folder / HOLDINGS).is_file() else None,

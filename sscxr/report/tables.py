@@ -116,6 +116,19 @@ def probes(record: Record) -> list[Row]:
     ]
 
 
+def few(record: Record) -> list[Row]:
+    """Return one row per label and encoder with few labels."""
+    table = []
+    for row in record.few:
+        gain = row["gain"] or {"low": None, "high": None}
+        shown = {"auroc": card.interval(**row["auroc"]), "gain": ""}
+        if row["gain"]:
+            shown["gain"] = card.interval(**gain, sign="+")
+        about = {name: str(row[name]) for name in ("cohort", "label", "encoder", "per_class", "draws")}
+        table.append(about | shown | {"verdict": verdict(gain["low"], gain["high"])})
+    return table
+
+
 def scores(record: Record) -> list[Row]:
     """Return one row per site, figure and kind of patients: the federation's model, or encoder, and its own."""
     table = []

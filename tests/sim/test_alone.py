@@ -35,9 +35,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def test_a_federation_of_one_site_is_that_site_alone(cache: Cache, tmp_path: Path) -> None:
+    """And its probes with few labels stand beside those of another encoder, here the one that comes with sscxr."""
     out = tmp_path / "out"
     exact = ("federation.uplink=fp32", "federation.moments=local", "probe.cohorts={both: [a, b]}")
-    more = ("--clients", "1", "--alone", "all", "sim.partition=iid", *exact, *MEASURED)
+    few = ("probe.few_labels=5", "probe.beside=[cxr-tiny-64]")
+    more = ("--clients", "1", "--alone", "all", "sim.partition=iid", *exact, *MEASURED, *few)
     assert typed(arguments(out, *more, data=cache.folder)) == 0
     encoder = safetensors.torch.load_file(out / "encoder" / "model.safetensors")
     (file,) = (out / "alone").glob("*.safetensors")
@@ -54,7 +56,14 @@ def test_a_federation_of_one_site_is_that_site_alone(cache: Cache, tmp_path: Pat
     for score in scores:
         assert abs(score["gap"]["value"]) < 0.02
         assert score["gap"]["low"] <= score["gap"]["value"] <= score["gap"]["high"]
-    assert "by linear probes on" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "by linear probes on" in page
+    rows = json.loads((out / "few.json").read_text())
+    assert [row["encoder"] for row in rows] == ["this encoder", "untrained", "cxr-tiny-64"]
+    assert [row["gain"] is None for row in rows] == [False, True, False]
+    for row in rows:
+        assert row["auroc"]["low"] <= row["auroc"]["value"] <= row["auroc"]["high"]
+        assert f"{row['auroc']['value']:.3f} ({row['auroc']['low']:.3f}" in page
 
 
 def test_which_sites_are_trained_alone(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
