@@ -57,6 +57,7 @@ NOT_RUN = {
     r"--install-completion": "changes the shell's start-up file",
     r"^tensorboard ": "a server that ends by Ctrl-C alone",
     r"^hf |hf://": "wants a hub and an account; tests/fetch/test_hub.py pulls from one on loopback",
+    r"^sscxr compare ": "wants more labels than the images here have; tests/predict/test_probing.py compares",
     r"^pip install ": "installs packages; the tests' environment has them",
     r"objective=denoise|server\.name=clipped": ADDED,
 }
