@@ -172,7 +172,7 @@ def site_alone(
         Path | None, typer.Option(help="The encoder's folder; default: _alone/encoder in the site's state.")
     ] = None,
 ) -> None:
-    """Pretrain on this site's images alone, by the federation's recipe, to compare with its encoder.
+    """Pretrain on this site's images alone. By the federation's recipe, to compare with its encoder.
 
     Nothing leaves the site. Run again, it continues where it stopped.
     """

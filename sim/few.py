@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sscxr import stages
 from sscxr.config import Config
@@ -35,7 +35,7 @@ def rows(
         return []
     start = stages.of(config).parts().shared()
     wants = Input(config.encoder.img_size, data.mean, data.std, settings.batch_size, set_up(config))
-    encoders = {
+    encoders: dict[str, tuple[nn.Module, Input]] = {
         name: (stages.of(config).encoder(tensors).to(wants.device).eval(), wants)
         for name, tensors in ((THIS, shared), (UNTRAINED, start))
     }

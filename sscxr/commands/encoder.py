@@ -70,7 +70,7 @@ def make(
 
 
 def list_shipped(as_json: AsJson = False) -> None:
-    """List the encoders that come with sscxr: their input, data, licences and probes. Each is verified first."""
+    """List the encoders that come with sscxr. Shows input, data, licences and probes; each is verified."""
     from sscxr.release import shipped
 
     found = [shipped.described(name) for name in shipped.names()]

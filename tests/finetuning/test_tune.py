@@ -182,7 +182,7 @@ def test_the_command_says_how_it_goes_and_where_the_model_is(
         ({"--label": "same"}, "label 'same': 81 of the training images have it and 0 do not"),
         ({"--source": "nowhere"}, "has no source 'nowhere'; its sources: north, south"),
         ({"--per-class": "500"}, "500 images per class are requested, but there are"),
-        ({"--encoder": "{tmp}/nowhere"}, "released encoder"),
+        ({"--encoder": "{tmp}/nowhere"}, "no such folder"),
         ({"--data": "{tmp}"}, "not a finished cache"),
         ({"--out": "{tmp}"}, "a fine-tuned model; choose another folder"),
         ({"finetune.img_size": "50"}, "finetune.img_size=50 is not a multiple of encoder.patch_size=8"),
