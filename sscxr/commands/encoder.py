@@ -25,9 +25,7 @@ SigningKey = Annotated[Path | None, typer.Option(help="An Ed25519 private key th
 
 def add(app: typer.Typer) -> None:
     """Add the commands to `sscxr`."""
-    encoder = typer.Typer(
-        help="List shipped encoders; fetch, show, shrink or export a released one.", no_args_is_help=True
-    )
+    encoder = typer.Typer(help="List, fetch, show, shrink or export encoders.", no_args_is_help=True)
     pulled = "https://example.org/encoders/v1"
     encoder.command("list", epilog=examples("sscxr encoder list", "sscxr encoder list --json"))(list_shipped)
     encoder.command(
