@@ -27,7 +27,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (3, IMAGES, [], "pool", 3, "4 cores"),
         (1, IMAGES, [], "inline", 1, "one site"),
         (8, IMAGES, ["run.threads=4"], "inline", 1, "4 cores, run.threads=4"),
-        (8, 20, [], "inline", 1, "a short run"),
+        (8, 10, ["federation.rounds=20"], "inline", 1, "a short run"),
     ],
 )
 def test_cores(clients: int, images: int, settings: list[str], name: str, at_once: int, why: str) -> None:
@@ -44,7 +44,7 @@ def test_a_run_of_tests_stays_in_one_process() -> None:
 def test_what_is_left_of_a_resumed_run_counts() -> None:
     config = configs.load("demo")
     assert choose("auto", config, 8, IMAGES, done=0).name == "pool"
-    assert choose("auto", config, 8, IMAGES, done=39).name == "inline"
+    assert choose("auto", config, 8, IMAGES, done=118).name == "inline"
 
 
 def test_no_more_sites_at_a_time_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
