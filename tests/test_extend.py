@@ -57,8 +57,8 @@ def test_a_method_and_a_server_rule_are_added_as_the_page_says(tmp_path: Path) -
         ("def server_optimiser(", rule[rule.index("class ") :] + "\n\ndef server_optimiser("),
         ("from sscxr.config import", "from sscxr.federation import codecs\nfrom sscxr.config import"),
         (
-            '    if settings.name == "fedavg":',
-            '    if settings.name == "clipped": return Clipped(settings.lr)\n    if settings.name == "fedavg":',
+            '    if settings.name == "adamw":',
+            '    if settings.name == "clipped": return Clipped(settings.lr)\n    if settings.name == "adamw":',
         ),
     )
     given = re.findall(r"python -m sim\.run .*", PAGE)
