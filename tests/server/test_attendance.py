@@ -31,6 +31,7 @@ class Clock:
 class Silent(Replay):
     """Nodes that take messages of some kinds and never answer."""
 
+    in_process = False  # as over a network: a site that does not answer keeps no process waiting
     silent: frozenset[tuple[int, str]] = frozenset()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
