@@ -452,5 +452,5 @@ def test_a_site_refuses_what_its_own_settings_do_not_allow(files: list[Path], co
     files[0].write_text(text.replace("identity-key", "other/identity-key"))
     assert asked()["failure"] == "settings"
     files[0].write_text(text)
-    config.federation.members["anna"] = config.federation.members["bona"][:-1] + "A"
+    config.federation.members["anna"] = "SHA256:" + 43 * "A"
     assert asked()["failure"] == "not allowed"
