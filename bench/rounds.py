@@ -28,13 +28,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from time import monotonic, sleep, thread_time
+from time import monotonic, sleep
 from typing import Any
 from unittest.mock import patch
 
 import noise
 import pandas as pd
-from timing import report
+from timing import report, timed_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -117,20 +117,8 @@ def timed(wanted: bool) -> Iterator[Counter[str]]:
                 module, _, path = place.partition(":")
                 *owners, name = path.split(".")
                 owner = functools.reduce(getattr, owners, importlib.import_module(module))
-                stack.enter_context(patch.object(owner, name, _timed(getattr(owner, name), part, spent)))
+                stack.enter_context(patch.object(owner, name, timed_calls(getattr(owner, name), part, spent)))
         yield spent
-
-
-def _timed(real: Callable[..., Any], part: str, spent: Counter[str]) -> Callable[..., Any]:
-    @functools.wraps(real)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        began = thread_time()
-        try:
-            return real(*args, **kwargs)
-        finally:
-            spent[part] += thread_time() - began
-
-    return function
 
 
 def loopback(out: Path, given: argparse.Namespace, *, services: bool) -> dict[str, Any]:

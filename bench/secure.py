@@ -9,11 +9,8 @@ included. Bytes are arrays', in MB, of all sites.
 """
 
 import argparse
-import functools
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -23,7 +20,7 @@ import noise
 import torch
 from flwr.app import Error, Message
 from omegaconf import OmegaConf
-from timing import report
+from timing import report, timed_calls
 
 from client import app as client
 from client import identity, work
@@ -65,21 +62,9 @@ class Grid(InlineGrid):
                 yield reply
 
 
-@contextmanager
-def timed(owner: Any, name: str, spent: Counter[str]) -> Iterator[None]:
-    """Add up the seconds of a function's calls."""
-    real: Callable[..., Any] = getattr(owner, name)
-
-    @functools.wraps(real)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        began = thread_time()
-        try:
-            return real(*args, **kwargs)
-        finally:
-            spent[name] += thread_time() - began
-
-    with patch.object(owner, name, function):
-        yield
+def timed(owner: Any, name: str, spent: Counter[str]) -> Any:
+    """Add up the seconds of a function's calls within the block."""
+    return patch.object(owner, name, timed_calls(getattr(owner, name), name, spent))
 
 
 def untrained(self: SiteTraining, rows: Any, *, site: str, **given: Any) -> Trained:

@@ -1,12 +1,15 @@
 """Shared code of the benchmarks: timing in turn, on a machine that others use too."""
 
+import functools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from time import perf_counter, process_time
+from time import perf_counter, process_time, thread_time
+from typing import Any
 
 
 @dataclass
@@ -73,3 +76,17 @@ def report(found: dict[str, object], file: str | None) -> None:
         print(f"{name:<22} {text}")
     if file:
         Path(file).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def timed_calls(real: Callable[..., Any], part: str, spent: Counter[str]) -> Callable[..., Any]:
+    """Return a function that adds this thread's processor time in each call of `real` to `spent[part]`."""
+
+    @functools.wraps(real)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        began = thread_time()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            spent[part] += thread_time() - began
+
+    return function

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,7 +25,6 @@ from sscxr import config as configs
 from sscxr import printable, runs, stages
 from sscxr.config import Config, ConfigError
 from sscxr.errors import SscxrError
-from sscxr.evaluation.gains import Comparison
 from sscxr.federation import floors
 from sscxr.files import write_atomically
 from sscxr.release.card import SiteData
@@ -167,7 +166,7 @@ def _release(config: Config, state: State, out: Path) -> None:
         stage.save_model(state.encoder, out / "model")
     # Last, since a folder with an encoder is that of a finished run.
     data = [SiteData(site, state.images.get(site), cost=state.cost_of(site)) for site in state.roster]
-    publish(config, state, out / "encoder", data)
+    publishing.write(config, state.encoder, state.round, out / "encoder", data)
 
 
 def _logged(rounds: int) -> Listener:
@@ -198,20 +197,3 @@ def _tracked(listener: Listener, tracking: str, out: Path, name: str) -> Iterato
         yield replace(listener, committed=follow)
     finally:
         tracks.close()
-
-
-def publish(
-    config: Config,
-    state: State,
-    folder: Path,
-    data: Sequence[SiteData],
-    *,
-    probes: Sequence[Comparison] = (),
-    notes: Sequence[str] = (),
-) -> Path:
-    """Write the run's encoder as a release.
-
-    Args:
-        data, probes, notes: for the model card, see `Card`.
-    """
-    return publishing.write(config, state.encoder, state.round, folder, data, probes=probes, notes=notes)

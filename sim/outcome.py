@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from server.app import publish
 from server.ledger import Ledger, State
 from sim import alone, pictures, scores
 from sim import few as few_labels
@@ -23,6 +22,7 @@ from sscxr.release.card import SiteData
 from sscxr.report import SiteScore
 from sscxr.report.record import HOLDINGS, NOTES
 from sscxr.runs import ALONE, FEW, OWN, PROBES, SCORES
+from sscxr.stages import publishing
 from sscxr.training.device import set_up
 
 
@@ -49,7 +49,8 @@ def _finish_tuning(
     if stages.of(config).shares_head:
         alone.save_model(out, config, state, cache)
     data = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
-    folder = publish(config, state, out / "encoder", data, notes=[*warnings, *runs.read_list(out / NOTES)])
+    notes = [*warnings, *runs.read_list(out / NOTES)]
+    folder = publishing.write(config, state.encoder, state.round, out / "encoder", data, notes=notes)
     page = report.write(out, scores=compared)
     write_atomically(out / SCORES, json.dumps([asdict(score) for score in compared], indent=1).encode())
     _print_sites(out, console)
@@ -84,7 +85,9 @@ def _finish_pretraining(
     warnings = alone.warnings(compared)
     sites = [_site_data(cache, out, name, config, state.cost_of(name)) for name in state.roster]
     notes = [*warnings, *runs.read_list(out / NOTES)]
-    folder = publish(config, state, out / "encoder", sites, probes=probes, notes=notes)
+    folder = publishing.write(
+        config, state.encoder, state.round, out / "encoder", sites, probes=probes, notes=notes
+    )
     with pictures.guarded():
         pictures.show(cache, config, out, state.round)
         encoder, names = stages.of(config).encoder(state.encoder), sorted(state.roster, key=runs.natural)

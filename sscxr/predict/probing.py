@@ -42,6 +42,7 @@ def compare(
         ProbingError: no label has enough cases.
         CacheError, ReleaseError, FetchError, FinetunedError: bad input.
     """
+    embedders = [neighbours.open_embedder(source) for source in (first, second)]
     cache, usual = open_cache(cache_folder), configs.load()
     tasks = find_tasks(
         cache,
@@ -54,14 +55,10 @@ def compare(
             f"cache {cache.folder}: no label has {usual.probe.min_cases} images with and without it, in training"
             " and in test, within one source"
         )
-    each = []
-    for source in (first, second):
-        embedder = neighbours.open_embedder(source)
-        each.append(
-            probe.scores(
-                embedder.encoder, cache, tasks, wants=embedder.input, neighbours=usual.probe.neighbours
-            )
-        )
+    each = [
+        probe.scores(embedder.encoder, cache, tasks, wants=embedder.input, neighbours=usual.probe.neighbours)
+        for embedder in embedders
+    ]
     scored = {kind: pairs.of_tasks(tasks, each[0], each[1], kind) for kind in probe.KINDS}
     tested = np.unique(np.concatenate([task.test for task in tasks]))
     return {

@@ -152,7 +152,7 @@ def test_embed_and_similar(
         (("evaluate", "{}/model", "--data", "{}/empty"), "not a finished cache"),
         (("evaluate", "{}/model", "--data", "{}/cache", "--source", "x"), "its sources: a"),
         (("evaluate", "{}/model"), "--data"),
-        (("compare", "{}/model", "{}/empty", "--data", "{}/cache"), "no label has 20 images"),
+        (("compare", "{}/model", "{}/empty", "--data", "{}/cache"), "is not a released encoder"),
         (("predict", "{}/model", "{}/empty", "--out", "{}/new"), "no files in"),
         (("predict", "{}/cache", "{}/chest.png", "--out", "{}/new"), "not a fine-tuned model"),
         (("predict", "{}/model", "{}/chest.png", "--out", "{}/cache"), "other than predictions"),

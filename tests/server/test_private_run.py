@@ -5,6 +5,7 @@ from pathlib import Path
 
 import federation as fed
 import pytest
+import secure
 from omegaconf import OmegaConf
 
 from client import app as client
@@ -39,3 +40,30 @@ def test_epsilon_is_in_the_ledger_the_report_and_the_card(tmp_path: Path) -> Non
         assert shown in card
         assert shown in page
     assert f"epsilon is {min(anna, bona):.3g} to {max(anna, bona):.3g}" in page
+
+
+def test_masked_and_private_a_sum_has_no_loss_and_each_site_is_charged(tmp_path: Path) -> None:
+    """The charge is on the disk although the reply does not state it; a site without budget sends nothing."""
+    files = secure.sites(tmp_path, images=20)
+    for number, file in enumerate(files):
+        terms = {"patients": 16, "delta": 1e-3, "epsilon": 1e-3 if number == 4 else 50.0}
+        file.write_text(OmegaConf.to_yaml(OmegaConf.merge(OmegaConf.load(file), {"privacy": terms})))
+    config = secure.settings(
+        files, "privacy.noise=2", "gmml.kinds=[noise]", "pretrain.batch_size=8", "federation.rounds=1"
+    )
+    config.federation.sites = [file.parent.name for file in files[:4]]
+    fed.approve(config, *files)
+    post = secure.Post(files[:4], config)
+    fold = secure.fold_of(post, config, files[:4])
+    assert sorted(fold.folded) == [file.parent.name for file in files[:4]]
+    images, loss = fold.trained()
+    assert (images, loss) == (64, None)
+    for reply in post.answered.values():
+        assert "loss" not in dict(reply.content.config_records["sscxr"])
+    for file in files[:4]:
+        (line,) = (file.parent / "state" / "_privacy.jsonl").read_text().splitlines()
+        spent = json.loads(line)
+        assert (spent["noise"], spent["rate"], spent["steps"]) == (2.0, 8 / 16, 2)
+    refused = fed.ask(config, files[4], "query")
+    assert refused.content.config_records["sscxr"]["failure"] == "privacy"
+    assert not (files[4].parent / "state" / "_privacy.jsonl").exists()
