@@ -9,11 +9,13 @@ STAMP = $(VENV)/installed
 venv: $(STAMP)
 
 # Exact versions from constraints.txt. torch comes first: a range could draw in several GB of CUDA libraries.
+# In setuptools' other mode Python, started beside a clone named sscxr, imports that folder in place of the package.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sscxr needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+		--config-settings editable_mode=compat
 	touch $@
 
 demo: venv

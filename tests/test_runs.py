@@ -140,6 +140,16 @@ def test_what_cannot_be_read_is_one_line(out: Path, tmp_path: Path) -> None:
             Run(out).sites  # noqa: B018
 
 
+def test_python_started_beside_a_clone_imports_the_package(tmp_path: Path) -> None:
+    (tmp_path / "sscxr").mkdir()  # a clone's folder: without an __init__.py of its own
+    code = "import sscxr; print(sscxr.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == Path(sscxr.__file__)
+
+
 def test_importing_sscxr_is_light_and_tells_what_there_is() -> None:
     code = (
         "import sys, sscxr\n"
