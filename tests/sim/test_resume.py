@@ -26,9 +26,9 @@ POINTS = {
     "as a round begins": ("server.ledger:Ledger.next_attempt", 3, "after"),
     "between the rounds and the word for it": ("server.app:_run", 1, "after"),
     "between the rounds and the probes": ("sim.outcome:finish", 1, "before"),
-    "before the release": ("sim.outcome:publish", 1, "before"),
+    "before the release": ("sim.outcome:publishing.write", 1, "before"),
     "in the release": ("sscxr.release.release:_check_timm", 1, "after"),
-    "after the release": ("sim.outcome:publish", 1, "after"),
+    "after the release": ("sim.outcome:publishing.write", 1, "after"),
     "before the last file": ("sim.outcome:_print_sites", 1, "before"),
 }
 SEED, DRAWS = 20, 4
